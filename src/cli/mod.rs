@@ -1,0 +1,132 @@
+//! Commands.
+
+mod client_config;
+mod config;
+mod serve;
+mod status;
+mod wiring;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, Faults, Flags, Sources};
+
+/// `EX_CONFIG` of sysexits: the settings are wrong.
+const EXIT_SETTINGS: u8 = 78;
+
+/// The APT cache that a whole site shares.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Command {
+    #[command(flatten)]
+    settings: SettingFlags,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Serve apt clients (the default).
+    Serve,
+    /// Print the effective settings, with what each is for.
+    Config,
+    /// Print a script that points a client's apt at this cache, falling back to the mirrors
+    /// whenever the cache is away.
+    ClientConfig {
+        /// The cache, as clients reach it.
+        #[arg(long, value_name = "URL")]
+        url: Option<String>,
+    },
+    /// Tell how a running cache is doing.
+    Status,
+}
+
+/// The everyday settings; all others are in the file and the environment, see `aptmesh config`.
+#[derive(Args, Debug)]
+struct SettingFlags {
+    /// Settings file [default: /etc/aptmesh/aptmesh.toml, if it is there].
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address for apt clients; may be repeated.
+    #[arg(long, global = true, value_name = "ADDRESS:PORT")]
+    listen: Vec<String>,
+    /// Address for operators.
+    #[arg(long, global = true, value_name = "ADDRESS:PORT")]
+    admin_listen: Option<String>,
+    /// Folder for blobs and index.
+    #[arg(long, global = true, value_name = "DIR")]
+    data: Option<String>,
+    /// The index, sqlite:PATH.
+    #[arg(long, global = true, value_name = "URL")]
+    index: Option<String>,
+    /// How log lines look: text or json.
+    #[arg(long, global = true, value_name = "FORMAT")]
+    log_format: Option<String>,
+}
+
+impl SettingFlags {
+    fn sources(self) -> Sources {
+        let listen = (!self.listen.is_empty()).then(|| self.listen.join(","));
+        let flags: Flags = [
+            ("listen.proxy", listen),
+            ("listen.admin", self.admin_listen),
+            ("data.dir", self.data),
+            ("index.url", self.index),
+            ("log.format", self.log_format),
+        ]
+        .into_iter()
+        .filter_map(|(key, value)| Some((key, value?)))
+        .collect();
+        Sources::of_process(flags, self.config)
+    }
+}
+
+/// Runs the command that the process was started with.
+#[must_use]
+pub fn run() -> ExitCode {
+    let command = Command::parse();
+    let sources = command.settings.sources();
+    match Config::read(&sources) {
+        Ok(config) => report(execute(command.verb.unwrap_or(Verb::Serve), config, sources)),
+        Err(faults) => report_faults(&faults),
+    }
+}
+
+fn execute(verb: Verb, config: Config, sources: Sources) -> anyhow::Result<()> {
+    match verb {
+        Verb::Serve => serve::run(config, sources),
+        Verb::Config => config::print(&config),
+        Verb::ClientConfig { url } => client_config::print(&config, url),
+        Verb::Status => status::print(&config),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a command's last word")]
+fn report(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("aptmesh: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a command's last word")]
+fn report_faults(faults: &Faults) -> ExitCode {
+    for fault in &faults.0 {
+        eprintln!("aptmesh: {fault}");
+    }
+    ExitCode::from(EXIT_SETTINGS)
+}
+
+/// Writes to standard output; a reader that has left is no fault (`aptmesh config | head`).
+fn print_out(text: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}

@@ -1,0 +1,151 @@
+//! `aptmesh serve`: the whole cache in one process.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+use crate::cli::wiring::{self, Parts};
+use crate::config::{Config, Sources};
+use crate::telemetry::logs;
+use crate::web::connection::Surface;
+use crate::web::listener::Listener;
+
+/// For how long answers and flights may go on after the signal to stop: a little less than
+/// Kubernetes waits before it kills.
+const DRAIN_MAX: Duration = Duration::from_secs(25);
+
+pub(super) fn run(config: Config, sources: Sources) -> anyhow::Result<()> {
+    logs::start(&config.log);
+    raise_file_limit();
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        tracing::debug!("a TLS provider was there already");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let served = runtime.block_on(serve(config, sources));
+    // Threads that wait for a disk or a resolver hold nobody up any more.
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
+    let (drain, draining) = watch::channel(false);
+    let parts = wiring::build(&config, &draining)?;
+    let connections = TaskTracker::new();
+
+    let mut proxy_addresses = Vec::new();
+    for address in &config.listen.proxy {
+        let surface = Surface {
+            routes: parts.proxy.routes(),
+            proxy: Some(Arc::clone(&parts.proxy)),
+            served_bytes: Some(parts.engine.metrics().served_bytes.clone()),
+            tasks: connections.clone(),
+        };
+        let listener = bind(*address, "listen.proxy", &config).await?;
+        proxy_addresses.push(listener.address()?);
+        connections.spawn(listener.serve(surface.into(), draining.clone(), connections.clone()));
+    }
+    let surface = Surface {
+        routes: Arc::clone(&parts.admin).routes(),
+        proxy: None,
+        served_bytes: None,
+        tasks: connections.clone(),
+    };
+    let listener = bind(config.listen.admin, "listen.admin", &config).await?;
+    let admin_address = listener.address()?;
+    // Operators look on while clients are seen off.
+    let (_stop_admin, admin_draining) = watch::channel(false);
+    tokio::spawn(listener.serve(surface.into(), admin_draining, TaskTracker::new()));
+
+    super::print_out(&greeting(&config, &proxy_addresses, admin_address))?;
+    wait_for_stop(&parts, &config, &sources).await?;
+    tracing::info!("stopping: no new connections, {DRAIN_MAX:?} for what is under way");
+    drain.send_replace(true);
+    stop(&parts, &connections).await;
+    Ok(())
+}
+
+async fn bind(address: SocketAddr, key: &str, config: &Config) -> anyhow::Result<Listener> {
+    Listener::bind(address, config.listen.connections_max)
+        .await
+        .with_context(|| format!("could not listen on {address} ({key})"))
+}
+
+fn greeting(config: &Config, proxies: &[SocketAddr], admin: SocketAddr) -> String {
+    let mut text = format!("aptmesh {}\n", env!("CARGO_PKG_VERSION"));
+    for address in proxies {
+        text += &format!("  proxy on http://{address}\n");
+    }
+    text += &format!("  admin on http://{admin}\n  data in {}\n\n", config.store.dir.display());
+    if let Some(address) = proxies.first() {
+        text += &format!(
+            "Point apt at it:\n  echo 'Acquire::http::Proxy \"http://{address}\";' | \
+             sudo tee /etc/apt/apt.conf.d/30aptmesh\n"
+        );
+    }
+    text
+}
+
+/// SIGTERM or SIGINT; SIGHUP reads the settings again.
+async fn wait_for_stop(parts: &Parts, config: &Config, sources: &Sources) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let mut current = config.clone();
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hang_up.recv() => reload(parts, &mut current, sources),
+        }
+    }
+}
+
+/// Takes over what can change in a running process and names the rest.
+fn reload(parts: &Parts, current: &mut Config, sources: &Sources) {
+    let next = match Config::read(sources) {
+        Ok(next) => next,
+        Err(faults) => {
+            tracing::error!(%faults, "the settings are wrong: going on with the old ones");
+            return;
+        }
+    };
+    for ((key, old), (_, new)) in current.effective.iter().zip(&next.effective) {
+        if old != new && key.live {
+            tracing::info!(key = key.name, "changed");
+        } else if old != new {
+            tracing::warn!(key = key.name, "changed in the settings: takes effect at the next start");
+        }
+    }
+    parts.mirror.set_guard(next.mirror.guard.clone());
+    parts.engine.set_recheck_after(next.engine.recheck_after);
+    parts.proxy.set_clients(next.clients.clone());
+    *current = next;
+}
+
+async fn stop(parts: &Parts, connections: &TaskTracker) {
+    connections.close();
+    let seen_off = timeout(DRAIN_MAX, connections.wait()).await.is_ok();
+    let landed = parts.engine.drain(if seen_off { DRAIN_MAX } else { Duration::ZERO }).await;
+    if seen_off && landed {
+        tracing::info!("stopped");
+    } else {
+        tracing::warn!("stopped with answers or downloads under way");
+    }
+}
+
+/// Each connection and each file in memory takes a descriptor, and the usual soft limit of 1024 is
+/// for programs that use `select(2)`.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "could not raise the limit of open files");
+    }
+}

@@ -1,0 +1,68 @@
+//! `aptmesh status`: asks a running cache how it is doing.
+
+use std::fmt::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+
+use crate::config::Config;
+
+/// For how long an answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// More than any answer has.
+const ANSWER_MAX: u64 = 1024 * 1024;
+
+pub(super) fn print(config: &Config) -> anyhow::Result<()> {
+    let mut address = config.listen.admin;
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    let status = ask(address)
+        .with_context(|| format!("no aptmesh answers at http://{address} (listen.admin)"))?;
+    super::print_out(&render(&status)?)
+}
+
+/// One question over one connection: not worth a client with pools and redirects.
+fn ask(address: SocketAddr) -> anyhow::Result<Value> {
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET /status.json HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.take(ANSWER_MAX).read_to_string(&mut answer)?;
+    let Some((head, body)) = answer.split_once("\r\n\r\n") else { bail!("not an HTTP answer") };
+    let status = head.lines().next().unwrap_or_default();
+    if !status.contains(" 200") {
+        bail!("it answered {status}");
+    }
+    Ok(serde_json::from_str(body)?)
+}
+
+fn render(status: &Value) -> anyhow::Result<String> {
+    let number = |pointer: &str| status.pointer(pointer).and_then(Value::as_u64);
+    let megabytes = |pointer: &str| {
+        number(pointer).map_or("unknown".to_owned(), |bytes| {
+            format!("{}.{} MB", bytes / 1_000_000, bytes / 100_000 % 10)
+        })
+    };
+    let count =
+        |pointer: &str| number(pointer).map_or("unknown".to_owned(), |number| number.to_string());
+    let version = status.get("version").and_then(Value::as_str).unwrap_or("of unknown version");
+    let up = Duration::from_secs(number("/uptime_seconds").unwrap_or_default());
+
+    let mut text = String::new();
+    writeln!(text, "aptmesh {version}, up {}", humantime::format_duration(up))?;
+    writeln!(text, "served from the store:   {}", megabytes("/served_bytes/store"))?;
+    writeln!(text, "served from the mirrors: {}", megabytes("/served_bytes/mirror"))?;
+    let (blobs, bytes) = (count("/stored/blobs"), megabytes("/stored/bytes"));
+    writeln!(text, "stored:                  {blobs} files, {bytes}")?;
+    writeln!(text, "downloads under way:     {}", count("/flights"))?;
+    let trouble = status.get("trouble").and_then(Value::as_str);
+    writeln!(text, "state:                   {}", trouble.unwrap_or("all is well"))?;
+    Ok(text)
+}

@@ -1,0 +1,52 @@
+//! Puts the components together: the one place that names concrete backends.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::engine::Engine;
+use crate::index::Index;
+use crate::index::sqlite::{self, SqliteIndex};
+use crate::mirror::Mirror;
+use crate::store::Store;
+use crate::telemetry::metrics::Metrics;
+use crate::web::admin::Admin;
+use crate::web::proxy::Proxy;
+
+/// The running parts.
+pub(super) struct Parts {
+    pub(super) engine: Arc<Engine>,
+    pub(super) mirror: Arc<Mirror>,
+    pub(super) proxy: Arc<Proxy>,
+    pub(super) admin: Arc<Admin>,
+}
+
+pub(super) fn build(config: &Config, draining: &watch::Receiver<bool>) -> anyhow::Result<Parts> {
+    let metrics = Metrics::default();
+    let store = Arc::new(Store::open(&config.store));
+    let mirror = Arc::new(Mirror::new(&config.mirror, &metrics)?);
+    let engine = Arc::new(Engine::new(
+        &config.engine,
+        open_index(&config.index)?,
+        store,
+        Arc::clone(&mirror),
+        &metrics,
+    ));
+    let pseudonym = config.mirror.pseudonym.clone();
+    let proxy = Arc::new(Proxy::new(Arc::clone(&engine), config.clients.clone(), pseudonym));
+    let admin = Arc::new(Admin::new(Arc::clone(&engine), metrics, draining.clone()));
+    Ok(Parts { engine, mirror, proxy, admin })
+}
+
+/// An index that can not be opened costs what it knew, not the service.
+fn open_index(config: &sqlite::Config) -> anyhow::Result<Arc<dyn Index>> {
+    match SqliteIndex::open(config) {
+        Ok(index) => Ok(Arc::new(index)),
+        Err(error) => {
+            let source = &error.source;
+            tracing::error!(%error, %source, "going on with an index in memory");
+            Ok(Arc::new(SqliteIndex::open(&sqlite::Config::Memory)?))
+        }
+    }
+}

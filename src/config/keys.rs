@@ -1,0 +1,167 @@
+//! The settings there are: name, default and what each is for. `aptmesh config` and
+//! `docs/settings.md` come from this list.
+
+use std::path::PathBuf;
+
+/// One setting.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Key {
+    /// `section.key`, as in the file; in the environment `APTMESH_SECTION_KEY`.
+    pub name: &'static str,
+    /// The flag for it, if it is an everyday one.
+    pub flag: Option<&'static str>,
+    /// What it is when nobody sets it.
+    pub default: Default,
+    /// Whether its value must not be shown; then `…_FILE` names a file that holds it.
+    pub secret: bool,
+    /// Whether SIGHUP changes it in a running process.
+    pub live: bool,
+    /// What it does, and why one would change it.
+    pub doc: &'static str,
+}
+
+/// What a setting is when nobody sets it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Default {
+    /// This text; an empty one is "none".
+    Text(&'static str),
+    /// The folder for the data of the user who runs it.
+    DataDir,
+}
+
+impl Default {
+    pub(super) fn text(&self, environment: impl Fn(&str) -> Option<String>) -> String {
+        match self {
+            Self::Text(text) => (*text).to_owned(),
+            Self::DataDir => data_dir(environment).display().to_string(),
+        }
+    }
+}
+
+/// `/var/lib/aptmesh` for root, else below the XDG data folder.
+fn data_dir(environment: impl Fn(&str) -> Option<String>) -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/var/lib/aptmesh");
+    }
+    let absolute = |text: String| Some(PathBuf::from(text)).filter(|path| path.is_absolute());
+    let data = environment("XDG_DATA_HOME").and_then(absolute).or_else(|| {
+        environment("HOME").and_then(absolute).map(|home| home.join(".local/share"))
+    });
+    data.unwrap_or_else(std::env::temp_dir).join("aptmesh")
+}
+
+const fn key(name: &'static str, default: &'static str, doc: &'static str) -> Key {
+    Key { name, flag: None, default: Default::Text(default), secret: false, live: false, doc }
+}
+
+impl Key {
+    const fn flag(self, flag: &'static str) -> Self {
+        Self { flag: Some(flag), ..self }
+    }
+
+    const fn live(self) -> Self {
+        Self { live: true, ..self }
+    }
+
+    const fn secret(self) -> Self {
+        Self { secret: true, ..self }
+    }
+
+    /// Its name in the environment.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        format!("APTMESH_{}", self.name.replace('.', "_").to_ascii_uppercase())
+    }
+}
+
+/// All settings.
+pub static KEYS: [Key; 15] = [
+    key(
+        "listen.proxy",
+        "127.0.0.1:9977",
+        "Addresses for apt clients, a list. Use `[::]:9977` to serve other machines; who of them \
+         may come in is `clients.allow`.",
+    )
+    .flag("--listen"),
+    key(
+        "listen.admin",
+        "127.0.0.1:9978",
+        "Address for operators: /livez, /readyz, /metrics, /status.json. It has no access control \
+         of its own.",
+    )
+    .flag("--admin-listen"),
+    key(
+        "listen.connections",
+        "8192",
+        "Connections open at a time on each address; further ones wait to be accepted.",
+    ),
+    Key {
+        name: "data.dir",
+        flag: Some("--data"),
+        default: Default::DataDir,
+        secret: false,
+        live: false,
+        doc: "Folder for the blobs and, unless `index.url` says otherwise, the index.",
+    },
+    key(
+        "index.url",
+        "",
+        "The index: `sqlite:PATH`. Empty: `index.sqlite` in the data folder. Set it to keep the \
+         index on a faster or more local disk than the blobs.",
+    )
+    .flag("--index"),
+    key(
+        "mirror.allow",
+        "",
+        "Hosts that may be asked, a list of names and `*.domain` patterns. Empty: any public one.",
+    )
+    .live(),
+    key(
+        "mirror.allow_private",
+        "",
+        "Networks, addresses and hosts excepted from the ban on private and other special-purpose \
+         addresses, a list. Name your internal mirrors here.",
+    )
+    .live(),
+    key(
+        "mirror.connect_ports",
+        "443",
+        "Ports that CONNECT tunnels may lead to, a list. Empty: no tunnels.",
+    ),
+    key(
+        "mirror.ca_file",
+        "",
+        "PEM file of certificate authorities to trust for HTTPS mirrors, besides the system's.",
+    ),
+    key(
+        "mirror.proxy",
+        "",
+        "HTTP proxy through which mirrors are asked, as a URL; another aptmesh, for one.",
+    )
+    .secret(),
+    key(
+        "mirror.timeout",
+        "15s",
+        "For how long a mirror may be silent before it is asked again.",
+    ),
+    key(
+        "mirror.recheck_after",
+        "10s",
+        "For how long one revalidation of a metadata file answers all clients; 0s: each request is \
+         revalidated, though those at the same time share one.",
+    )
+    .live(),
+    key(
+        "clients.allow",
+        "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,169.254.0.0/16,fc00::/7,fe80::/10",
+        "Networks whose machines may use the proxy, a list. Others get 403.",
+    )
+    .live(),
+    key("log.format", "text", "`text` for people, `json` for machines.").flag("--log-format"),
+    key(
+        "log.level",
+        "info",
+        "`error`, `warn`, `info`, `debug` or `trace`, or directives such as \
+         `info,aptmesh::mirror=debug`.",
+    ),
+];

@@ -1,0 +1,104 @@
+//! Settings: read from flags, environment, file and defaults, in that order, and turned into each
+//! component's own `Config`. All faults are told at once.
+
+mod keys;
+mod sources;
+mod values;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use thiserror::Error;
+
+pub use self::keys::{KEYS, Key};
+pub use self::sources::{Flags, Sources};
+use crate::index::sqlite;
+use crate::telemetry::logs;
+use crate::{engine, mirror, store};
+
+/// Every component's settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where clients and operators connect.
+    pub listen: Listen,
+    /// Who may be a client.
+    pub clients: Vec<IpNet>,
+    /// Where blobs lie.
+    pub store: store::Config,
+    /// Which index.
+    pub index: sqlite::Config,
+    /// How mirrors are asked.
+    pub mirror: mirror::Config,
+    /// How requests are answered.
+    pub engine: engine::Config,
+    /// What is logged.
+    pub log: logs::Config,
+    /// The effective settings, as text by key, in the order of [`KEYS`].
+    pub effective: Vec<(&'static Key, String)>,
+}
+
+/// Addresses to listen on.
+#[derive(Clone, Debug)]
+pub struct Listen {
+    /// For apt clients.
+    pub proxy: Vec<SocketAddr>,
+    /// For operators.
+    pub admin: SocketAddr,
+    /// Connections at a time, per address.
+    pub connections_max: usize,
+}
+
+/// All that is wrong with the settings.
+#[derive(Debug, Error)]
+pub struct Faults(pub Vec<String>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.join("\n"))
+    }
+}
+
+impl Config {
+    /// Reads the settings from all their sources.
+    ///
+    /// # Errors
+    /// With every unknown key and every bad value.
+    pub fn read(sources: &Sources) -> Result<Self, Faults> {
+        let (texts, mut faults) = sources.gather();
+        let mut reader = values::Reader { texts: &texts, faults: &mut faults };
+        let data: PathBuf = reader.value("data.dir");
+        let config = Self {
+            listen: Listen {
+                proxy: reader.list("listen.proxy"),
+                admin: reader.value("listen.admin"),
+                connections_max: reader.value("listen.connections"),
+            },
+            clients: reader.list("clients.allow"),
+            index: reader.index("index.url", &data),
+            store: store::Config { dir: data },
+            mirror: mirror::Config {
+                guard: mirror::guard::Guard {
+                    allow: reader.list("mirror.allow"),
+                    allow_private: reader.list("mirror.allow_private"),
+                },
+                ca_file: reader.optional("mirror.ca_file"),
+                proxy: reader.optional("mirror.proxy"),
+                timeout: reader.duration("mirror.timeout"),
+                connect_ports: reader.list("mirror.connect_ports"),
+                pseudonym: values::pseudonym(),
+            },
+            engine: engine::Config { recheck_after: reader.duration("mirror.recheck_after") },
+            log: logs::Config {
+                format: reader.log_format("log.format"),
+                level: reader.log_level("log.level"),
+            },
+            effective: KEYS
+                .iter()
+                .map(|key| (key, texts.get(key.name).cloned().unwrap_or_default()))
+                .collect(),
+        };
+        if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
+    }
+}

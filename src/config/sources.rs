@@ -1,0 +1,219 @@
+//! Where settings come from: flags, environment, one TOML file, defaults.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::config::keys::{KEYS, Key};
+
+/// The file that is read when none is named, if it is there.
+const DEFAULT_FILE: &str = "/etc/aptmesh/aptmesh.toml";
+/// The prefix of our variables.
+const PREFIX: &str = "APTMESH_";
+
+/// Settings given as flags, by key.
+pub type Flags = BTreeMap<&'static str, String>;
+
+/// All sources.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// Flags of the command line.
+    pub flags: Flags,
+    /// The environment.
+    pub environment: BTreeMap<String, String>,
+    /// The file, if one was named.
+    pub file: Option<PathBuf>,
+}
+
+impl Sources {
+    /// The process's own environment, with `flags` and the file named by `--config`.
+    #[must_use]
+    pub fn of_process(flags: Flags, file: Option<PathBuf>) -> Self {
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Self { flags, environment, file }
+    }
+
+    /// Each setting's text, and what is wrong with the sources themselves.
+    pub(super) fn gather(&self) -> (BTreeMap<&'static str, String>, Vec<String>) {
+        let mut faults = Vec::new();
+        let mut from_file = self.read_file(&mut faults);
+        let mut from_environment = self.read_environment(&mut faults);
+        let texts = KEYS
+            .iter()
+            .map(|key| {
+                let set = self.flags.get(key.name).cloned();
+                let set = set.or_else(|| from_environment.remove(key.name));
+                let set = set.or_else(|| from_file.remove(key.name));
+                let variable = |name: &str| self.environment.get(name).cloned();
+                (key.name, set.unwrap_or_else(|| key.default.text(variable)))
+            })
+            .collect();
+        faults.extend(from_file.keys().map(|name| format!("{name}: there is no such setting")));
+        (texts, faults)
+    }
+
+    fn read_environment(&self, faults: &mut Vec<String>) -> BTreeMap<&'static str, String> {
+        let mut texts = BTreeMap::new();
+        for (name, value) in &self.environment {
+            if !name.starts_with(PREFIX) || is_service_link(name) {
+                continue;
+            }
+            let secret = name.strip_suffix("_FILE").and_then(|name| key_of(name));
+            match (key_of(name), secret) {
+                (Some(key), _) => drop(texts.insert(key.name, value.clone())),
+                (None, Some(key)) if key.secret => match std::fs::read_to_string(value) {
+                    Ok(text) => drop(texts.insert(key.name, text.trim_end().to_owned())),
+                    Err(error) => faults.push(format!("{name}: could not read {value}: {error}")),
+                },
+                _ => faults.push(format!("{name}: there is no such setting")),
+            }
+        }
+        texts
+    }
+
+    fn read_file(&self, faults: &mut Vec<String>) -> BTreeMap<String, String> {
+        let default = Path::new(DEFAULT_FILE);
+        let path = match &self.file {
+            Some(path) => path,
+            None if default.exists() => default,
+            None => return BTreeMap::new(),
+        };
+        let path_text = path.display();
+        let parsed = std::fs::read_to_string(path)
+            .map_err(|error| format!("could not read {path_text}: {error}"))
+            .and_then(|text| {
+                text.parse::<toml::Table>().map_err(|error| format!("{path_text}: {error}"))
+            });
+        match parsed {
+            Ok(table) => flatten(&table, faults),
+            Err(fault) => {
+                faults.push(fault);
+                BTreeMap::new()
+            }
+        }
+    }
+}
+
+fn key_of(variable: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.variable() == variable)
+}
+
+/// Kubernetes puts the addresses of services into the environment: of one called `aptmesh` as
+/// `APTMESH_SERVICE_HOST`, `APTMESH_PORT_9977_TCP_ADDR` and so on. They are no settings of ours.
+fn is_service_link(name: &str) -> bool {
+    let rest = name.strip_prefix("APTMESH").unwrap_or_default();
+    rest.ends_with("_SERVICE_HOST")
+        || rest.contains("_SERVICE_PORT")
+        || rest.ends_with("_PORT")
+        || rest.split("_PORT_").nth(1).is_some_and(|port| {
+            port.split('_').next().is_some_and(|port| port.parse::<u16>().is_ok())
+        })
+}
+
+/// `[section]` tables into `section.key`, every value as text, lists joined by commas.
+fn flatten(table: &toml::Table, faults: &mut Vec<String>) -> BTreeMap<String, String> {
+    let mut texts = BTreeMap::new();
+    for (section, value) in table {
+        let Some(section_table) = value.as_table() else {
+            faults.push(format!("{section}: there is no such setting"));
+            continue;
+        };
+        for (name, value) in section_table {
+            let name = format!("{section}.{name}");
+            match text_of(value) {
+                Some(text) => drop(texts.insert(name, text)),
+                None => faults.push(format!("{name}: neither text, number, nor a list of such")),
+            }
+        }
+    }
+    texts
+}
+
+fn text_of(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Boolean(flag) => Some(flag.to_string()),
+        toml::Value::Array(items) => {
+            let items: Option<Vec<String>> = items.iter().map(text_of).collect();
+            items.map(|items| items.join(","))
+        }
+        toml::Value::Float(_) | toml::Value::Datetime(_) | toml::Value::Table(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn sources(flags: &[(&'static str, &str)], environment: &[(&str, &str)]) -> Sources {
+        Sources {
+            flags: flags.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(),
+            environment: environment
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
+            file: None,
+        }
+    }
+
+    #[test]
+    fn flags_win_over_environment_over_file_over_defaults() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("aptmesh.toml");
+        std::fs::write(&file, "[mirror]\ntimeout = \"3s\"\nrecheck_after = \"4s\"\n[data]\ndir = \"/f\"\n")
+            .unwrap();
+        let mut sources = sources(
+            &[("data.dir", "/flag")],
+            &[("APTMESH_MIRROR_TIMEOUT", "7s"), ("APTMESH_DATA_DIR", "/env")],
+        );
+        sources.file = Some(file);
+        let config = Config::read(&sources).unwrap();
+        assert_eq!(config.store.dir, Path::new("/flag"));
+        assert_eq!(config.mirror.timeout.as_secs(), 7);
+        assert_eq!(config.engine.recheck_after.as_secs(), 4);
+        assert_eq!(config.listen.admin.port(), 9978);
+    }
+
+    #[test]
+    fn every_fault_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("aptmesh.toml");
+        std::fs::write(&file, "top = 1\n[mirror]\nalow = [\"x\"]\n[nowhere]\nx = 1\n").unwrap();
+        let mut sources = sources(
+            &[("listen.proxy", "localhost")],
+            &[("APTMESH_MIRROR_TIMEOUT", "soon"), ("APTMESH_CLIENTS_ALOW", "x"), ("APTMESH_LOG_FORMAT", "xml")],
+        );
+        sources.file = Some(file);
+        let faults = Config::read(&sources).unwrap_err().to_string();
+        for name in [
+            "top", "mirror.alow", "nowhere.x", "listen.proxy", "mirror.timeout", "APTMESH_CLIENTS_ALOW", "log.format",
+        ] {
+            assert!(faults.contains(name), "{name} in {faults}");
+        }
+    }
+
+    #[test]
+    fn kubernetes_service_links_are_no_settings() {
+        let links = [
+            "APTMESH_SERVICE_HOST", "APTMESH_SERVICE_PORT", "APTMESH_SERVICE_PORT_PROXY", "APTMESH_PORT",
+            "APTMESH_PORT_9977_TCP", "APTMESH_PORT_9977_TCP_ADDR", "APTMESH_PEER_SERVICE_HOST",
+            "APTMESH_PEER_PORT_9979_TCP_PORT",
+        ];
+        let environment: Vec<(&str, &str)> = links.iter().map(|name| (*name, "tcp://10.0.0.1:1")).collect();
+        assert!(Config::read(&sources(&[], &environment)).is_ok());
+    }
+
+    #[test]
+    fn a_secret_may_lie_in_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("proxy");
+        std::fs::write(&file, "http://me:secret@proxy:3128\n").unwrap();
+        let name = file.display().to_string();
+        let config = Config::read(&sources(&[], &[("APTMESH_MIRROR_PROXY_FILE", &name)])).unwrap();
+        assert_eq!(config.mirror.proxy.unwrap().host_str(), Some("proxy"));
+        assert!(Config::read(&sources(&[], &[("APTMESH_DATA_DIR_FILE", &name)])).is_err());
+    }
+}

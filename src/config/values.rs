@@ -1,0 +1,137 @@
+//! Texts into values; what does not fit is noted, and the rest read on.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::hash::{BuildHasher as _, RandomState};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::index::sqlite;
+use crate::telemetry::logs;
+
+/// Reads values by key and notes their faults. A value with a fault is stood in for by one that is
+/// never used, since faults end the start.
+pub(super) struct Reader<'a> {
+    pub(super) texts: &'a BTreeMap<&'static str, String>,
+    pub(super) faults: &'a mut Vec<String>,
+}
+
+/// What a value with a fault is until the faults are told.
+pub(super) trait StandIn {
+    fn stand_in() -> Self;
+}
+
+impl StandIn for std::net::SocketAddr {
+    fn stand_in() -> Self {
+        (std::net::Ipv4Addr::LOCALHOST, 0).into()
+    }
+}
+
+impl StandIn for PathBuf {
+    fn stand_in() -> Self {
+        Self::new()
+    }
+}
+
+impl StandIn for usize {
+    fn stand_in() -> Self {
+        1
+    }
+}
+
+impl Reader<'_> {
+    fn text(&self, key: &str) -> String {
+        self.texts.get(key).map(|text| text.trim().to_owned()).unwrap_or_default()
+    }
+
+    fn fault(&mut self, key: &str, text: &str, why: impl Display) {
+        self.faults.push(format!("{key}: {text:?}: {why}"));
+    }
+
+    pub(super) fn value<T: FromStr<Err: Display> + StandIn>(&mut self, key: &str) -> T {
+        let text = self.text(key);
+        if text.is_empty() || text == "0" {
+            self.fault(key, &text, "must not be empty or zero");
+            return T::stand_in();
+        }
+        text.parse().unwrap_or_else(|why| {
+            self.fault(key, &text, why);
+            T::stand_in()
+        })
+    }
+
+    pub(super) fn optional<T: FromStr<Err: Display>>(&mut self, key: &str) -> Option<T> {
+        let text = self.text(key);
+        if text.is_empty() {
+            return None;
+        }
+        match text.parse() {
+            Ok(value) => Some(value),
+            // The text may be a secret.
+            Err(why) => {
+                self.faults.push(format!("{key}: {why}"));
+                None
+            }
+        }
+    }
+
+    pub(super) fn list<T: FromStr<Err: Display>>(&mut self, key: &str) -> Vec<T> {
+        let text = self.text(key);
+        let mut values = Vec::new();
+        for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+            match item.parse() {
+                Ok(value) => values.push(value),
+                Err(why) => self.fault(key, item, why),
+            }
+        }
+        values
+    }
+
+    pub(super) fn duration(&mut self, key: &str) -> Duration {
+        let text = self.text(key);
+        if text == "0" {
+            return Duration::ZERO;
+        }
+        humantime::parse_duration(&text).unwrap_or_else(|why| {
+            self.fault(key, &text, format!("{why}; write 10s, 500ms, 2m"));
+            Duration::ZERO
+        })
+    }
+
+    pub(super) fn index(&mut self, key: &str, data: &Path) -> sqlite::Config {
+        let text = self.text(key);
+        match text.strip_prefix("sqlite:") {
+            Some(path) if !path.is_empty() => sqlite::Config::File(path.into()),
+            _ if text.is_empty() => sqlite::Config::File(data.join("index.sqlite")),
+            _ => {
+                self.fault(key, &text, "write sqlite:PATH");
+                sqlite::Config::Memory
+            }
+        }
+    }
+
+    pub(super) fn log_format(&mut self, key: &str) -> logs::Format {
+        match self.text(key).as_str() {
+            "text" => logs::Format::Text,
+            "json" => logs::Format::Json,
+            other => {
+                self.fault(key, other, "write text or json");
+                logs::Format::Text
+            }
+        }
+    }
+
+    pub(super) fn log_level(&mut self, key: &str) -> String {
+        let text = self.text(key);
+        logs::Config::parse_level(&text).unwrap_or_else(|why| {
+            self.fault(key, &text, why);
+            String::new()
+        })
+    }
+}
+
+/// A name that no other process has: random enough to tell caches apart in `Via`.
+pub(super) fn pseudonym() -> String {
+    format!("aptmesh-{:08x}", RandomState::new().hash_one(std::process::id()) >> 32)
+}

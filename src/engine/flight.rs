@@ -1,0 +1,249 @@
+//! Flights: one download under way, shared by all who want it. A flight belongs to the site, not to
+//! the client who came first; it ends early only when nobody has wanted it for a while.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::engine::memory::Known;
+use crate::engine::outcome::{Failure, Meta};
+
+/// For how long a flight goes on when nobody wants it any more: apt comes back after a second when
+/// its connection broke.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// One download or revalidation under way.
+pub struct Flight {
+    landing: watch::Sender<Option<Landing>>,
+    progress: watch::Sender<Progress>,
+    interest: watch::Sender<usize>,
+}
+
+/// What became of the question to the mirror.
+#[derive(Clone)]
+pub enum Landing {
+    /// What is stored is still right.
+    Unchanged(Arc<Known>),
+    /// Bytes are coming.
+    Flowing(Arc<Flow>),
+    /// The volume does not take them: whoever wants them asks the mirror themselves.
+    Unstorable,
+    /// Nothing to be had.
+    Failed(Failure),
+}
+
+/// Bytes that are coming: their description, and the file in which they arrive.
+pub struct Flow {
+    /// What the mirror said of them.
+    pub meta: Meta,
+    /// Whether they will be stored.
+    pub stored: bool,
+    /// The staged file: readable up to [`Progress::readable`].
+    pub file: Arc<File>,
+}
+
+/// How far a flow has come.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// Bytes that may be handed out.
+    pub readable: u64,
+    /// Bytes in the file; a body's tail is held back until its digest is right.
+    pub written: u64,
+    /// What follows them.
+    pub state: State,
+}
+
+/// What follows the readable bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// More.
+    Running,
+    /// Nothing: this is all, and it is right.
+    Whole,
+    /// Nothing, and something is missing.
+    Cut(Arc<str>),
+    /// More, but the volume could not take it.
+    Spilled,
+}
+
+impl Flight {
+    fn new() -> Self {
+        Self {
+            landing: watch::Sender::new(None),
+            progress: watch::Sender::new(Progress { readable: 0, written: 0, state: State::Running }),
+            interest: watch::Sender::new(0),
+        }
+    }
+
+    /// Waits until it is known what became of the question.
+    pub async fn landed(&self) -> Landing {
+        let mut landing = self.landing.subscribe();
+        match landing.wait_for(Option::is_some).await.map(|landing| landing.clone()) {
+            Ok(Some(landing)) => landing,
+            // The sender is ours: it can not be gone.
+            _ => Landing::Failed(Failure::internal("the flight is gone")),
+        }
+    }
+
+    pub(super) fn land(&self, landing: Landing) {
+        self.landing.send_if_modified(|current| {
+            let first = current.is_none();
+            if first {
+                *current = Some(landing);
+            }
+            first
+        });
+    }
+
+    /// The flow's progress, to read and to wait on.
+    #[must_use]
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    pub(super) fn advance(&self, written: u64, held_back: u64) {
+        self.progress.send_modify(|progress| {
+            progress.written = written;
+            progress.readable = written.saturating_sub(held_back);
+        });
+    }
+
+    /// The last word on the flow; later ones are not heard.
+    pub(super) fn end(&self, state: State) {
+        self.progress.send_if_modified(|progress| {
+            let first = progress.state == State::Running;
+            if first {
+                progress.state = state;
+            }
+            first
+        });
+    }
+
+    /// Whether its flow broke off: a newcomer should begin another flight.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        matches!(self.progress.borrow().state, State::Cut(_))
+    }
+
+    /// Waits until nothing more will come of it.
+    pub async fn over(&self) {
+        let mut progress = self.progress.subscribe();
+        // An error is as good an end.
+        drop(progress.wait_for(|progress| progress.state != State::Running).await);
+    }
+
+    /// Waits until nobody has wanted the flight for a while.
+    pub(super) async fn abandoned(&self) {
+        let mut interest = self.interest.subscribe();
+        loop {
+            if interest.wait_for(|count| *count == 0).await.is_err() {
+                return;
+            }
+            let wanted_again = interest.wait_for(|count| *count > 0);
+            if tokio::time::timeout(LINGER, wanted_again).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Somebody's interest in a flight: while one is held, the flight goes on.
+pub struct Interest {
+    flight: Arc<Flight>,
+}
+
+impl Interest {
+    fn new(flight: &Arc<Flight>) -> Self {
+        flight.interest.send_modify(|count| *count += 1);
+        Self { flight: Arc::clone(flight) }
+    }
+
+    /// The flight.
+    #[must_use]
+    pub fn flight(&self) -> &Arc<Flight> {
+        &self.flight
+    }
+}
+
+impl Drop for Interest {
+    fn drop(&mut self) {
+        self.flight.interest.send_modify(|count| *count -= 1);
+    }
+}
+
+/// The flights under way, by resource key.
+#[derive(Default)]
+pub struct Flights {
+    table: Mutex<HashMap<Arc<str>, Arc<Flight>>>,
+}
+
+/// A place in a flight.
+pub struct Boarding {
+    /// Keeps it going.
+    pub interest: Interest,
+    /// Set for the one who began it, who must see to its transfer.
+    pub departure: Option<Departure>,
+}
+
+impl Flights {
+    /// Joins the flight for `key`, or begins it. `None` when `landed_meanwhile` finds, under the
+    /// table's lock, that there is no need any more.
+    pub fn board(
+        self: &Arc<Self>,
+        key: &str,
+        landed_meanwhile: impl FnOnce() -> bool,
+    ) -> Option<Boarding> {
+        let mut table = self.table();
+        if let Some(flight) = table.get(key).filter(|flight| !flight.is_cut()) {
+            return Some(Boarding { interest: Interest::new(flight), departure: None });
+        }
+        if landed_meanwhile() {
+            return None;
+        }
+        let key: Arc<str> = key.into();
+        let flight = Arc::new(Flight::new());
+        table.insert(Arc::clone(&key), Arc::clone(&flight));
+        let departure = Departure { flights: Arc::clone(self), key, flight: Arc::clone(&flight) };
+        Some(Boarding { interest: Interest::new(&flight), departure: Some(departure) })
+    }
+
+    /// How many are under way.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.table().len()
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<Flight>>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The duty to end a flight: whatever becomes of its transfer, nobody waits for ever.
+pub struct Departure {
+    flights: Arc<Flights>,
+    key: Arc<str>,
+    flight: Arc<Flight>,
+}
+
+impl Departure {
+    /// The flight to be run.
+    #[must_use]
+    pub fn flight(&self) -> &Arc<Flight> {
+        &self.flight
+    }
+}
+
+impl Drop for Departure {
+    fn drop(&mut self) {
+        let unheard = "the download was given up";
+        self.flight.land(Landing::Failed(Failure::internal(unheard)));
+        self.flight.end(State::Cut(unheard.into()));
+        let mut table = self.flights.table();
+        if table.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
+            table.remove(&self.key);
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! One client's way through a flight: from its own first byte, at its own pace, out of the staged
+//! file. A slow client holds nobody up and costs no memory.
+
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use thiserror::Error;
+use tokio::sync::watch;
+
+use crate::archive::target::Target;
+use crate::engine::flight::{Flow, Interest, Progress, State};
+use crate::engine::outcome::Meta;
+use crate::mirror::{self, Mirror, Question};
+
+/// The longest span handed out at once, in bytes.
+pub const SPAN_MAX: u64 = 256 * 1024;
+
+/// The last second of the year 9999: later dates have no IMF-fixdate.
+const LAST_DATE: u64 = 253_402_300_799;
+
+/// Some bytes of a body.
+pub enum Chunk {
+    /// In memory.
+    Bytes(Bytes),
+    /// In a file: there already, and not to change.
+    Span(Span),
+}
+
+/// Bytes of a file.
+#[derive(Clone)]
+pub struct Span {
+    /// The file.
+    pub file: Arc<File>,
+    /// Where in it, in bytes.
+    pub offset: u64,
+    /// How many; at most [`SPAN_MAX`].
+    pub length: usize,
+}
+
+/// A body that ends before its end.
+#[derive(Debug, Error)]
+#[error("the body broke off: {0}")]
+pub struct Cut(pub Arc<str>);
+
+/// A client's way through a flight.
+pub struct Follower {
+    flow: Arc<Flow>,
+    progress: watch::Receiver<Progress>,
+    position: u64,
+    /// Exclusive; `None`: wherever the flow ends.
+    end: Option<u64>,
+    /// What the volume could not take is asked of the mirror, by each client alone.
+    source: (Arc<Mirror>, Arc<Target>),
+    spilled: Option<mirror::Body>,
+    _interest: Interest,
+}
+
+impl Follower {
+    pub(super) fn new(
+        flow: Arc<Flow>,
+        interest: Interest,
+        source: (Arc<Mirror>, Arc<Target>),
+    ) -> Self {
+        let progress = interest.flight().progress();
+        let end = flow.meta.size;
+        Self { flow, progress, position: 0, end, source, spilled: None, _interest: interest }
+    }
+
+    /// What is arriving.
+    #[must_use]
+    pub fn meta(&self) -> &Meta {
+        &self.flow.meta
+    }
+
+    /// Whether it will be stored.
+    #[must_use]
+    pub fn is_stored(&self) -> bool {
+        self.flow.stored
+    }
+
+    /// Only these bytes, which must be within the body.
+    pub fn select(&mut self, range: Range<u64>) {
+        self.position = range.start;
+        self.end = Some(range.end);
+    }
+
+    /// Waits until the flow has come to its byte `position`; `false` if it has not within
+    /// `patience`, or never will.
+    pub async fn reaches(&mut self, position: u64, patience: Duration) -> bool {
+        let there = self.progress.wait_for(|progress| {
+            progress.readable > position || progress.state != State::Running
+        });
+        match tokio::time::timeout(patience, there).await {
+            Ok(Ok(progress)) => progress.readable > position,
+            _ => false,
+        }
+    }
+
+    /// The next bytes; `None` at the end.
+    ///
+    /// # Errors
+    /// When what is missing will not come.
+    pub async fn next(&mut self) -> Result<Option<Chunk>, Cut> {
+        loop {
+            if self.end == Some(self.position) {
+                return Ok(None);
+            }
+            if self.spilled.is_some() {
+                return self.next_spilled().await;
+            }
+            let progress = self.progress.borrow_and_update().clone();
+            let readable = self.end.map_or(progress.readable, |end| end.min(progress.readable));
+            if self.position < readable {
+                return Ok(Some(Chunk::Span(self.span_to(readable))));
+            }
+            match progress.state {
+                State::Whole => return Ok(None),
+                State::Cut(reason) => return Err(Cut(reason)),
+                State::Spilled => self.spilled = Some(self.ask_for_the_rest().await?),
+                State::Running => {
+                    self.progress.changed().await.map_err(|_| Cut("the flight is gone".into()))?;
+                }
+            }
+        }
+    }
+
+    fn span_to(&mut self, readable: u64) -> Span {
+        let length = (readable - self.position).min(SPAN_MAX);
+        let span = Span {
+            file: Arc::clone(&self.flow.file),
+            offset: self.position,
+            length: usize::try_from(length).unwrap_or_default(),
+        };
+        self.position += length;
+        span
+    }
+
+    async fn next_spilled(&mut self) -> Result<Option<Chunk>, Cut> {
+        let Some(body) = self.spilled.as_mut() else { return Ok(None) };
+        let chunk = body.chunk().await.map_err(|error| Cut(error.to_string().into()))?;
+        let Some(mut bytes) = chunk else {
+            return if self.end.is_none() { Ok(None) } else { Err(Cut("the mirror broke off".into())) };
+        };
+        if let Some(end) = self.end {
+            bytes.truncate(usize::try_from(end - self.position).unwrap_or(usize::MAX));
+        }
+        self.position += bytes.len() as u64;
+        Ok(Some(Chunk::Bytes(bytes)))
+    }
+
+    async fn ask_for_the_rest(&self) -> Result<mirror::Body, Cut> {
+        let (mirror, target) = &self.source;
+        let headers = resume_headers(self.position, &self.flow.meta)
+            .ok_or_else(|| Cut("the volume is full, and the file can not be resumed".into()))?;
+        let question = Question { headers, head_only: false };
+        let answer =
+            mirror.ask(target, &question).await.map_err(|error| Cut(error.to_string().into()))?;
+        let part = answer.part().map(|(first, _)| first);
+        if answer.status == 206 && part == Some(self.position) {
+            Ok(answer.body)
+        } else {
+            Err(Cut("the volume is full, and the mirror does not resume".into()))
+        }
+    }
+}
+
+/// Headers that ask for the rest of the version described by `meta`, and only of that one; `None`
+/// if it has no mark that tells it from others (RFC 9110 §13.1.5).
+pub(super) fn resume_headers(position: u64, meta: &Meta) -> Option<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    if position > 0 {
+        headers.insert(header::RANGE, HeaderValue::try_from(format!("bytes={position}-")).ok()?);
+        headers.insert(header::IF_RANGE, strong_validator(meta)?);
+    }
+    Some(headers)
+}
+
+fn strong_validator(meta: &Meta) -> Option<HeaderValue> {
+    let marks = &meta.validators;
+    match (&marks.etag, marks.last_modified) {
+        (Some(etag), _) if etag.starts_with('"') => HeaderValue::try_from(etag).ok(),
+        (_, Some(seconds)) => HeaderValue::try_from(http_date(seconds)).ok(),
+        _ => None,
+    }
+}
+
+/// Seconds since 1970 as an IMF-fixdate (RFC 9110 §5.6.7), the one form that apt reads.
+#[must_use]
+pub fn http_date(seconds: i64) -> String {
+    let since = Duration::from_secs(u64::try_from(seconds).unwrap_or_default().min(LAST_DATE));
+    httpdate::fmt_http_date(std::time::UNIX_EPOCH + since)
+}

@@ -1,0 +1,134 @@
+//! What memory knows: stored resources that were asked for lately, with their files open and small
+//! ones read. A warm hit asks neither the index nor the disk.
+
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use crate::engine::plan::Standing;
+use crate::index::Entry;
+use crate::store::Blob;
+
+/// Blobs up to this size are held in memory, in bytes: below it, opening and reading a file costs
+/// more than sending it.
+const SMALL_MAX: u64 = 32 * 1024;
+/// Resources held; each holds a file open.
+const ENTRIES_MAX: u64 = 2048;
+/// Bytes of small blobs held.
+const BYTES_MAX: u64 = 24 * 1024 * 1024;
+/// What an entry without bytes weighs, so that both bounds hold.
+const ENTRY_WEIGHT: u64 = BYTES_MAX / ENTRIES_MAX;
+
+/// A stored resource, ready to be served.
+#[derive(Debug)]
+pub struct Known {
+    /// What the index knows of it.
+    pub entry: Entry,
+    /// Its bytes.
+    pub blob: Blob,
+    /// Its bytes once more, where they are few.
+    pub small: Option<Bytes>,
+    /// Milliseconds since 1970.
+    confirmed_at: AtomicI64,
+    /// Milliseconds since 1970: the mirror failed to confirm it then.
+    failed_at: AtomicI64,
+}
+
+impl Known {
+    /// Joins what the index and the store know. A small blob is read: blocks.
+    ///
+    /// # Errors
+    /// When a small blob can not be read in full.
+    pub fn load(entry: Entry, blob: Blob) -> std::io::Result<Self> {
+        let small = if blob.size <= SMALL_MAX {
+            let mut bytes = vec![0; usize::try_from(blob.size).unwrap_or_default()];
+            blob.file.read_exact_at(&mut bytes, 0)?;
+            Some(Bytes::from(bytes))
+        } else {
+            None
+        };
+        let confirmed_at = AtomicI64::new(entry.checked_at.saturating_mul(1000));
+        Ok(Self { entry, blob, small, confirmed_at, failed_at: AtomicI64::new(0) })
+    }
+
+    /// The mirror confirmed it just now.
+    pub fn confirm(&self) {
+        self.confirmed_at.store(now_millis(), Ordering::Relaxed);
+    }
+
+    /// The mirror could not be asked just now.
+    pub fn fail(&self) {
+        self.failed_at.store(now_millis(), Ordering::Relaxed);
+    }
+
+    /// How well it stands, `window` being for how long one confirmation answers all.
+    #[must_use]
+    pub fn standing(&self, window: Duration) -> Standing {
+        let now = now_millis();
+        let lately = |at: &AtomicI64| {
+            let age = now.saturating_sub(at.load(Ordering::Relaxed));
+            u64::try_from(age).is_ok_and(|age| Duration::from_millis(age) < window)
+        };
+        if lately(&self.confirmed_at) {
+            Standing::Confirmed
+        } else if lately(&self.failed_at) {
+            Standing::Unconfirmed
+        } else {
+            Standing::Old
+        }
+    }
+}
+
+/// Stored resources by key, within bounds of number and bytes.
+pub struct Memory {
+    cache: Cache<Arc<str>, Arc<Known>, Weight>,
+}
+
+#[derive(Clone)]
+struct Weight;
+
+impl Weighter<Arc<str>, Arc<Known>> for Weight {
+    fn weight(&self, _key: &Arc<str>, known: &Arc<Known>) -> u64 {
+        ENTRY_WEIGHT + known.small.as_ref().map_or(0, |bytes| bytes.len() as u64)
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        let entries = usize::try_from(ENTRIES_MAX).unwrap_or_default();
+        Self { cache: Cache::with_weighter(entries, BYTES_MAX, Weight) }
+    }
+}
+
+impl Memory {
+    /// What memory knows of `key`.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<Arc<Known>> {
+        self.cache.get(key)
+    }
+
+    /// Holds `known`, as long as there is room.
+    pub fn hold(&self, key: &str, known: Arc<Known>) {
+        self.cache.insert(key.into(), known);
+    }
+
+    /// Lets go of `key`.
+    pub fn drop(&self, key: &str) {
+        self.cache.remove(key);
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn now_seconds() -> i64 {
+    now_millis() / 1000
+}
+
+fn now_millis() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,57 @@
+//! What the engine counts.
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge};
+
+use crate::telemetry::metrics::Metrics;
+
+/// The engine's metrics.
+pub struct EngineMetrics {
+    /// Requests answered.
+    pub served: IntCounterVec,
+    /// Bytes of bodies handed to clients.
+    pub served_bytes: IntCounterVec,
+    /// Downloads under way.
+    pub flights: IntGauge,
+    /// Downloads that were continued after they broke off.
+    pub resumed: IntCounter,
+    /// Bodies that were not what their name promised.
+    pub verify_failures: IntCounterVec,
+    /// Bytes of new blobs.
+    pub stored_bytes: IntCounter,
+}
+
+impl EngineMetrics {
+    /// Declares them.
+    #[must_use]
+    pub fn new(metrics: &Metrics) -> Self {
+        Self {
+            served: metrics.counters(
+                "aptmesh_engine_served_total",
+                "Requests answered, by kind of resource, source of the bytes and outcome.",
+                &["resource", "source", "outcome"],
+            ),
+            served_bytes: metrics.counters(
+                "aptmesh_engine_served_bytes_total",
+                "Bytes of bodies handed to clients, by source.",
+                &["source"],
+            ),
+            flights: metrics.gauge(
+                "aptmesh_engine_flights",
+                "Downloads and revalidations under way.",
+            ),
+            resumed: metrics.counter(
+                "aptmesh_engine_resumed_total",
+                "Downloads that broke off and were continued.",
+            ),
+            verify_failures: metrics.counters(
+                "aptmesh_engine_verify_failures_total",
+                "Bodies that were not what their name promised, by source.",
+                &["source"],
+            ),
+            stored_bytes: metrics.counter(
+                "aptmesh_engine_stored_bytes_total",
+                "Bytes of blobs newly stored.",
+            ),
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! What to do with a request: known? → plan → serve, revalidate, fetch or relay.
+
+pub mod flight;
+pub mod follower;
+pub mod memory;
+mod metrics;
+pub mod outcome;
+pub mod plan;
+mod transfer;
+mod writer;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::header::{self, HeaderMap};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+use crate::archive::kind::Kind;
+use crate::archive::target::Target;
+use crate::content::digest::Sha256;
+use crate::engine::flight::{Boarding, Flights, Interest, Landing};
+use crate::engine::follower::Follower;
+use crate::engine::memory::{Known, Memory};
+pub use crate::engine::metrics::EngineMetrics;
+use crate::engine::outcome::{Content, Failure, Outcome, Relayed, Served};
+use crate::engine::plan::{Freshness, Plan, Situation, plan};
+use crate::engine::transfer::Transfer;
+use crate::index::{Entry, Index, Totals};
+use crate::mirror::{Mirror, Question};
+use crate::store::{Blob, Store, StoreError};
+use crate::telemetry::metrics::Metrics;
+
+/// For how long a client waits for a confirmation while there is a stored copy to give it.
+const STALE_PATIENCE: Duration = Duration::from_secs(5);
+/// How often a client takes its place in another flight because one broke off before its start.
+const BOARDINGS_MAX: u32 = 3;
+
+/// How the engine works.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// For how long one revalidation answers all; zero: every request is revalidated, though those
+    /// at the same time share one.
+    pub recheck_after: Duration,
+}
+
+/// The engine: one for all surfaces.
+pub struct Engine {
+    index: Arc<dyn Index>,
+    store: Arc<Store>,
+    mirror: Arc<Mirror>,
+    memory: Memory,
+    flights: Arc<Flights>,
+    recheck_after_millis: AtomicU64,
+    tasks: TaskTracker,
+    metrics: EngineMetrics,
+}
+
+/// A request, as the engine sees it.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// What is asked for.
+    pub target: Arc<Target>,
+    /// Its kind.
+    pub kind: Kind,
+    /// How fresh it must be.
+    pub freshness: Freshness,
+    /// Only its head.
+    pub head_only: bool,
+    /// Whether it carries credentials: then it is between this client and the mirror.
+    pub private: bool,
+    /// `no-store`: what is fetched for it is not kept.
+    pub no_store: bool,
+    /// The client's conditions, range and credentials, for when its question is handed on.
+    pub headers: HeaderMap,
+}
+
+impl Engine {
+    /// Puts the engine together.
+    #[must_use]
+    pub fn new(
+        config: &Config,
+        index: Arc<dyn Index>,
+        store: Arc<Store>,
+        mirror: Arc<Mirror>,
+        metrics: &Metrics,
+    ) -> Self {
+        let engine = Self {
+            index,
+            store,
+            mirror,
+            memory: Memory::default(),
+            flights: Arc::default(),
+            recheck_after_millis: AtomicU64::new(0),
+            tasks: TaskTracker::new(),
+            metrics: EngineMetrics::new(metrics),
+        };
+        engine.set_recheck_after(config.recheck_after);
+        engine
+    }
+
+    /// Changes for how long one revalidation answers all.
+    pub fn set_recheck_after(&self, window: Duration) {
+        let millis = u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
+        self.recheck_after_millis.store(millis, Ordering::Relaxed);
+    }
+
+    /// Answers a request.
+    ///
+    /// # Errors
+    /// When there is no answer to be had.
+    pub async fn serve(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
+        let known = self.known(ask).await;
+        let served = match (self.plan(ask, known.as_deref()), known) {
+            (Plan::Serve, Some(known)) => Ok(stored(known, Outcome::Hit)),
+            (Plan::ServeStale, Some(known)) => Ok(stored(known, Outcome::Stale)),
+            (Plan::Revalidate, Some(known)) => self.revalidate(ask, known).await,
+            (Plan::Fetch, _) => self.fetch(ask, None).await,
+            (Plan::Relay | Plan::Serve | Plan::ServeStale | Plan::Revalidate, _) => {
+                self.relay(ask).await
+            }
+        };
+        self.count(ask, &served);
+        served
+    }
+
+    /// Begins what a request will need, without waiting: for requests whose turn to be answered has
+    /// not come. `None` if there is nothing to begin.
+    #[must_use]
+    pub fn prepare(self: &Arc<Self>, ask: Ask) -> Option<Hint> {
+        let in_memory = self.memory.get(&ask.target.key);
+        if in_memory.is_some_and(|known| self.plan(&ask, Some(&known)) == Plan::Serve) {
+            return None;
+        }
+        let engine = Arc::clone(self);
+        let preparing = self.tasks.spawn(async move {
+            let known = engine.known(&ask).await;
+            let interest = match (engine.plan(&ask, known.as_deref()), known) {
+                (Plan::Fetch, _) => engine.board(&ask, None),
+                (Plan::Revalidate, Some(known)) => engine.board(&ask, Some(&known)),
+                _ => None,
+            };
+            if let Some((interest, _)) = interest {
+                // Kept until the hint is dropped, or the flight is over.
+                interest.flight().over().await;
+            }
+        });
+        Some(Hint { preparing: preparing.abort_handle() })
+    }
+
+    fn plan(&self, ask: &Ask, known: Option<&Known>) -> Plan {
+        plan(&Situation {
+            kind: ask.kind,
+            freshness: ask.freshness,
+            head_only: ask.head_only,
+            shareable: !ask.private && !ask.target.has_query,
+            storable: !ask.no_store && self.store.takes_blobs(),
+            known: known.map(|known| known.standing(self.recheck_after())),
+        })
+    }
+
+    fn recheck_after(&self) -> Duration {
+        Duration::from_millis(self.recheck_after_millis.load(Ordering::Relaxed))
+    }
+
+    /// What is stored of the resource: from memory, else from index and store. An index or a store
+    /// that fails knows nothing.
+    async fn known(&self, ask: &Ask) -> Option<Arc<Known>> {
+        let key = ask.target.key.as_str();
+        if !ask.kind.is_stored() || ask.private {
+            return None;
+        }
+        if let Some(known) = self.memory.get(key) {
+            return Some(known);
+        }
+        let entry = match self.index.look_up(key).await {
+            Ok(entry) => entry?,
+            Err(error) => {
+                tracing::warn!(%error, source = %error.source, "going on without the index");
+                return None;
+            }
+        };
+        let digest = entry.blob;
+        match self.load(entry).await {
+            Ok(Some(known)) => {
+                let known = Arc::new(known);
+                self.memory.hold(key, Arc::clone(&known));
+                Some(known)
+            }
+            Ok(None) => {
+                self.forget(&digest).await;
+                None
+            }
+            Err(error) => {
+                tracing::warn!(%error, source = %error.source, "going on without the store");
+                None
+            }
+        }
+    }
+
+    async fn load(&self, entry: Entry) -> Result<Option<Known>, StoreError> {
+        let store = Arc::clone(&self.store);
+        let loading = tokio::task::spawn_blocking(move || {
+            let found = store.read(&entry.blob)?;
+            // A blob of another size is not the one that was recorded: as good as missing.
+            let Some(blob) = found.filter(|blob: &Blob| blob.size == entry.size) else {
+                return Ok(None);
+            };
+            Known::load(entry, blob).map(Some).map_err(StoreError::interrupted)
+        });
+        loading.await.map_err(StoreError::interrupted)?
+    }
+
+    async fn forget(&self, digest: &Sha256) {
+        tracing::warn!(%digest, "the index names a blob that the volume does not have");
+        if let Err(error) = self.index.forget_blob(digest).await {
+            tracing::warn!(%error, source = %error.source, "could not forget it");
+        }
+    }
+
+    async fn revalidate(self: &Arc<Self>, ask: &Ask, known: Arc<Known>) -> Result<Served, Failure> {
+        let confirming = self.fetch(ask, Some(&known));
+        match timeout(STALE_PATIENCE, confirming).await {
+            Ok(Err(failure)) if failure.is_trouble() => {
+                tracing::warn!(url = ask.target.url, ?failure, "serving what could not be confirmed");
+            }
+            Ok(answered) => return answered,
+            Err(_elapsed) => {
+                tracing::warn!(url = ask.target.url, "serving what was not confirmed in time");
+            }
+        }
+        known.fail();
+        Ok(stored(known, Outcome::Stale))
+    }
+
+    /// Takes part in the flight for the resource, beginning it where there is none.
+    async fn fetch(
+        self: &Arc<Self>,
+        ask: &Ask,
+        known: Option<&Arc<Known>>,
+    ) -> Result<Served, Failure> {
+        for _ in 0..BOARDINGS_MAX {
+            let Some((interest, outcome)) = self.board(ask, known) else {
+                return match self.memory.get(&ask.target.key) {
+                    Some(known) => Ok(stored(known, Outcome::Hit)),
+                    None => continue,
+                };
+            };
+            match interest.flight().landed().await {
+                Landing::Unchanged(known) => return Ok(stored(known, Outcome::Revalidated)),
+                Landing::Flowing(flow) if !interest.flight().is_cut() => {
+                    let source = (Arc::clone(&self.mirror), Arc::clone(&ask.target));
+                    let follower = Box::new(Follower::new(flow, interest, source));
+                    return Ok(Served { content: Content::Flight(follower), outcome });
+                }
+                Landing::Flowing(_) => {}
+                Landing::Unstorable => return self.relay(ask).await,
+                Landing::Failed(failure) => return Err(failure),
+            }
+        }
+        Err(Failure::internal("the download broke off again and again"))
+    }
+
+    /// A place in the resource's flight, begun if need be. `None` if it landed just now and what
+    /// memory knows will do.
+    fn board(
+        self: &Arc<Self>,
+        ask: &Ask,
+        known: Option<&Arc<Known>>,
+    ) -> Option<(Interest, Outcome)> {
+        let key = &ask.target.key;
+        let landed_meanwhile = || {
+            let known = self.memory.get(key);
+            known.is_some_and(|known| self.plan(ask, Some(&known)) == Plan::Serve)
+        };
+        let Boarding { interest, departure } = self.flights.board(key, landed_meanwhile)?;
+        let Some(departure) = departure else { return Some((interest, Outcome::Collapsed)) };
+        let transfer = Transfer {
+            engine: Arc::clone(self),
+            target: Arc::clone(&ask.target),
+            kind: ask.kind,
+            known: known.cloned(),
+            via: ask.headers.get(header::VIA).cloned(),
+        };
+        self.metrics.flights.inc();
+        let engine = Arc::clone(self);
+        self.tasks.spawn(async move {
+            transfer.run(departure).await;
+            engine.metrics.flights.dec();
+        });
+        Some((interest, Outcome::Miss))
+    }
+
+    /// Hands the question to the mirror and its answer to the client.
+    async fn relay(&self, ask: &Ask) -> Result<Served, Failure> {
+        let question = Question { head_only: ask.head_only, headers: ask.headers.clone() };
+        let answer = self.mirror.ask(&ask.target, &question).await.map_err(Failure::Mirror)?;
+        let relayed =
+            Relayed { status: answer.status, headers: answer.headers, body: answer.body };
+        Ok(Served { content: Content::Relay(relayed), outcome: Outcome::Relayed })
+    }
+
+    fn count(&self, ask: &Ask, served: &Result<Served, Failure>) {
+        let (source, outcome) = match served {
+            Ok(served) => (served.outcome.source(), served.outcome.label()),
+            Err(Failure::Upstream { .. }) => ("mirror", "refused"),
+            Err(_) => ("none", "error"),
+        };
+        self.metrics.served.with_label_values(&[ask.kind.label(), source, outcome]).inc();
+    }
+
+    /// Counts bytes that were handed to a client.
+    #[must_use]
+    pub fn metrics(&self) -> &EngineMetrics {
+        &self.metrics
+    }
+
+    /// Whether new blobs can be stored, in words; `None` when all is well.
+    #[must_use]
+    pub fn store_trouble(&self) -> Option<String> {
+        self.store.health().trouble()
+    }
+
+    /// Downloads under way.
+    #[must_use]
+    pub fn flights(&self) -> usize {
+        self.flights.count()
+    }
+
+    /// How much is stored; `None` if the index can not tell.
+    pub async fn totals(&self) -> Option<Totals> {
+        self.index.totals().await.ok()
+    }
+
+    /// Opens a tunnel for a client.
+    ///
+    /// # Errors
+    /// When it may not be opened, or nothing answers.
+    pub async fn connect(&self, host: &str, port: u16) -> Result<tokio::net::TcpStream, Failure> {
+        self.mirror.connect(host, port).await.map_err(Failure::Mirror)
+    }
+
+    /// Waits until all flights are over, at most for `patience`; `false` if some are not.
+    pub async fn drain(&self, patience: Duration) -> bool {
+        self.tasks.close();
+        timeout(patience, self.tasks.wait()).await.is_ok()
+    }
+}
+
+fn stored(known: Arc<Known>, outcome: Outcome) -> Served {
+    Served { content: Content::Known(known), outcome }
+}
+
+/// A request whose turn has not come: while it is held, what it needs is under way.
+pub struct Hint {
+    preparing: AbortHandle,
+}
+
+impl Drop for Hint {
+    fn drop(&mut self) {
+        self.preparing.abort();
+    }
+}

@@ -1,0 +1,144 @@
+//! What a request comes to: the answer's description and source, or the reason there is none.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, StatusCode};
+
+use crate::engine::follower::Follower;
+use crate::engine::memory::Known;
+use crate::index::{Entry, Validators};
+use crate::mirror::{self, MirrorError};
+
+/// A representation's description.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Meta {
+    /// Bytes; `None` while a mirror has not said.
+    pub size: Option<u64>,
+    /// Its marks.
+    pub validators: Validators,
+    /// As the mirror said.
+    pub content_type: Option<String>,
+}
+
+impl Meta {
+    /// The description of a stored resource.
+    #[must_use]
+    pub fn of(entry: &Entry) -> Self {
+        Self {
+            size: Some(entry.size),
+            validators: entry.validators.clone(),
+            content_type: entry.content_type.clone(),
+        }
+    }
+}
+
+/// An answer.
+pub struct Served {
+    /// Where its bytes are.
+    pub content: Content,
+    /// What the cache did for it.
+    pub outcome: Outcome,
+}
+
+/// Where an answer's bytes are.
+pub enum Content {
+    /// Stored.
+    Known(Arc<Known>),
+    /// Arriving.
+    Flight(Box<Follower>),
+    /// The mirror's own answer, handed on.
+    Relay(Relayed),
+}
+
+/// A mirror's answer that is handed on as it is.
+pub struct Relayed {
+    /// The mirror's.
+    pub status: StatusCode,
+    /// The mirror's.
+    pub headers: HeaderMap,
+    /// Still to come.
+    pub body: mirror::Body,
+}
+
+/// What the cache did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Served what was stored.
+    Hit,
+    /// Served what was stored, which the mirror could not confirm.
+    Stale,
+    /// Served what was stored, which the mirror confirmed.
+    Revalidated,
+    /// Fetched it.
+    Miss,
+    /// Joined a flight that was under way.
+    Collapsed,
+    /// Handed the mirror's answer on.
+    Relayed,
+}
+
+impl Outcome {
+    /// The word for metric labels.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Stale => "stale",
+            Self::Revalidated => "revalidated",
+            Self::Miss => "miss",
+            Self::Collapsed => "collapsed",
+            Self::Relayed => "relayed",
+        }
+    }
+
+    /// Where the bytes came from.
+    #[must_use]
+    pub fn source(self) -> &'static str {
+        match self {
+            Self::Hit | Self::Stale | Self::Revalidated => "store",
+            Self::Miss | Self::Collapsed | Self::Relayed => "mirror",
+        }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug)]
+pub enum Failure {
+    /// The mirror answered, and it was no.
+    Upstream {
+        /// Its status.
+        status: StatusCode,
+        /// Its host, for the reason.
+        host: String,
+        /// Its `Retry-After`, as it was.
+        retry_after: Option<http::HeaderValue>,
+    },
+    /// The mirror could not be asked, or broke off before its first byte.
+    Mirror(MirrorError),
+    /// The mirror's answer was not what was asked for.
+    Unusable {
+        /// Its host.
+        host: String,
+        /// What was wrong with it.
+        reason: String,
+    },
+    /// A fault of ours.
+    Internal(&'static str),
+}
+
+impl Failure {
+    pub(super) fn internal(reason: &'static str) -> Self {
+        Self::Internal(reason)
+    }
+
+    /// Whether it is the mirror that is in trouble, so that what is stored is better than nothing.
+    /// A clear no is not trouble, and neither is a host that may not be asked.
+    #[must_use]
+    pub fn is_trouble(&self) -> bool {
+        match self {
+            Self::Upstream { status, .. } => status.is_server_error() || *status == 429,
+            Self::Mirror(error) => error.kind != mirror::MirrorErrorKind::Forbidden,
+            Self::Unusable { .. } | Self::Internal(_) => true,
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! The running of one flight: ask the mirror, stage what comes, resume what breaks off, check,
+//! commit.
+
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+
+use crate::archive::kind::Kind;
+use crate::archive::target::Target;
+use crate::engine::Engine;
+use crate::engine::flight::{Departure, Flight, Flow, Landing, State};
+use crate::engine::follower::{http_date, resume_headers};
+use crate::engine::memory::{Known, now_seconds};
+use crate::engine::outcome::{Failure, Meta};
+use crate::engine::writer::{Stopped, Writer, Written};
+use crate::index::{Entry, Validators};
+use crate::mirror::{Answer, Body, Framing, MirrorError, Question};
+use crate::store::StoreError;
+
+/// How often in a row a transfer is resumed without having come further.
+const RESUMES_MAX: u32 = 3;
+/// Before a transfer is resumed.
+const RESUME_PAUSE: Duration = Duration::from_millis(200);
+
+/// What a flight is to bring.
+pub(super) struct Transfer {
+    pub(super) engine: Arc<Engine>,
+    pub(super) target: Arc<Target>,
+    pub(super) kind: Kind,
+    /// What is stored already, to be confirmed or replaced.
+    pub(super) known: Option<Arc<Known>>,
+    /// The caches that the first client's question came through.
+    pub(super) via: Option<HeaderValue>,
+}
+
+/// Why a flow ended early.
+enum End {
+    /// The mirror, or what it sent.
+    Cut(String),
+    /// The volume.
+    Spilled(StoreError),
+}
+
+impl Transfer {
+    /// Runs the flight to its end, or until nobody has wanted it for a while.
+    pub(super) async fn run(self, departure: Departure) {
+        let flight = Arc::clone(departure.flight());
+        let arrived = tokio::select! {
+            arrived = self.fly(&flight) => arrived,
+            () = flight.abandoned() => {
+                tracing::debug!(url = self.target.url, "nobody waits for it any more");
+                None
+            }
+        };
+        // Whole by now: it is kept whether somebody still waits or not.
+        if let Some((meta, written)) = arrived {
+            self.keep(&meta, written).await;
+        }
+    }
+
+    /// A whole body that is to be kept, if that is what came.
+    async fn fly(&self, flight: &Arc<Flight>) -> Option<(Meta, Written)> {
+        match self.ask().await {
+            Err(failure) => flight.land(Landing::Failed(failure)),
+            Ok(Asked::Unchanged(known)) => {
+                self.confirm(&known).await;
+                flight.land(Landing::Unchanged(known));
+            }
+            Ok(Asked::Bytes(arrival)) => return self.receive(flight, arrival).await,
+        }
+        None
+    }
+
+    async fn ask(&self) -> Result<Asked, Failure> {
+        let question = Question { head_only: false, headers: self.conditions() };
+        let answer =
+            self.engine.mirror.ask(&self.target, &question).await.map_err(Failure::Mirror)?;
+        if answer.status == 304
+            && let Some(known) = &self.known
+        {
+            return Ok(Asked::Unchanged(Arc::clone(known)));
+        }
+        let host = || self.target.authority.host.clone();
+        if answer.status != 200 {
+            let retry_after = answer.headers.get(header::RETRY_AFTER).cloned();
+            return Err(Failure::Upstream { status: answer.status, host: host(), retry_after });
+        }
+        if let Some(coding) = answer.content_encoding() {
+            let reason = format!("sent the file {coding}-encoded, which was not asked for");
+            return Err(Failure::Unusable { host: host(), reason });
+        }
+        self.begin(answer).await
+    }
+
+    /// Waits for the first bytes: they tell a file from a captive portal's page.
+    async fn begin(&self, mut answer: Answer) -> Result<Asked, Failure> {
+        let meta = Meta {
+            size: match answer.framing() {
+                Framing::Length(size) => Some(size),
+                Framing::Chunked | Framing::Close => None,
+            },
+            validators: Validators { last_modified: answer.last_modified(), etag: answer.etag() },
+            content_type: answer.content_type(),
+        };
+        let first = answer.body.chunk().await.map_err(Failure::Mirror)?.unwrap_or_default();
+        let is_html = meta.content_type.as_deref().is_some_and(|kind| kind.starts_with("text/html"));
+        if is_html || !self.kind.can_begin_with(self.target.file_name(), &first) {
+            let reason = "answered with a web page instead of the file (captive portal?)".to_owned();
+            return Err(Failure::Unusable { host: self.target.authority.host.clone(), reason });
+        }
+        // A body that ends when the connection does may have been cut: it proves itself by its
+        // digest, or is not kept.
+        let provable = answer.framing() != Framing::Close || self.kind.expected().is_some();
+        Ok(Asked::Bytes(Arrival { meta, first, body: answer.body, provable }))
+    }
+
+    /// What the mirror needs to answer 304 (RFC 9110 §13.1).
+    fn conditions(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        if let Some(via) = &self.via {
+            headers.insert(header::VIA, via.clone());
+        }
+        if let Some(known) = &self.known {
+            let marks = &known.entry.validators;
+            if let Some(etag) = marks.etag.as_ref().and_then(|etag| HeaderValue::try_from(etag).ok()) {
+                headers.insert(header::IF_NONE_MATCH, etag);
+            }
+            if let Some(date) =
+                marks.last_modified.and_then(|at| HeaderValue::try_from(http_date(at)).ok())
+            {
+                headers.insert(header::IF_MODIFIED_SINCE, date);
+            }
+        }
+        headers
+    }
+
+    async fn receive(&self, flight: &Arc<Flight>, arrival: Arrival) -> Option<(Meta, Written)> {
+        let Ok(stage) = self.engine.store.stage(arrival.meta.size) else {
+            flight.land(Landing::Unstorable);
+            return None;
+        };
+        let meta = arrival.meta.clone();
+        let flow = Arc::new(Flow { meta, stored: arrival.provable, file: stage.reader() });
+        let writer = Writer::start(stage, self.kind.expected(), Arc::clone(flight));
+        flight.land(Landing::Flowing(Arc::clone(&flow)));
+
+        let flowed = self.flow(flight, &flow, &writer, arrival).await;
+        let ended = match (flowed, writer.finish().await) {
+            (_, Err(error)) => Err(End::Spilled(error)),
+            (Err(reason), Ok(_)) => Err(End::Cut(reason)),
+            (Ok(()), Ok(written)) => self.check(written),
+        };
+        match ended {
+            Ok(written) => {
+                flight.advance(written.stage.size(), 0);
+                flight.end(State::Whole);
+                return flow.stored.then(|| (flow.meta.clone(), written));
+            }
+            Err(End::Cut(reason)) => {
+                tracing::warn!(url = self.target.url, reason, "a download broke off");
+                flight.end(State::Cut(reason.into()));
+            }
+            Err(End::Spilled(error)) => {
+                self.engine.store.report(&error);
+                flight.end(State::Spilled);
+            }
+        }
+        None
+    }
+
+    fn check(&self, written: Written) -> Result<Written, End> {
+        if written.verdict.as_expected {
+            return Ok(written);
+        }
+        self.engine.metrics.verify_failures.with_label_values(&["mirror"]).inc();
+        let host = &self.target.authority.host;
+        Err(End::Cut(format!("{host} sent bytes that are not what the file's name promises")))
+    }
+
+    /// Takes the whole body, resuming it when it breaks off.
+    async fn flow(
+        &self,
+        flight: &Flight,
+        flow: &Flow,
+        writer: &Writer,
+        arrival: Arrival,
+    ) -> Result<(), String> {
+        let mut received = 0;
+        let mut body = arrival.body;
+        let mut fruitless = 0;
+        let mut next = Ok(Some(arrival.first));
+        loop {
+            match next {
+                Ok(Some(chunk)) => {
+                    received += chunk.len() as u64;
+                    fruitless = 0;
+                    if let Err(Stopped) = writer.write(chunk).await {
+                        return Ok(());
+                    }
+                    next = body.chunk().await;
+                }
+                Ok(None) if flow.meta.size.is_none_or(|size| size == received) => return Ok(()),
+                Ok(None) => return Err("the mirror sent less than it said".to_owned()),
+                Err(error) if fruitless == RESUMES_MAX => return Err(error.to_string()),
+                Err(error) => {
+                    fruitless += 1;
+                    tracing::info!(url = self.target.url, received, %error, "resuming a download");
+                    tokio::time::sleep(RESUME_PAUSE * fruitless).await;
+                    // A body that broke off is not asked again: it would seem to have ended.
+                    next = match self.resume(flight, flow, received).await? {
+                        Some(resumed) => {
+                            self.engine.metrics.resumed.inc();
+                            body = resumed;
+                            body.chunk().await
+                        }
+                        None => Err(error),
+                    };
+                }
+            }
+        }
+    }
+
+    /// A body that goes on at byte `received` of the same version. `None` when the mirror could not
+    /// be asked.
+    ///
+    /// # Errors
+    /// When the version is gone, or it can not be told whether it is.
+    async fn resume(
+        &self,
+        flight: &Flight,
+        flow: &Flow,
+        received: u64,
+    ) -> Result<Option<Body>, String> {
+        let headers = resume_headers(received, &flow.meta).unwrap_or_default();
+        let question = Question { head_only: false, headers };
+        let answer = match self.engine.mirror.ask(&self.target, &question).await {
+            Ok(answer) => answer,
+            Err(error) => return if error.may_pass() { Ok(None) } else { Err(error.to_string()) },
+        };
+        let changed = || "the file changed on the mirror in mid-download".to_owned();
+        match answer.status.as_u16() {
+            206 => match answer.part() {
+                Some((first, total))
+                    if first == received
+                        && (flow.meta.size.is_none() || total.is_none() || total == flow.meta.size) =>
+                {
+                    Ok(Some(answer.body))
+                }
+                _ => Err("the mirror resumed at the wrong place".to_owned()),
+            },
+            200 => {
+                if let (Framing::Length(size), Some(expected)) = (answer.framing(), flow.meta.size)
+                    && size != expected
+                {
+                    return Err(changed());
+                }
+                match self.skip(flight, flow, received, answer.body).await {
+                    Ok(Some(body)) => Ok(Some(body)),
+                    Ok(None) => Err(changed()),
+                    Err(_broke_off) => Ok(None),
+                }
+            }
+            500.. => Ok(None),
+            status => Err(format!("the mirror answered {status} when asked for the rest")),
+        }
+    }
+
+    /// Skips what is there already of a body that began anew; `None` if it is not the same bytes.
+    async fn skip(
+        &self,
+        flight: &Flight,
+        flow: &Flow,
+        received: u64,
+        mut body: Body,
+    ) -> Result<Option<Body>, MirrorError> {
+        let mut progress = flight.progress();
+        // An error means that the writer stopped: then the file does not match below.
+        drop(progress.wait_for(|progress| progress.written >= received).await);
+        let mut position = 0;
+        while position < received {
+            let Some(chunk) = body.chunk().await? else { return Ok(None) };
+            let known = usize::try_from(received - position).unwrap_or(usize::MAX).min(chunk.len());
+            let (old, new) = chunk.split_at(known);
+            let mut staged = vec![0; old.len()];
+            let same = flow.file.read_exact_at(&mut staged, position).is_ok() && staged == old;
+            if !same {
+                return Ok(None);
+            }
+            position += old.len() as u64;
+            if !new.is_empty() {
+                let new = chunk.slice(known..);
+                return Ok(Some(body.preceded_by(new)));
+            }
+        }
+        Ok(Some(body))
+    }
+
+    /// Commits what was written and remembers it. A volume or index that fails costs the storing,
+    /// never the clients, who have their bytes.
+    async fn keep(&self, meta: &Meta, written: Written) {
+        let sha256 = written.verdict.sha256;
+        if let Some(known) = self.known.as_ref().filter(|known| known.entry.blob == sha256) {
+            return self.confirm(known).await;
+        }
+        let size = written.stage.size();
+        let entry = Entry {
+            blob: sha256,
+            size,
+            validators: meta.validators.clone(),
+            content_type: meta.content_type.clone(),
+            checked_at: now_seconds(),
+        };
+        let engine = Arc::clone(&self.engine);
+        let recorded = entry.clone();
+        let committing = tokio::task::spawn_blocking(move || {
+            let blob = engine.store.commit(written.stage, &sha256)?;
+            Known::load(recorded, blob).map_err(StoreError::interrupted)
+        });
+        match committing.await.map_err(StoreError::interrupted).and_then(|committed| committed) {
+            Ok(known) => {
+                self.engine.metrics.stored_bytes.inc_by(size);
+                self.engine.memory.hold(&self.target.key, Arc::new(known));
+                if let Err(error) = self.engine.index.record(&self.target.key, &entry).await {
+                    tracing::warn!(url = self.target.url, %error, source = %error.source, "stored, but not recorded");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(url = self.target.url, %error, source = %error.source, "fetched, but not stored");
+            }
+        }
+    }
+
+    async fn confirm(&self, known: &Known) {
+        known.confirm();
+        let confirmed =
+            self.engine.index.confirm(&self.target.key, &known.entry.blob, now_seconds()).await;
+        if let Err(error) = confirmed {
+            tracing::warn!(url = self.target.url, %error, source = %error.source, "confirmed, but not recorded");
+        }
+    }
+}
+
+enum Asked {
+    Unchanged(Arc<Known>),
+    Bytes(Arrival),
+}
+
+/// A body whose first bytes are there.
+struct Arrival {
+    meta: Meta,
+    first: Bytes,
+    body: Body,
+    /// Whether it can be told that it is whole.
+    provable: bool,
+}

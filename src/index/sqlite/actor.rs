@@ -1,0 +1,52 @@
+//! A connection on a thread of its own: SQLite blocks, the request path must not.
+
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::index::IndexError;
+
+/// Calls that may wait for the connection; more wait for a place.
+const WAITING_MAX: usize = 1024;
+
+type Call = Box<dyn FnOnce(&mut Connection) + Send>;
+
+/// A handle to the thread, which ends with its last handle.
+#[derive(Clone)]
+pub(super) struct Actor {
+    calls: mpsc::Sender<Call>,
+}
+
+impl Actor {
+    pub(super) fn start(name: &str, mut connection: Connection) -> Result<Self, IndexError> {
+        let (calls, mut waiting) = mpsc::channel::<Call>(WAITING_MAX);
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                while let Some(call) = waiting.blocking_recv() {
+                    call(&mut connection);
+                }
+            })
+            .map_err(|source| IndexError {
+                operation: "start the index's thread",
+                source: source.into(),
+            })?;
+        Ok(Self { calls })
+    }
+
+    /// Runs `work` on the connection. `operation` completes "could not …".
+    pub(super) async fn call<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, IndexError> {
+        let gone = || IndexError { operation, source: "the index's thread is gone".into() };
+        let (answer, answered) = oneshot::channel();
+        let call: Call = Box::new(move |connection| {
+            // Who asked may have left: then nobody misses the answer.
+            drop(answer.send(work(connection)));
+        });
+        self.calls.send(call).await.map_err(|_| gone())?;
+        let result = answered.await.map_err(|_| gone())?;
+        result.map_err(|source| IndexError { operation, source: source.into() })
+    }
+}

@@ -1,0 +1,139 @@
+//! A mirror's answer: what its head says, and its body, chunk by chunk.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{self, HeaderMap, HeaderName};
+use prometheus::IntCounter;
+use tokio::time::timeout;
+
+use super::error::MirrorError;
+use crate::content::range::parse_content_range;
+
+/// The head of an answer, and its body still to come.
+pub struct Answer {
+    /// As the mirror gave it.
+    pub status: StatusCode,
+    /// As the mirror gave them.
+    pub headers: HeaderMap,
+    /// What follows.
+    pub body: Body,
+}
+
+/// How the end of a body is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// After this many bytes.
+    Length(u64),
+    /// By the last chunk.
+    Chunked,
+    /// When the connection closes: a body that was cut looks like a whole one.
+    Close,
+}
+
+impl Answer {
+    pub(super) fn new(
+        response: reqwest::Response,
+        host: &str,
+        patience: Duration,
+        bytes: IntCounter,
+    ) -> Self {
+        Self {
+            status: response.status(),
+            headers: response.headers().clone(),
+            body: Body { first: None, response, host: host.to_owned(), patience, bytes },
+        }
+    }
+
+    /// How the body's end is known.
+    #[must_use]
+    pub fn framing(&self) -> Framing {
+        // RFC 9112 §6.3: a transfer coding overrules a length.
+        if self.headers.contains_key(header::TRANSFER_ENCODING) {
+            return Framing::Chunked;
+        }
+        match self.text(&header::CONTENT_LENGTH).and_then(|length| length.parse().ok()) {
+            Some(length) => Framing::Length(length),
+            None => Framing::Close,
+        }
+    }
+
+    /// `Last-Modified` in seconds since 1970; `None` where it is missing or is no date that a
+    /// client could read either (RFC 9110 §5.6.7).
+    #[must_use]
+    pub fn last_modified(&self) -> Option<i64> {
+        let date = httpdate::parse_http_date(self.text(&header::LAST_MODIFIED)?).ok()?;
+        seconds_since_1970(date)
+    }
+
+    /// `ETag`.
+    #[must_use]
+    pub fn etag(&self) -> Option<String> {
+        self.text(&header::ETAG).map(str::to_owned)
+    }
+
+    /// `Content-Type`.
+    #[must_use]
+    pub fn content_type(&self) -> Option<String> {
+        self.text(&header::CONTENT_TYPE).map(str::to_owned)
+    }
+
+    /// A coding other than the identity, which was not asked for.
+    #[must_use]
+    pub fn content_encoding(&self) -> Option<&str> {
+        self.text(&header::CONTENT_ENCODING).filter(|coding| !coding.eq_ignore_ascii_case("identity"))
+    }
+
+    /// The first byte of a 206's range and, where it says so, the size of the whole.
+    #[must_use]
+    pub fn part(&self) -> Option<(u64, Option<u64>)> {
+        let (range, total) = parse_content_range(self.text(&header::CONTENT_RANGE)?)?;
+        Some((range.start, total))
+    }
+
+    fn text(&self, name: &HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
+/// The body of an answer.
+pub struct Body {
+    first: Option<Bytes>,
+    response: reqwest::Response,
+    host: String,
+    patience: Duration,
+    bytes: IntCounter,
+}
+
+impl Body {
+    /// The same body with `bytes`, which were taken from it, put back.
+    #[must_use]
+    pub fn preceded_by(mut self, bytes: Bytes) -> Self {
+        self.first = Some(bytes);
+        self
+    }
+
+    /// The next bytes; `None` at the end.
+    ///
+    /// # Errors
+    /// When the mirror is silent for too long or the body breaks off.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, MirrorError> {
+        if let Some(bytes) = self.first.take() {
+            return Ok(Some(bytes));
+        }
+        let chunk = timeout(self.patience, self.response.chunk())
+            .await
+            .map_err(|_| MirrorError::silent(&self.host))?
+            .map_err(|error| MirrorError::from_client(&self.host, error))?;
+        if let Some(chunk) = &chunk {
+            self.bytes.inc_by(chunk.len() as u64);
+        }
+        Ok(chunk)
+    }
+}
+
+fn seconds_since_1970(date: SystemTime) -> Option<i64> {
+    let seconds = date.duration_since(UNIX_EPOCH).ok()?.as_secs();
+    i64::try_from(seconds).ok()
+}

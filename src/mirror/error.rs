@@ -1,0 +1,97 @@
+//! What can go wrong with a mirror, and what a caller may make of it.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+
+use thiserror::Error;
+
+/// A question that got no answer, or an answer that broke off.
+#[derive(Clone, Debug, Error)]
+#[error("{host}: {reason}")]
+pub struct MirrorError {
+    /// What a caller may make of it.
+    pub kind: MirrorErrorKind,
+    /// Who was asked.
+    pub host: String,
+    /// In a few words, fit for a user.
+    pub reason: String,
+}
+
+/// What a caller may make of a [`MirrorError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MirrorErrorKind {
+    /// The settings do not let us ask this host.
+    Forbidden,
+    /// No connection.
+    Unreachable,
+    /// Silent for too long.
+    Silent,
+    /// Answered with what makes no sense, or broke off.
+    Broken,
+}
+
+impl MirrorErrorKind {
+    /// The word for metric labels.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Forbidden => "forbidden",
+            Self::Unreachable => "unreachable",
+            Self::Silent => "silent",
+            Self::Broken => "broken",
+        }
+    }
+}
+
+/// A name of which every address is banned.
+#[derive(Debug, Error)]
+#[error("only special-purpose addresses, see mirror.allow_private")]
+pub(super) struct SpecialAddress;
+
+impl MirrorError {
+    pub(super) fn new(kind: MirrorErrorKind, host: &str, reason: impl fmt::Display) -> Self {
+        Self { kind, host: host.to_owned(), reason: reason.to_string() }
+    }
+
+    pub(super) fn silent(host: &str) -> Self {
+        Self::new(MirrorErrorKind::Silent, host, "no answer in time")
+    }
+
+    pub(super) fn not_listed(host: &str) -> Self {
+        Self::new(MirrorErrorKind::Forbidden, host, "not in mirror.allow")
+    }
+
+    pub(super) fn special_address(host: &str) -> Self {
+        Self::new(MirrorErrorKind::Forbidden, host, SpecialAddress)
+    }
+
+    /// Whether asking again may help.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        self.kind != MirrorErrorKind::Forbidden
+    }
+
+    pub(super) fn from_client(host: &str, error: reqwest::Error) -> Self {
+        // The URL may carry what does not belong into logs.
+        let error = error.without_url();
+        if chain(&error).any(|cause| cause.is::<SpecialAddress>()) {
+            return Self::special_address(host);
+        }
+        let kind = if error.is_timeout() {
+            MirrorErrorKind::Silent
+        } else if error.is_connect() {
+            MirrorErrorKind::Unreachable
+        } else {
+            MirrorErrorKind::Broken
+        };
+        let system = chain(&error).find_map(|cause| cause.downcast_ref::<io::Error>());
+        let deepest = chain(&error).last().map(ToString::to_string);
+        let reason = system.map(ToString::to_string).or(deepest).unwrap_or_default();
+        Self::new(kind, host, reason)
+    }
+}
+
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| (*error).source())
+}

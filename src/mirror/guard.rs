@@ -1,0 +1,220 @@
+//! Who may be asked. A cache that fetches what its clients name must not become their way into the
+//! networks around it (server-side request forgery).
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::str::FromStr;
+
+use ipnet::IpNet;
+
+/// A pattern for host names: a name, or `*.name` for all names below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPattern(String);
+
+impl FromStr for HostPattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.to_ascii_lowercase();
+        let name = text.strip_prefix("*.").unwrap_or(&text);
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:[]".contains(&byte);
+        if name.is_empty() || !name.bytes().all(plain) {
+            return Err(format!("{text:?} is no host name, address or *.domain"));
+        }
+        Ok(Self(text))
+    }
+}
+
+impl std::fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl HostPattern {
+    fn matches(&self, host: &str) -> bool {
+        match self.0.strip_prefix("*.") {
+            Some(domain) => host
+                .strip_suffix(domain)
+                .is_some_and(|front| front.len() > 1 && front.ends_with('.')),
+            None => self.0.trim_matches(['[', ']']) == host.trim_matches(['[', ']']),
+        }
+    }
+}
+
+/// An exception from the ban on special-purpose addresses: a network, or a host whose addresses
+/// are all excepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exception {
+    /// Addresses in this network.
+    Net(IpNet),
+    /// Whatever this host's name resolves to.
+    Host(HostPattern),
+}
+
+impl FromStr for Exception {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(net) = text.parse::<IpNet>() {
+            return Ok(Self::Net(net));
+        }
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(Self::Net(address.into()));
+        }
+        text.parse().map(Self::Host)
+    }
+}
+
+impl std::fmt::Display for Exception {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Net(net) => net.fmt(f),
+            Self::Host(host) => host.fmt(f),
+        }
+    }
+}
+
+/// Decides which hosts and addresses may be asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Guard {
+    /// Host names that may be asked; empty: any.
+    pub allow: Vec<HostPattern>,
+    /// What is excepted from the ban on special-purpose addresses.
+    pub allow_private: Vec<Exception>,
+}
+
+impl Guard {
+    /// Whether a host of this name may be asked at all.
+    #[must_use]
+    pub fn permits_host(&self, host: &str) -> bool {
+        self.allow.is_empty() || self.allow.iter().any(|pattern| pattern.matches(host))
+    }
+
+    /// Whether `address`, to which `host` resolved, may be connected to.
+    #[must_use]
+    pub fn permits_address(&self, host: &str, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        !is_special(address)
+            || self.allow_private.iter().any(|exception| match exception {
+                Exception::Net(net) => net.contains(&address),
+                Exception::Host(pattern) => pattern.matches(host),
+            })
+    }
+}
+
+/// Whether an address is of the special-purpose registries (RFC 6890 and its updates) or multicast:
+/// no public mirror has one.
+fn is_special(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => in_any(&SPECIAL_V4, address),
+        // An IPv4 address in IPv6 clothing reaches what the IPv4 address reaches.
+        IpAddr::V6(v6) => {
+            in_any(&SPECIAL_V6, address) || embedded_v4(v6).is_some_and(|v4| is_special(v4.into()))
+        }
+    }
+}
+
+fn in_any(nets: &[&str], address: IpAddr) -> bool {
+    nets.iter().any(|net| net.parse::<IpNet>().is_ok_and(|net| net.contains(&address)))
+}
+
+/// NAT64 (RFC 6052) and 6to4 (RFC 3056) carry an IPv4 address.
+fn embedded_v4(address: Ipv6Addr) -> Option<std::net::Ipv4Addr> {
+    let [a, b, c, d, e, f, g, h] = address.segments();
+    let carried = match (a, b) {
+        (0x64, 0xff9b) if [c, d, e, f] == [0; 4] => (g, h),
+        (0x2002, _) => (b, c),
+        _ => return None,
+    };
+    Some((u32::from(carried.0) << 16 | u32::from(carried.1)).into())
+}
+
+const SPECIAL_V4: [&str; 16] = [
+    "0.0.0.0/8",          // this network
+    "10.0.0.0/8",         // private
+    "100.64.0.0/10",      // carrier-grade NAT; also some clouds' metadata
+    "127.0.0.0/8",        // loopback
+    "169.254.0.0/16",     // link-local; clouds' metadata
+    "172.16.0.0/12",      // private
+    "192.0.0.0/24",       // protocol assignments; some clouds' metadata
+    "192.0.2.0/24",       // documentation
+    "192.88.99.0/24",     // 6to4 relays
+    "192.168.0.0/16",     // private
+    "198.18.0.0/15",      // benchmarks
+    "198.51.100.0/24",    // documentation
+    "203.0.113.0/24",     // documentation
+    "224.0.0.0/4",        // multicast
+    "240.0.0.0/4",        // reserved
+    "255.255.255.255/32", // broadcast
+];
+
+const SPECIAL_V6: [&str; 10] = [
+    "::/128",        // unspecified
+    "::1/128",       // loopback
+    "64:ff9b:1::/48", // local NAT64
+    "100::/64",      // discard
+    "2001::/23",     // protocol assignments
+    "2001:db8::/32", // documentation
+    "3fff::/20",     // documentation
+    "fc00::/7",      // unique local; also clouds' metadata
+    "fe80::/10",     // link-local
+    "ff00::/8",      // multicast
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guard(allow: &[&str], allow_private: &[&str]) -> Guard {
+        Guard {
+            allow: allow.iter().map(|text| text.parse().unwrap()).collect(),
+            allow_private: allow_private.iter().map(|text| text.parse().unwrap()).collect(),
+        }
+    }
+
+    #[test]
+    fn special_addresses_are_banned() {
+        let guard = guard(&[], &[]);
+        for address in [
+            "127.0.0.1", "10.1.2.3", "172.31.0.1", "192.168.1.1", "169.254.169.254", "100.100.100.200",
+            "0.0.0.0", "224.0.0.1", "255.255.255.255", "203.0.113.9", "::1", "::", "fe80::1", "fd00:ec2::254",
+            "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:db8::1",
+        ] {
+            assert!(!guard.permits_address("h", address.parse().unwrap()), "{address}");
+        }
+        for address in ["151.101.2.132", "2a04:4e42::644", "64:ff9b::9765:284", "1.1.1.1"] {
+            assert!(guard.permits_address("h", address.parse().unwrap()), "{address}");
+        }
+    }
+
+    #[test]
+    fn exceptions_are_networks_or_hosts() {
+        let guard = guard(&[], &["127.0.0.0/8", "10.0.0.5", "mirror.lan", "*.intra.example.org", "::1"]);
+        let permits = |host, address: &str| guard.permits_address(host, address.parse().unwrap());
+        assert!(permits("h", "127.9.9.9"));
+        assert!(permits("h", "::ffff:127.0.0.1"));
+        assert!(permits("h", "10.0.0.5"));
+        assert!(!permits("h", "10.0.0.6"));
+        assert!(permits("mirror.lan", "192.168.7.7"));
+        assert!(!permits("xmirror.lan", "192.168.7.7"));
+        assert!(permits("a.intra.example.org", "10.0.0.6"));
+        assert!(permits("[::1]", "::1"));
+    }
+
+    #[test]
+    fn an_allow_list_names_hosts() {
+        let open = guard(&[], &[]);
+        assert!(open.permits_host("anything.example.org"));
+        let listed = guard(&["ftp.debian.org", "*.example.org"], &[]);
+        for (host, permitted) in [
+            ("ftp.debian.org", true), ("a.example.org", true), ("a.b.example.org", true),
+            ("example.org", false), ("evilexample.org", false), (".example.org", false),
+            ("ftp.debian.org.evil.net", false),
+        ] {
+            assert_eq!(listed.permits_host(host), permitted, "{host}");
+        }
+        assert!("".parse::<HostPattern>().is_err());
+        assert!("*.".parse::<HostPattern>().is_err());
+        assert!("a/b".parse::<HostPattern>().is_err());
+    }
+}

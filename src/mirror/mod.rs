@@ -1,0 +1,298 @@
+//! The HTTP client of mirrors: one question, one answer; redirects followed, every hop checked,
+//! every wait bounded. Knows nothing of what is stored or of who asks.
+
+mod answer;
+mod error;
+pub mod guard;
+mod resolver;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, StatusCode};
+use prometheus::IntCounterVec;
+use tokio::time::{Instant, sleep, timeout};
+use url::Url;
+
+pub use self::answer::{Answer, Body, Framing};
+pub use self::error::{MirrorError, MirrorErrorKind};
+use self::guard::Guard;
+use self::resolver::GuardedResolver;
+use crate::archive::target::Target;
+use crate::telemetry::metrics::Metrics;
+
+/// Redirects that are followed for one question.
+const REDIRECTS_MAX: usize = 5;
+/// For how long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a question is asked when mirrors fail in ways that pass.
+const ATTEMPTS_MAX: u32 = 4;
+/// Before the second attempt; doubled for each further one.
+const BACKOFF: Duration = Duration::from_millis(200);
+/// For how long an answer's head may be waited for, over all attempts: apt gives up after 30 s of
+/// silence, and should hear our reason before that.
+const HEAD_BUDGET: Duration = Duration::from_secs(24);
+/// Idle connections kept per mirror.
+const IDLE_CONNECTIONS_MAX: usize = 32;
+
+/// How mirrors are asked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Who may be asked.
+    pub guard: Guard,
+    /// PEM file of certificate authorities that are trusted besides the system's.
+    pub ca_file: Option<std::path::PathBuf>,
+    /// HTTP proxy that all questions go through.
+    pub proxy: Option<Url>,
+    /// For how long a mirror may be silent, before its answer or within it.
+    pub timeout: Duration,
+    /// Ports that tunnels may lead to.
+    pub connect_ports: Vec<u16>,
+    /// This process in `Via` (RFC 9110 §7.6.3), so that a circle of caches is noticed.
+    pub pseudonym: String,
+}
+
+/// The client.
+pub struct Mirror {
+    client: reqwest::Client,
+    guard: Arc<ArcSwap<Guard>>,
+    timeout: Duration,
+    has_proxy: bool,
+    connect_ports: Vec<u16>,
+    via: HeaderValue,
+    requests: IntCounterVec,
+    bytes: prometheus::IntCounter,
+}
+
+/// What is asked of a mirror besides the resource's bytes.
+#[derive(Clone, Debug, Default)]
+pub struct Question {
+    /// Only the head of the answer.
+    pub head_only: bool,
+    /// Conditions, range, credentials.
+    pub headers: HeaderMap,
+}
+
+impl Mirror {
+    /// Builds the client.
+    ///
+    /// # Errors
+    /// When the CA file or the proxy's URL can not be used.
+    pub fn new(config: &Config, metrics: &Metrics) -> anyhow::Result<Self> {
+        let guard = Arc::new(ArcSwap::from_pointee(config.guard.clone()));
+        let mut client = reqwest::Client::builder()
+            .user_agent(concat!("aptmesh/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+            .tcp_nodelay(true)
+            .no_proxy()
+            .dns_resolver(GuardedResolver::new(Arc::clone(&guard)));
+        if let Some(path) = &config.ca_file {
+            client = client.tls_certs_merge(read_certificates(path)?);
+        }
+        if let Some(proxy) = &config.proxy {
+            client = client.proxy(reqwest::Proxy::all(proxy.clone())?);
+        }
+        Ok(Self {
+            client: client.build()?,
+            guard,
+            timeout: config.timeout,
+            has_proxy: config.proxy.is_some(),
+            connect_ports: config.connect_ports.clone(),
+            via: HeaderValue::try_from(format!("1.1 {}", config.pseudonym))?,
+            requests: metrics.counters(
+                "aptmesh_mirror_requests_total",
+                "Requests sent to mirrors, by the class of their answer.",
+                &["answer"],
+            ),
+            bytes: metrics.counter(
+                "aptmesh_mirror_received_bytes_total",
+                "Bytes of bodies received from mirrors.",
+            ),
+        })
+    }
+
+    /// Changes who may be asked, from now on.
+    pub fn set_guard(&self, guard: Guard) {
+        self.guard.store(Arc::new(guard));
+    }
+
+    /// Asks, and asks again when the mirror fails in a way that may pass: it can not be reached, is
+    /// silent, or answers 500, 502, 503 or 504. The last such answer is handed on.
+    ///
+    /// # Errors
+    /// When no attempt got an answer within the budget, or the host may not be asked.
+    pub async fn ask(&self, target: &Target, question: &Question) -> Result<Answer, MirrorError> {
+        let deadline = Instant::now() + HEAD_BUDGET;
+        let mut attempt = 1;
+        loop {
+            let patience = self.timeout.min(deadline.saturating_duration_since(Instant::now()));
+            let answered = self.ask_once(target, question, patience).await;
+            let may_pass = match &answered {
+                Ok(answer) => is_passing_failure(answer.status),
+                Err(error) => error.may_pass(),
+            };
+            let pause = BACKOFF * 2_u32.pow(attempt - 1);
+            let out_of_time = Instant::now() + pause >= deadline;
+            if !may_pass || attempt == ATTEMPTS_MAX || out_of_time {
+                return answered;
+            }
+            tracing::debug!(host = target.authority.host, attempt, "asking the mirror again");
+            sleep(pause).await;
+            attempt += 1;
+        }
+    }
+
+    async fn ask_once(
+        &self,
+        target: &Target,
+        question: &Question,
+        patience: Duration,
+    ) -> Result<Answer, MirrorError> {
+        let host = target.authority.host.as_str();
+        let asked = timeout(patience, self.follow(target, question)).await;
+        let answered = asked.unwrap_or_else(|_| Err(MirrorError::silent(host)));
+        let class = match &answered {
+            Ok(answer) => status_class(answer.status),
+            Err(error) => error.kind.label(),
+        };
+        self.requests.with_label_values(&[class]).inc();
+        answered
+    }
+
+    /// One question through its redirects.
+    async fn follow(&self, target: &Target, question: &Question) -> Result<Answer, MirrorError> {
+        let host = target.authority.host.as_str();
+        let mut url = Url::parse(&target.url)
+            .map_err(|error| MirrorError::new(MirrorErrorKind::Forbidden, host, error))?;
+        let mut headers = question.headers.clone();
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.append(header::VIA, self.via.clone());
+        let method = if question.head_only { Method::HEAD } else { Method::GET };
+        for _ in 0..=REDIRECTS_MAX {
+            self.check_url(&url)?;
+            let request =
+                self.client.request(method.clone(), url.clone()).headers(headers.clone());
+            let response = request.send().await.map_err(|error| MirrorError::from_client(host, error))?;
+            let Some(next) = redirect_of(&response, &url) else {
+                return Ok(Answer::new(response, host, self.timeout, self.bytes.clone()));
+            };
+            let next = next.map_err(|reason| MirrorError::new(MirrorErrorKind::Broken, host, reason))?;
+            if next.origin() != url.origin() {
+                headers.remove(header::AUTHORIZATION);
+            }
+            url = next;
+        }
+        Err(MirrorError::new(MirrorErrorKind::Broken, host, "too many redirects"))
+    }
+
+    /// The host's name and, where it is an address literal, the address. What names resolve to is
+    /// checked by the resolver, at each connect.
+    fn check_url(&self, url: &Url) -> Result<(), MirrorError> {
+        let host = url.host_str().unwrap_or_default();
+        let guard = self.guard.load();
+        if !guard.permits_host(host) {
+            return Err(MirrorError::not_listed(host));
+        }
+        let address = match url.host() {
+            Some(url::Host::Ipv4(address)) => address.into(),
+            Some(url::Host::Ipv6(address)) => address.into(),
+            _ => return Ok(()),
+        };
+        // A parent proxy connects for us, and has its own rules; literals are still refused.
+        if guard.permits_address(host, address) { Ok(()) } else { Err(MirrorError::special_address(host)) }
+    }
+
+    /// Connects a tunnel (RFC 9110 §9.3.6) to `host:port`.
+    ///
+    /// # Errors
+    /// When host or port may not be asked, or nothing there answers.
+    pub async fn connect(&self, host: &str, port: u16) -> Result<tokio::net::TcpStream, MirrorError> {
+        if self.has_proxy {
+            let reason = "tunnels do not go through mirror.proxy";
+            return Err(MirrorError::new(MirrorErrorKind::Forbidden, host, reason));
+        }
+        if !self.connect_ports.contains(&port) {
+            let reason = format!("port {port} is not in mirror.connect_ports");
+            return Err(MirrorError::new(MirrorErrorKind::Forbidden, host, reason));
+        }
+        if !self.guard.load().permits_host(host) {
+            return Err(MirrorError::not_listed(host));
+        }
+        let addresses = resolver::resolve(&self.guard, host, port).await?;
+        let connecting = async {
+            let mut last = None;
+            for address in addresses {
+                match tokio::net::TcpStream::connect(address).await {
+                    Ok(stream) => return Ok(stream),
+                    Err(error) => last = Some(error),
+                }
+            }
+            let reason = last.map_or_else(|| "no address".to_owned(), |error| error.to_string());
+            Err(MirrorError::new(MirrorErrorKind::Unreachable, host, reason))
+        };
+        timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| Err(MirrorError::silent(host)))
+    }
+}
+
+fn read_certificates(path: &std::path::Path) -> anyhow::Result<Vec<reqwest::Certificate>> {
+    use anyhow::Context as _;
+    let pem = std::fs::read(path).with_context(|| format!("could not read {}", path.display()))?;
+    let certificates = reqwest::Certificate::from_pem_bundle(&pem)
+        .with_context(|| format!("{} is no PEM file of certificates", path.display()))?;
+    anyhow::ensure!(!certificates.is_empty(), "{} has no certificate", path.display());
+    Ok(certificates)
+}
+
+/// Where an answer redirects to; `None` if it does not.
+fn redirect_of(response: &reqwest::Response, url: &Url) -> Option<Result<Url, String>> {
+    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return None;
+    }
+    let location = response.headers().get(header::LOCATION)?;
+    let next = location.to_str().ok().and_then(|location| url.join(location).ok());
+    Some(match next {
+        None => Err("redirected to what is no URL".to_owned()),
+        Some(next) if !matches!(next.scheme(), "http" | "https") => {
+            Err(format!("redirected to a {} URL", next.scheme()))
+        }
+        // apt refuses it too: what was asked for privately must not go on in the clear.
+        Some(next) if url.scheme() == "https" && next.scheme() == "http" => {
+            Err("redirected from https to http".to_owned())
+        }
+        Some(next) => Ok(next),
+    })
+}
+
+fn is_passing_failure(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 500 | 502 | 503 | 504)
+}
+
+fn status_class(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        304 => "304",
+        200..300 => "2xx",
+        300..400 => "3xx",
+        400..500 => "4xx",
+        _ => "5xx",
+    }
+}
+
+/// The `Authorization` header for a target with credentials in its URL (RFC 7617).
+#[must_use]
+pub fn basic_authorization(target: &Target) -> Option<HeaderValue> {
+    let (user, password) = {
+        let userinfo = target.userinfo.as_deref()?;
+        userinfo.split_once(':').unwrap_or((userinfo, ""))
+    };
+    let decode = |text: &str| percent_encoding::percent_decode_str(text).collect::<Vec<u8>>();
+    let pair = BASE64.encode([decode(user), decode(password)].join(&b':'));
+    let mut value = HeaderValue::try_from(format!("Basic {pair}")).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}

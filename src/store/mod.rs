@@ -1,0 +1,183 @@
+//! Blobs on a volume, named by their SHA-256: staged, then committed, then only ever read.
+//!
+//! `blobs/AB/ABCDEF…` holds whole, hashed, durable files and nothing else; `staging/PROCESS/` what
+//! is under way. Knows nothing of resources, mirrors or requests.
+
+mod health;
+mod staging;
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use thiserror::Error;
+
+pub use self::health::Health;
+pub use self::staging::Stage;
+use self::staging::Staging;
+use crate::content::digest::Sha256;
+
+/// Where the blobs are.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The volume's folder; made if it is missing.
+    pub dir: PathBuf,
+}
+
+/// The volume.
+pub struct Store {
+    blobs: PathBuf,
+    staging: Staging,
+    health: Arc<Health>,
+}
+
+/// A blob, open for reading. It stays readable whatever happens to its name.
+#[derive(Clone, Debug)]
+pub struct Blob {
+    /// The open file.
+    pub file: Arc<File>,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// What the volume could not do.
+#[derive(Debug, Error)]
+#[error("could not {operation}")]
+pub struct StoreError {
+    /// What the caller may make of it.
+    pub kind: StoreErrorKind,
+    /// Completes "could not …".
+    pub operation: &'static str,
+    /// What the system said.
+    #[source]
+    pub source: io::Error,
+}
+
+/// What a caller may make of a [`StoreError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreErrorKind {
+    /// No room.
+    Full,
+    /// Not writable.
+    ReadOnly,
+    /// Anything else.
+    Unavailable,
+}
+
+impl StoreError {
+    fn new(operation: &'static str, source: io::Error) -> Self {
+        let kind = match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreErrorKind::Full,
+            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+                StoreErrorKind::ReadOnly
+            }
+            _ => StoreErrorKind::Unavailable,
+        };
+        Self { kind, operation, source }
+    }
+
+    /// The thread that did the work did not come to its end.
+    #[must_use]
+    pub fn interrupted(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        let source = io::Error::other(source);
+        Self { kind: StoreErrorKind::Unavailable, operation: "end a blocking task", source }
+    }
+}
+
+impl Store {
+    /// Opens the volume and removes what dead processes left in its staging folder. A volume that
+    /// can not be written is no error: what is on it is served, and [`Store::health`] tells.
+    #[must_use]
+    pub fn open(config: &Config) -> Self {
+        let health = Arc::new(Health::default());
+        let blobs = config.dir.join("blobs");
+        if let Err(source) = fs::create_dir_all(&blobs) {
+            health.report(&StoreError::new("make the folder of blobs", source));
+        }
+        let staging = Staging::new(config.dir.join("staging"), Arc::clone(&health));
+        Self { blobs, staging, health }
+    }
+
+    /// Opens a blob; `None` if the volume does not have it.
+    ///
+    /// # Errors
+    /// When the volume can not tell.
+    pub fn read(&self, digest: &Sha256) -> Result<Option<Blob>, StoreError> {
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+            .open(self.path_of(digest))
+            .and_then(|file| Ok((file.metadata()?.len(), file)));
+        match opened {
+            Ok((size, file)) => Ok(Some(Blob { file: Arc::new(file), size })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StoreError::new("open a blob", source)),
+        }
+    }
+
+    /// Whether it is worth trying to store something: not for a while after it failed.
+    #[must_use]
+    pub fn takes_blobs(&self) -> bool {
+        self.health.is_worth_a_try()
+    }
+
+    /// Tells of an error that came up outside the store, while a stage was written.
+    pub fn report(&self, error: &StoreError) {
+        self.health.report(error);
+    }
+
+    /// Begins a blob whose digest is not known yet. `size` bytes are set aside for it where that is
+    /// known, so that a full volume is noticed before the first byte.
+    ///
+    /// # Errors
+    /// When the volume is full or can not be written; [`Store::health`] tells from then on.
+    pub fn stage(&self, size: Option<u64>) -> Result<Stage, StoreError> {
+        self.staging.begin(size).inspect_err(|error| self.health.report(error))
+    }
+
+    /// Makes a staged file the blob `digest`, durably: synced before it is renamed, its folder
+    /// synced after. A blob that is there already stays.
+    ///
+    /// # Errors
+    /// When the volume fails; the staged file is gone then, and no blob is visible.
+    pub fn commit(&self, stage: Stage, digest: &Sha256) -> Result<Blob, StoreError> {
+        let committed = self.publish(stage, digest);
+        match &committed {
+            Ok(_) => self.health.well(),
+            Err(error) => self.health.report(error),
+        }
+        committed
+    }
+
+    fn publish(&self, stage: Stage, digest: &Sha256) -> Result<Blob, StoreError> {
+        let path = self.path_of(digest);
+        let folder = path.parent().unwrap_or(&self.blobs);
+        let (file, size) = stage.finish()?;
+        if !folder.is_dir() {
+            fs::create_dir_all(folder)
+                .and_then(|()| sync_folder(&self.blobs))
+                .map_err(|source| StoreError::new("make a folder of blobs", source))?;
+        }
+        file.keep_as(&path)?;
+        sync_folder(folder).map_err(|source| StoreError::new("sync a folder of blobs", source))?;
+        Ok(Blob { file: file.into_file(), size })
+    }
+
+    /// Whether new blobs can be stored, in words.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    fn path_of(&self, digest: &Sha256) -> PathBuf {
+        let name = digest.to_string();
+        let folder = name.get(..2).unwrap_or_default();
+        self.blobs.join(folder).join(&name)
+    }
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}

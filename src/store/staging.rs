@@ -1,0 +1,182 @@
+//! Files under way. Each process stages in a folder of its own, which it holds locked: a folder
+//! whose lock is free belongs to a process that died, and is removed.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+
+use crate::store::{Health, StoreError};
+
+/// Where this process stages.
+pub(super) struct Staging {
+    root: PathBuf,
+    /// Made when it is first needed, so that a volume that becomes writable later is used.
+    own: Mutex<Option<OwnFolder>>,
+    next: AtomicU64,
+}
+
+struct OwnFolder {
+    path: PathBuf,
+    /// Holds the lock for as long as the process lives.
+    _lock: File,
+}
+
+impl Staging {
+    pub(super) fn new(root: PathBuf, health: Arc<Health>) -> Self {
+        let staging = Self { root, own: Mutex::new(None), next: AtomicU64::new(0) };
+        if let Err(error) = staging.folder() {
+            health.report(&error);
+        }
+        staging
+    }
+
+    pub(super) fn begin(&self, size: Option<u64>) -> Result<Stage, StoreError> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let path = self.folder()?.join(number.to_string());
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(|source| StoreError::new("stage a file", source))?;
+        let stage = Stage { file: StagedFile { file: Arc::new(file), path, kept: false }, size: 0 };
+        match size {
+            Some(size) if size > 0 => stage.set_aside(size)?,
+            _ => {}
+        }
+        Ok(stage)
+    }
+
+    fn folder(&self) -> Result<PathBuf, StoreError> {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(folder) = own.as_ref() {
+            return Ok(folder.path.clone());
+        }
+        let folder = OwnFolder::make(&self.root)
+            .map_err(|source| StoreError::new("make a staging folder", source))?;
+        let path = folder.path.clone();
+        *own = Some(folder);
+        Ok(path)
+    }
+}
+
+impl OwnFolder {
+    fn make(root: &Path) -> io::Result<Self> {
+        fs::create_dir_all(root)?;
+        remove_dead(root)?;
+        let started = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_nanos();
+        let name = format!("{}-{started}", std::process::id());
+        // Locked before it has the name under which another process would look at its lock.
+        let unlocked = root.join(format!(".{name}"));
+        fs::create_dir(&unlocked)?;
+        let lock = File::open(&unlocked)?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        let path = root.join(name);
+        fs::rename(&unlocked, &path)?;
+        Ok(Self { path, _lock: lock })
+    }
+}
+
+/// Removes the folders of processes that are gone: the system freed their locks.
+fn remove_dead(root: &Path) -> io::Result<()> {
+    for folder in fs::read_dir(root)? {
+        let folder = folder?;
+        if folder.file_name().as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        let path = folder.path();
+        let lock = File::open(&path)?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            tracing::info!(?path, "removing what a dead process left unfinished");
+            fs::remove_dir_all(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// A file under way: written at its end, readable by others up to there.
+pub struct Stage {
+    file: StagedFile,
+    size: u64,
+}
+
+impl Stage {
+    /// The file, for reading what has been written so far.
+    #[must_use]
+    pub fn reader(&self) -> Arc<File> {
+        Arc::clone(&self.file.file)
+    }
+
+    /// Bytes written so far.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Writes at the end. Blocks.
+    ///
+    /// # Errors
+    /// When the volume fails or is full; what was written before stays readable.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.file
+            .file
+            .write_all_at(bytes, self.size)
+            .map_err(|source| StoreError::new("write a staged file", source))?;
+        self.size += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn set_aside(&self, size: u64) -> Result<(), StoreError> {
+        match fallocate(&*self.file.file, FallocateFlags::KEEP_SIZE, 0, size) {
+            // Some file systems can not: then the write itself will tell.
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => Ok(()),
+            Err(errno) => Err(StoreError::new("set room aside", errno.into())),
+        }
+    }
+
+    pub(super) fn finish(self) -> Result<(StagedFile, u64), StoreError> {
+        let sync = || {
+            // Whatever was set aside beyond the end goes back.
+            self.file.file.set_len(self.size)?;
+            self.file.file.sync_all()
+        };
+        sync().map_err(|source| StoreError::new("sync a staged file", source))?;
+        Ok((self.file, self.size))
+    }
+}
+
+/// The file and its name below the staging folder; the name goes with it unless it was kept.
+pub(super) struct StagedFile {
+    file: Arc<File>,
+    path: PathBuf,
+    kept: bool,
+}
+
+impl StagedFile {
+    pub(super) fn keep_as(&self, path: &Path) -> Result<(), StoreError> {
+        fs::rename(&self.path, path).map_err(|source| StoreError::new("name a blob", source))
+    }
+
+    pub(super) fn into_file(mut self) -> Arc<File> {
+        self.kept = true;
+        Arc::clone(&self.file)
+    }
+}
+
+impl Drop for StagedFile {
+    fn drop(&mut self) {
+        if !self.kept
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::debug!(%error, path = ?self.path, "could not remove a staged file");
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Logs: text for people, JSON lines for machines; on standard error.
+
+use std::io::IsTerminal as _;
+
+use tracing_subscriber::EnvFilter;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How lines look.
+    pub format: Format,
+    /// `error`, `warn`, `info`, `debug`, `trace`, or `tracing` directives such as
+    /// `info,aptmesh::mirror=debug`.
+    pub level: String,
+}
+
+impl Config {
+    /// Reads `level`.
+    ///
+    /// # Errors
+    /// When it is no list of `tracing` directives.
+    pub fn parse_level(level: &str) -> Result<String, String> {
+        EnvFilter::try_new(level).map(|_| level.to_owned()).map_err(|error| error.to_string())
+    }
+}
+
+/// Sends the process's logs to standard error. Called once.
+pub fn start(config: &Config) {
+    let filter = EnvFilter::try_new(&config.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match config.format {
+        Format::Text => lines.init(),
+        Format::Json => lines.json().init(),
+    }
+}

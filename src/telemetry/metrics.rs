@@ -1,0 +1,58 @@
+//! The metric registry. Names are `aptmesh_<folder>_<what>_<unit>`; labels come from closed sets
+//! only.
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder as _, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
+};
+
+/// The process's metrics.
+#[derive(Clone, Default)]
+pub struct Metrics {
+    registry: Registry,
+}
+
+impl Metrics {
+    /// Declares a counter.
+    #[must_use]
+    pub fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.declare(IntCounter::new(name, help))
+    }
+
+    /// Declares a counter with labels.
+    #[must_use]
+    pub fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.declare(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    /// Declares a gauge.
+    #[must_use]
+    pub fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.declare(IntGauge::new(name, help))
+    }
+
+    /// Declares a histogram.
+    #[must_use]
+    pub fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        self.declare(Histogram::with_opts(options))
+    }
+
+    /// All of them, in Prometheus' text format.
+    #[must_use]
+    pub fn render(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "could not render the metrics");
+        }
+        text
+    }
+
+    #[expect(clippy::expect_used, reason = "names are constants: a bad one fails every start")]
+    fn declare<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
+        let metric = made.expect("a valid metric name");
+        self.registry.register(Box::new(metric.clone())).expect("a metric declared once");
+        metric
+    }
+}

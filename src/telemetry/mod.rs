@@ -1,0 +1,4 @@
+//! What operators see: logs and the metric registry. Metrics are declared beside what they measure.
+
+pub mod logs;
+pub mod metrics;

@@ -1,0 +1,82 @@
+//! The admin surface: is it alive, is it ready, what does it count. Apart from the proxy, so that
+//! clients do not see it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::StatusCode;
+use serde_json::json;
+use warp::filters::BoxedFilter;
+use warp::reply::Response;
+use warp::{Filter as _, Reply as _};
+
+use crate::engine::Engine;
+use crate::telemetry::metrics::Metrics;
+
+/// What the admin surface needs to answer.
+pub struct Admin {
+    engine: Arc<Engine>,
+    metrics: Metrics,
+    started: Instant,
+    draining: tokio::sync::watch::Receiver<bool>,
+}
+
+impl Admin {
+    /// The surface; not ready any more once `draining` is true.
+    #[must_use]
+    pub fn new(
+        engine: Arc<Engine>,
+        metrics: Metrics,
+        draining: tokio::sync::watch::Receiver<bool>,
+    ) -> Self {
+        Self { engine, metrics, started: Instant::now(), draining }
+    }
+
+    /// All that it answers.
+    #[must_use]
+    pub fn routes(self: Arc<Self>) -> BoxedFilter<(Response,)> {
+        let admin = warp::any().map(move || Arc::clone(&self));
+        let livez = warp::path!("livez").map(|| "alive\n".into_response());
+        let readyz = warp::path!("readyz").and(admin.clone()).map(readyz);
+        let metrics = warp::path!("metrics").and(admin.clone()).map(metrics);
+        let status = warp::path!("status.json").and(admin).then(status);
+        let all = livez.or(readyz).unify().or(metrics).unify().or(status).unify();
+        warp::get().or(warp::head()).unify().and(all).boxed()
+    }
+}
+
+/// Ready means that apt is served: a volume that takes nothing is told of, but is no reason to send
+/// clients away.
+fn readyz(admin: Arc<Admin>) -> Response {
+    if *admin.draining.borrow() {
+        let reply = warp::reply::with_status("stopping\n", StatusCode::SERVICE_UNAVAILABLE);
+        return reply.into_response();
+    }
+    match admin.engine.store_trouble() {
+        None => "ready\n".into_response(),
+        Some(trouble) => format!("ready, but not storing: {trouble}\n").into_response(),
+    }
+}
+
+fn metrics(admin: Arc<Admin>) -> Response {
+    let text = admin.metrics.render();
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    warp::reply::with_header(text, "content-type", kind).into_response()
+}
+
+async fn status(admin: Arc<Admin>) -> Response {
+    let totals = admin.engine.totals().await;
+    let bytes = &admin.engine.metrics().served_bytes;
+    let served = |source| bytes.with_label_values(&[source]).get();
+    warp::reply::json(&json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptime_seconds": admin.started.elapsed().as_secs(),
+        "flights": admin.engine.flights(),
+        "served_bytes": { "store": served("store"), "mirror": served("mirror") },
+        "stored": totals.map(|totals| json!({
+            "resources": totals.resources, "blobs": totals.blobs, "bytes": totals.bytes,
+        })),
+        "trouble": admin.engine.store_trouble(),
+    }))
+    .into_response()
+}

@@ -1,0 +1,163 @@
+//! Bodies of answers, as hyper takes them.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::Stream;
+use http_body::{Frame, SizeHint};
+use prometheus::IntCounter;
+
+use crate::engine::follower::{Chunk, Cut, Follower, SPAN_MAX, Span};
+use crate::mirror;
+use crate::web::wire::{Spans, Wire};
+
+/// A body, whatever it comes from.
+pub(super) struct AnswerBody {
+    source: Source,
+    spans: Spans,
+    /// Bytes handed to hyper are counted here.
+    counted: Option<IntCounter>,
+    /// Told when the body is done with.
+    wire: Option<Wire>,
+}
+
+/// Where a body's bytes come from.
+pub(super) enum Source {
+    Empty,
+    Bytes(Bytes),
+    /// The rest of a file's part.
+    File(FilePart),
+    Stream(Pin<Box<dyn Stream<Item = Result<Chunk, Cut>> + Send>>),
+    /// A body that warp made.
+    Page(Pin<Box<dyn http_body::Body<Data = Bytes, Error = warp::Error> + Send + Sync>>),
+}
+
+/// Bytes of a stored file that are still to be sent.
+pub(super) struct FilePart {
+    pub(super) file: Arc<std::fs::File>,
+    pub(super) offset: u64,
+    pub(super) length: u64,
+}
+
+impl Source {
+    /// A flight's bytes, from where its follower stands.
+    pub(super) fn flight(follower: Box<Follower>) -> Self {
+        Self::Stream(Box::pin(futures_util::stream::unfold(Some(follower), |follower| async {
+            let mut follower = follower?;
+            match follower.next().await {
+                Ok(Some(chunk)) => Some((Ok(chunk), Some(follower))),
+                Ok(None) => None,
+                Err(cut) => Some((Err(cut), None)),
+            }
+        })))
+    }
+
+    /// A mirror's bytes, as they come.
+    pub(super) fn relay(body: mirror::Body) -> Self {
+        Self::Stream(Box::pin(futures_util::stream::unfold(Some(body), |body| async {
+            let mut body = body?;
+            match body.chunk().await {
+                Ok(Some(bytes)) => Some((Ok(Chunk::Bytes(bytes)), Some(body))),
+                Ok(None) => None,
+                Err(error) => Some((Err(Cut(error.to_string().into())), None)),
+            }
+        })))
+    }
+}
+
+impl AnswerBody {
+    pub(super) fn new(source: Source, counted: Option<IntCounter>, wire: Wire) -> Self {
+        Self { source, spans: wire.spans(), counted, wire: Some(wire) }
+    }
+
+    fn poll_chunk(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Chunk, io::Error>>> {
+        match &mut self.source {
+            Source::Empty => Poll::Ready(None),
+            Source::Bytes(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Source::Bytes(bytes) => {
+                Poll::Ready(Some(Ok(Chunk::Bytes(std::mem::take(bytes)))))
+            }
+            Source::File(part) => Poll::Ready(part.next().map(Chunk::Span).map(Ok)),
+            Source::Stream(stream) => {
+                stream.as_mut().poll_next(context).map_err(io::Error::other)
+            }
+            Source::Page(page) => page.as_mut().poll_frame(context).map(|frame| {
+                let bytes = frame?.map(|frame| frame.into_data().unwrap_or_default());
+                Some(bytes.map(Chunk::Bytes).map_err(io::Error::other))
+            }),
+        }
+    }
+}
+
+impl FilePart {
+    fn next(&mut self) -> Option<Span> {
+        let length = self.length.min(SPAN_MAX);
+        let span = Span {
+            file: Arc::clone(&self.file),
+            offset: self.offset,
+            length: usize::try_from(length).ok().filter(|&length| length > 0)?,
+        };
+        self.offset += length;
+        self.length -= length;
+        Some(span)
+    }
+}
+
+impl http_body::Body for AnswerBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        self.poll_chunk(context).map(|chunk| {
+            let bytes = match chunk? {
+                Ok(Chunk::Bytes(bytes)) => bytes,
+                Ok(Chunk::Span(span)) => self.spans.stand_in(span),
+                Err(error) => {
+                    tracing::info!(%error, "cutting a client off");
+                    return Some(Err(error));
+                }
+            };
+            if let Some(counter) = &self.counted {
+                counter.inc_by(bytes.len() as u64);
+            }
+            Some(Ok(Frame::data(bytes)))
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Empty => true,
+            Source::Bytes(bytes) => bytes.is_empty(),
+            Source::File(part) => part.length == 0,
+            Source::Stream(_) => false,
+            Source::Page(page) => page.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Empty => SizeHint::with_exact(0),
+            Source::Bytes(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::File(part) => SizeHint::with_exact(part.length),
+            Source::Stream(_) => SizeHint::default(),
+            Source::Page(page) => page.size_hint(),
+        }
+    }
+}
+
+impl Drop for AnswerBody {
+    fn drop(&mut self) {
+        if let Some(wire) = self.wire.take() {
+            wire.end_answer();
+        }
+    }
+}

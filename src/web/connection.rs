@@ -1,0 +1,194 @@
+//! One client's connection: requests in, answers out, in order; what waits behind is begun early.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::header::HeaderMap;
+use http::{Method, Request, Response, Uri};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioTimer;
+use prometheus::IntCounterVec;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+use tower_service::Service as _;
+use warp::filters::BoxedFilter;
+
+use crate::web::ahead::Ahead;
+use crate::web::body::{AnswerBody, Source};
+use crate::web::proxy::{Proxy, forbidden_client};
+use crate::web::reply::{Payload, SOURCE};
+use crate::web::wire::Wire;
+
+/// For how long a request's head may take to arrive, and a connection may wait for one.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Header fields of a request.
+const FIELDS_MAX: usize = 64;
+/// Bytes of a request's head.
+const HEAD_MAX: usize = 32 * 1024;
+
+/// A set of routes and how it is offered.
+pub struct Surface {
+    /// What is answered.
+    pub routes: BoxedFilter<(warp::reply::Response,)>,
+    /// Set for the proxy surface: who may come in, and what is begun early.
+    pub proxy: Option<Arc<Proxy>>,
+    /// Counts bytes of bodies by source.
+    pub served_bytes: Option<IntCounterVec>,
+    /// Where what outlives a request runs.
+    pub tasks: TaskTracker,
+}
+
+/// A request, as routes see it.
+#[derive(Clone)]
+pub struct Visit {
+    /// Its method.
+    pub method: Method,
+    /// Its target, as hyper read it: absolute form is still to be seen.
+    pub uri: Uri,
+    /// Its header fields.
+    pub headers: HeaderMap,
+    /// Where what outlives it runs.
+    pub tasks: TaskTracker,
+    upgrade: Arc<Mutex<Option<OnUpgrade>>>,
+}
+
+impl Visit {
+    /// The connection itself, once the answer is sent; for whoever takes it first.
+    pub(super) fn take_upgrade(&self) -> Option<OnUpgrade> {
+        self.upgrade.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Serves a connection to its end. When `draining` turns true it ends after the answer under way.
+pub(super) async fn serve(
+    stream: TcpStream,
+    client: SocketAddr,
+    surface: Arc<Surface>,
+    mut draining: watch::Receiver<bool>,
+) {
+    let wire = Wire::new(stream);
+    let ahead = Ahead::default();
+    let session = Arc::new(Session {
+        permitted: surface.proxy.as_ref().is_none_or(|proxy| proxy.permits(client.ip())),
+        client,
+        wire: wire.clone(),
+        ahead: ahead.clone(),
+        surface: Arc::clone(&surface),
+    });
+    let service = service_fn(move |request| Arc::clone(&session).answer(request));
+    let http = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(FIELDS_MAX)
+        .max_buf_size(HEAD_MAX)
+        .serve_connection(wire.clone(), service)
+        .with_upgrades();
+    let mut attended = Attended { http: Box::pin(http), wire, ahead, surface };
+    let told_to_stop = async { drop(draining.wait_for(|draining| *draining).await) };
+    let ended = tokio::select! {
+        ended = &mut attended => ended,
+        () = told_to_stop => {
+            attended.http.as_mut().graceful_shutdown();
+            attended.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%client, %error, "a connection ended early");
+    }
+}
+
+struct Session {
+    permitted: bool,
+    client: SocketAddr,
+    wire: Wire,
+    ahead: Ahead,
+    surface: Arc<Surface>,
+}
+
+impl Session {
+    async fn answer(
+        self: Arc<Self>,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<AnswerBody>, Infallible> {
+        let target = target_of(request.uri());
+        self.wire.begin_answer(&target);
+        // Until the request has its own place in the flight that was begun for it.
+        let _hint = self.ahead.take(&target);
+        let answer = if self.permitted {
+            let visit = Visit {
+                method: request.method().clone(),
+                uri: request.uri().clone(),
+                headers: std::mem::take(request.headers_mut()),
+                tasks: self.surface.tasks.clone(),
+                upgrade: Arc::new(Mutex::new(None)),
+            };
+            if visit.method == Method::CONNECT {
+                let upgrade = hyper::upgrade::on(&mut request);
+                *visit.upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some(upgrade);
+            }
+            request.extensions_mut().insert(visit);
+            let mut routes = warp::service(self.surface.routes.clone());
+            match routes.call(request).await {
+                Ok(answer) => answer,
+                Err(never) => match never {},
+            }
+        } else {
+            forbidden_client(self.client)
+        };
+        Ok(self.with_body(answer))
+    }
+
+    /// Puts the payload in the place that warp had no room for.
+    fn with_body(&self, answer: warp::reply::Response) -> Response<AnswerBody> {
+        let (mut parts, page) = answer.into_parts();
+        let source = match parts.extensions.remove::<Payload>().and_then(|payload| payload.take()) {
+            Some(source) => source,
+            None => Source::Page(Box::pin(page)),
+        };
+        let counted = self.surface.served_bytes.as_ref().and_then(|counters| {
+            let source = parts.headers.get(SOURCE)?.to_str().ok()?;
+            Some(counters.with_label_values(&[source]))
+        });
+        Response::from_parts(parts, AnswerBody::new(source, counted, self.wire.clone()))
+    }
+}
+
+/// hyper's connection, with an eye on what the client does meanwhile: requests that arrive behind
+/// the one under way are begun, and a client that leaves ends it.
+struct Attended<C> {
+    http: Pin<Box<C>>,
+    wire: Wire,
+    ahead: Ahead,
+    surface: Arc<Surface>,
+}
+
+impl<C: Future<Output = hyper::Result<()>>> Future for Attended<C> {
+    type Output = hyper::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let ended = self.http.as_mut().poll(context);
+        if ended.is_pending() && self.wire.poll_left(context).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(proxy) = &self.surface.proxy {
+            self.ahead.begin(&self.wire, proxy);
+        }
+        ended
+    }
+}
+
+/// The target as the client wrote it.
+fn target_of(uri: &Uri) -> String {
+    match (uri.scheme(), uri.path_and_query()) {
+        (None, Some(target)) => target.as_str().to_owned(),
+        _ => uri.to_string(),
+    }
+}

@@ -1,0 +1,18 @@
+//! HTTP towards clients: listeners, request targets, the proxy and admin surfaces, replies. The
+//! only place that knows statuses, and it knows nothing of SQL.
+
+pub mod admin;
+mod ahead;
+mod body;
+mod conditions;
+pub mod connection;
+mod heads;
+pub mod listener;
+mod page;
+pub mod proxy;
+mod reply;
+mod tunnel;
+mod wire;
+
+/// What this cache calls itself in `Via` and `Cache-Status`.
+pub const NAME: &str = "aptmesh";

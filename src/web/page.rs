@@ -1,0 +1,69 @@
+//! What a browser sees at the proxy's root: how it is doing and how to use it.
+
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Response, StatusCode};
+
+use crate::engine::Engine;
+use crate::web::body::Source;
+use crate::web::reply::with_payload;
+
+/// The page. Tools that look for a cache (auto-apt-proxy) know one by the status 406 here, so only
+/// a browser, which asks for HTML, gets 200.
+pub(super) async fn front(engine: &Engine, headers: &HeaderMap) -> warp::reply::Response {
+    let is_browser = headers
+        .get(header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok())
+        .is_some_and(|accept| accept.contains("text/html"));
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("CACHE:9977");
+    let mut answer = Response::new(());
+    *answer.status_mut() = if is_browser { StatusCode::OK } else { StatusCode::NOT_ACCEPTABLE };
+    let fields = answer.headers_mut();
+    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    fields.insert(
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'"),
+    );
+    fields.insert(header::VARY, HeaderValue::from_static("Accept"));
+    let page = render(engine, &escape(host)).await;
+    fields.insert(header::CONTENT_LENGTH, HeaderValue::from(page.len()));
+    with_payload(answer, Source::Bytes(page.into()))
+}
+
+async fn render(engine: &Engine, host: &str) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    let state = match engine.store_trouble() {
+        None => "All is well.".to_owned(),
+        Some(trouble) => format!("Not storing: {}.", escape(&trouble)),
+    };
+    let stored = match engine.totals().await {
+        Some(totals) => {
+            format!("{} files, {} MB", totals.blobs, totals.bytes / 1_000_000)
+        }
+        None => "unknown: the index does not answer".to_owned(),
+    };
+    let flights = engine.flights();
+    format!(
+        "<!DOCTYPE html>
+<html lang=\"en\">
+<meta charset=\"utf-8\">
+<meta name=\"viewport\" content=\"width=device-width\">
+<title>aptmesh</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 42rem; margin: 2rem auto; padding: 0 1rem; }}
+pre {{ overflow-x: auto; }}
+</style>
+<h1>aptmesh {version}</h1>
+<p>An APT cache. {state}</p>
+<p>Stored: {stored}. Downloads under way: {flights}.</p>
+<p>To use it, either put this into <code>/etc/apt/apt.conf.d/30aptmesh</code>:</p>
+<pre>Acquire::http::Proxy \"http://{host}\";</pre>
+<p>or write it before the mirror in <code>sources.list</code>:</p>
+<pre>deb http://{host}/ftp.debian.org/debian stable main</pre>
+"
+    )
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}

@@ -1,0 +1,218 @@
+//! The proxy surface: what apt clients talk to.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode, Uri};
+use ipnet::IpNet;
+use warp::filters::BoxedFilter;
+use warp::reply::Response;
+use warp::{Filter, Rejection};
+
+use crate::archive::kind::Kind;
+use crate::archive::target::{Target, TargetError};
+use crate::engine::plan::Freshness;
+use crate::engine::{Ask, Engine, Hint};
+use crate::mirror::basic_authorization;
+use crate::web::connection::Visit;
+use crate::web::heads::Head;
+use crate::web::{page, reply, tunnel};
+
+/// What the proxy surface needs to answer.
+pub struct Proxy {
+    engine: Arc<Engine>,
+    clients: ArcSwap<Vec<IpNet>>,
+    tunnels: tunnel::Tunnels,
+    /// This process in `Via`: a request that names it has come round in a circle.
+    pseudonym: String,
+}
+
+/// What a request's target and method make of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Resource,
+    Front,
+    Tunnel,
+    Unknown,
+}
+
+/// Header fields of a client that are handed on when its question is.
+const HANDED_ON: [HeaderName; 8] = [
+    header::ACCEPT,
+    header::AUTHORIZATION,
+    header::IF_MODIFIED_SINCE,
+    header::IF_NONE_MATCH,
+    header::IF_RANGE,
+    header::RANGE,
+    header::USER_AGENT,
+    header::VIA,
+];
+
+impl Proxy {
+    /// The surface, for clients in `clients`.
+    #[must_use]
+    pub fn new(engine: Arc<Engine>, clients: Vec<IpNet>, pseudonym: String) -> Self {
+        let clients = ArcSwap::from_pointee(clients);
+        Self { engine, clients, tunnels: tunnel::Tunnels::default(), pseudonym }
+    }
+
+    /// Changes who may be a client, for connections from now on.
+    pub fn set_clients(&self, clients: Vec<IpNet>) {
+        self.clients.store(Arc::new(clients));
+    }
+
+    /// Whether `address` may be a client.
+    #[must_use]
+    pub fn permits(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.clients.load().iter().any(|net| net.contains(&address))
+    }
+
+    /// All that it answers.
+    #[must_use]
+    pub fn routes(self: &Arc<Self>) -> BoxedFilter<(Response,)> {
+        let proxy = Arc::clone(self);
+        let proxy = warp::any().map(move || Arc::clone(&proxy));
+        let resource = proxy.clone().and(form(Form::Resource)).then(answer);
+        let front = proxy.clone().and(form(Form::Front)).then(front_page);
+        let tunnel = proxy.and(form(Form::Tunnel)).then(open_tunnel);
+        let unknown = form(Form::Unknown).then(not_allowed);
+        resource.or(front).unify().or(tunnel).unify().or(unknown).unify().boxed()
+    }
+
+    /// Begins what a request will need before its turn.
+    pub(super) fn prepare(self: &Arc<Self>, head: Head) -> Option<Hint> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in head.fields {
+            if let (Ok(name), Ok(value)) =
+                (HeaderName::try_from(name), HeaderValue::try_from(value))
+            {
+                headers.append(name, value);
+            }
+        }
+        let target = read_target(&head.target.parse().ok()?).ok()?;
+        if self.is_circular(&headers) {
+            return None;
+        }
+        self.engine.prepare(ask(target, &headers, false))
+    }
+
+    fn is_circular(&self, headers: &HeaderMap) -> bool {
+        headers
+            .get_all(header::VIA)
+            .iter()
+            .any(|via| via.to_str().is_ok_and(|via| via.contains(&self.pseudonym)))
+    }
+}
+
+fn form(wanted: Form) -> impl Filter<Extract = (Visit,), Error = Rejection> + Clone {
+    warp::ext::get::<Visit>().and_then(move |visit: Visit| {
+        let matches = form_of(&visit.method, &visit.uri) == wanted;
+        std::future::ready(if matches { Ok(visit) } else { Err(warp::reject::not_found()) })
+    })
+}
+
+fn form_of(method: &Method, uri: &Uri) -> Form {
+    match *method {
+        Method::CONNECT => Form::Tunnel,
+        Method::GET | Method::HEAD if uri.scheme().is_none() && uri.path() == "/" => Form::Front,
+        Method::GET | Method::HEAD => Form::Resource,
+        _ => Form::Unknown,
+    }
+}
+
+fn read_target(uri: &Uri) -> Result<Target, TargetError> {
+    if uri.scheme().is_some() {
+        Target::from_absolute(&uri.to_string())
+    } else {
+        Target::from_prefix(uri.path_and_query().map_or("/", |target| target.as_str()))
+    }
+}
+
+fn ask(target: Target, headers: &HeaderMap, head_only: bool) -> Ask {
+    let mut handed_on = HeaderMap::new();
+    for name in &HANDED_ON {
+        if let Some(value) = headers.get(name) {
+            handed_on.insert(name.clone(), value.clone());
+        }
+    }
+    if let (false, Some(credentials)) =
+        (handed_on.contains_key(header::AUTHORIZATION), basic_authorization(&target))
+    {
+        handed_on.insert(header::AUTHORIZATION, credentials);
+    }
+    let (freshness, no_store) = cache_control(headers);
+    Ask {
+        kind: Kind::of(&target.path),
+        private: target.userinfo.is_some() || handed_on.contains_key(header::AUTHORIZATION),
+        target: Arc::new(target),
+        freshness,
+        head_only,
+        no_store,
+        headers: handed_on,
+    }
+}
+
+/// RFC 9111 §5.2.1, and the older `Pragma: no-cache` (§5.4).
+fn cache_control(headers: &HeaderMap) -> (Freshness, bool) {
+    let mut freshness = Freshness::Any;
+    let mut no_store = false;
+    let directives = headers
+        .get_all(header::CACHE_CONTROL)
+        .iter()
+        .chain(headers.get_all(header::PRAGMA))
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    for directive in directives {
+        match directive.trim().to_ascii_lowercase().as_str() {
+            "no-cache" => freshness = Freshness::Now,
+            "max-age=0" if freshness == Freshness::Any => freshness = Freshness::Recent,
+            "no-store" => no_store = true,
+            _ => {}
+        }
+    }
+    (freshness, no_store)
+}
+
+async fn answer(proxy: Arc<Proxy>, visit: Visit) -> Response {
+    if proxy.is_circular(&visit.headers) {
+        let reason = "this request has been here before: two caches ask each other";
+        return reply::refusal(StatusCode::LOOP_DETECTED, reason);
+    }
+    let target = match read_target(&visit.uri) {
+        Ok(target) => target,
+        Err(error) => return reply::bad_target(&error),
+    };
+    let head_only = visit.method == Method::HEAD;
+    let ask = ask(target, &visit.headers, head_only);
+    match proxy.engine.serve(&ask).await {
+        Ok(served) => reply::served(&visit.headers, head_only, served).await,
+        Err(failure) => {
+            tracing::info!(url = ask.target.url, ?failure, "could not serve");
+            reply::failed(&failure)
+        }
+    }
+}
+
+async fn front_page(proxy: Arc<Proxy>, visit: Visit) -> Response {
+    page::front(&proxy.engine, &visit.headers).await
+}
+
+async fn open_tunnel(proxy: Arc<Proxy>, visit: Visit) -> Response {
+    proxy.tunnels.open(&proxy.engine, &visit).await
+}
+
+async fn not_allowed(visit: Visit) -> Response {
+    let reason = format!("{} is not for a cache: GET, HEAD and CONNECT are", visit.method);
+    let mut answer = reply::refusal(StatusCode::METHOD_NOT_ALLOWED, &reason);
+    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, CONNECT"));
+    answer
+}
+
+/// The peer of a connection may not use the proxy.
+pub(super) fn forbidden_client(client: SocketAddr) -> Response {
+    let reason = format!("{} is not in clients.allow", client.ip());
+    reply::refusal(StatusCode::FORBIDDEN, &reason)
+}

@@ -1,0 +1,293 @@
+//! Answers to clients: from what the engine came to, or from why it did not. The one place where a
+//! failure becomes a status.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
+use hyper::ext::ReasonPhrase;
+use warp::Reply as _;
+
+use crate::archive::target::TargetError;
+use crate::content::range::first_byte;
+use crate::engine::follower::http_date;
+use crate::engine::memory::Known;
+use crate::engine::outcome::{Content, Failure, Meta, Outcome, Relayed, Served};
+use crate::mirror::MirrorErrorKind;
+use crate::web::body::{FilePart, Source};
+use crate::web::conditions::{Portion, portion};
+
+/// For how long a range of a file that is arriving is waited for, before the whole is sent instead:
+/// apt gives up after 30 s of silence.
+const RANGE_PATIENCE: Duration = Duration::from_secs(15);
+/// When a client should come back after a trouble of ours, in seconds.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
+/// apt shows the reason to its user; it must stay a line.
+const REASON_MAX: usize = 160;
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+/// Where the bytes came from, for a person with curl.
+pub(super) const SOURCE: HeaderName = HeaderName::from_static("x-aptmesh-source");
+const VIA: HeaderValue = HeaderValue::from_static("1.1 aptmesh");
+
+/// A body on its way through warp, which has no place for one that it did not make.
+#[derive(Clone)]
+pub(super) struct Payload(Arc<Mutex<Option<Source>>>);
+
+impl Payload {
+    /// The body, once.
+    pub(super) fn take(&self) -> Option<Source> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// An answer as warp hands it on.
+pub(super) fn with_payload(head: Response<()>, source: Source) -> warp::reply::Response {
+    let (mut parts, ()) = head.into_parts();
+    parts.extensions.insert(Payload(Arc::new(Mutex::new(Some(source)))));
+    Response::from_parts(parts, Bytes::new()).into_response()
+}
+
+/// The answer to a request that the engine served.
+pub(super) async fn served(
+    asked: &HeaderMap,
+    head_only: bool,
+    served: Served,
+) -> warp::reply::Response {
+    let outcome = served.outcome;
+    match served.content {
+        Content::Known(known) => {
+            let meta = Meta::of(&known.entry);
+            let portion = portion(asked, &meta);
+            let head = head(&meta, &portion, &cache_status(outcome, true), outcome.source());
+            let source = if head_only { Source::Empty } else { stored(&known, &portion) };
+            with_payload(head, source)
+        }
+        Content::Flight(mut follower) => {
+            let meta = follower.meta().clone();
+            let mut portion = portion(asked, &meta);
+            let first = header_text(asked, &header::RANGE).and_then(first_byte).unwrap_or_default();
+            if let Portion::Part(range) = &portion {
+                let start = range.start.max(first);
+                if start > 0 && !follower.reaches(start, RANGE_PATIENCE).await {
+                    portion = Portion::Whole;
+                }
+            }
+            let status = cache_status(outcome, follower.is_stored());
+            let head = head(&meta, &portion, &status, outcome.source());
+            let source = match portion {
+                _ if head_only => Source::Empty,
+                Portion::Whole => Source::flight(follower),
+                Portion::Part(range) => {
+                    follower.select(range);
+                    Source::flight(follower)
+                }
+                Portion::NotModified | Portion::Unsatisfiable => Source::Empty,
+            };
+            with_payload(head, source)
+        }
+        Content::Relay(answer) => relayed(answer),
+    }
+}
+
+fn head(meta: &Meta, portion: &Portion, status: &str, source: &'static str) -> Response<()> {
+    let mut head = Response::new(());
+    let fields = head.headers_mut();
+    let mut set = |name: HeaderName, value: &str| {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            fields.insert(name, value);
+        }
+    };
+    if let Some(at) = meta.validators.last_modified {
+        set(header::LAST_MODIFIED, &http_date(at));
+    }
+    if let Some(etag) = &meta.validators.etag {
+        set(header::ETAG, etag);
+    }
+    if let Some(kind) = &meta.content_type {
+        set(header::CONTENT_TYPE, kind);
+    }
+    set(CACHE_STATUS, status);
+    let size = meta.size.map(|size| size.to_string());
+    let size = size.as_deref().unwrap_or("*");
+    let code = match portion {
+        Portion::Whole => {
+            if meta.size.is_some() {
+                set(header::CONTENT_LENGTH, size);
+            }
+            StatusCode::OK
+        }
+        Portion::Part(range) => {
+            let (first, last) = (range.start, range.end.saturating_sub(1));
+            set(header::CONTENT_RANGE, &format!("bytes {first}-{last}/{size}"));
+            set(header::CONTENT_LENGTH, &(range.end - range.start).to_string());
+            StatusCode::PARTIAL_CONTENT
+        }
+        Portion::NotModified => StatusCode::NOT_MODIFIED,
+        Portion::Unsatisfiable => {
+            set(header::CONTENT_RANGE, &format!("bytes */{size}"));
+            set(header::CONTENT_LENGTH, "0");
+            StatusCode::RANGE_NOT_SATISFIABLE
+        }
+    };
+    fields.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    fields.insert(SOURCE, HeaderValue::from_static(source));
+    fields.insert(header::VIA, VIA);
+    *head.status_mut() = code;
+    head
+}
+
+fn stored(known: &Known, portion: &Portion) -> Source {
+    let range = match portion {
+        Portion::Whole => 0..known.entry.size,
+        Portion::Part(range) => range.clone(),
+        Portion::NotModified | Portion::Unsatisfiable => return Source::Empty,
+    };
+    let in_memory = known.small.as_ref().and_then(|bytes| {
+        let (start, end) = (usize::try_from(range.start).ok()?, usize::try_from(range.end).ok()?);
+        (end <= bytes.len()).then(|| bytes.slice(start..end))
+    });
+    match in_memory {
+        Some(bytes) => Source::Bytes(bytes),
+        None => Source::File(FilePart {
+            file: Arc::clone(&known.blob.file),
+            offset: range.start,
+            length: range.end - range.start,
+        }),
+    }
+}
+
+/// RFC 9211: what the cache did.
+fn cache_status(outcome: Outcome, stored: bool) -> String {
+    let what = match outcome {
+        Outcome::Hit => "hit",
+        Outcome::Stale => "hit; detail=stale-mirror-away",
+        Outcome::Revalidated => "hit; fwd=stale; fwd-status=304",
+        Outcome::Miss if stored => "fwd=miss; stored",
+        Outcome::Miss => "fwd=miss",
+        Outcome::Collapsed if stored => "fwd=miss; collapsed; stored",
+        Outcome::Collapsed => "fwd=miss; collapsed",
+        Outcome::Relayed => "fwd=bypass",
+    };
+    format!("{}; {what}", crate::web::NAME)
+}
+
+/// A mirror's answer, with what is only between two neighbours taken out (RFC 9110 §7.6.1).
+fn relayed(answer: Relayed) -> warp::reply::Response {
+    let mut headers = answer.headers;
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|names| names.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+    // apt takes a date that it can not read for a broken answer: another form of it, or none.
+    for name in [header::LAST_MODIFIED, header::DATE, header::EXPIRES] {
+        let date = header_text(&headers, &name).and_then(|date| httpdate::parse_http_date(date).ok());
+        headers.remove(&name);
+        if let Some(date) = date.map(httpdate::fmt_http_date)
+            && let Ok(date) = HeaderValue::try_from(date)
+        {
+            headers.insert(name, date);
+        }
+    }
+    headers.append(header::VIA, VIA);
+    headers.insert(SOURCE, HeaderValue::from_static("mirror"));
+    if let Ok(status) = HeaderValue::try_from(cache_status(Outcome::Relayed, false)) {
+        headers.insert(CACHE_STATUS, status);
+    }
+    let mut head = Response::new(());
+    *head.status_mut() = answer.status;
+    *head.headers_mut() = headers;
+    with_payload(head, Source::relay(answer.body))
+}
+
+static HOP_BY_HOP: [HeaderName; 7] = [
+    header::CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+];
+
+/// The answer to a request that came to nothing.
+pub(super) fn failed(failure: &Failure) -> warp::reply::Response {
+    match failure {
+        Failure::Upstream { status, retry_after, .. } if status.as_u16() >= 400 => {
+            let reason = status.canonical_reason().unwrap_or("Refused by the mirror");
+            let mut answer = refusal(*status, reason);
+            if let Some(retry_after) = retry_after {
+                answer.headers_mut().insert(header::RETRY_AFTER, retry_after.clone());
+            }
+            let status = format!("{}; fwd=miss; fwd-status={}", crate::web::NAME, status.as_u16());
+            if let Ok(status) = HeaderValue::try_from(status) {
+                answer.headers_mut().insert(CACHE_STATUS, status);
+            }
+            answer
+        }
+        Failure::Upstream { status, host, .. } => {
+            trouble(StatusCode::BAD_GATEWAY, &format!("{host} answered {status}"))
+        }
+        Failure::Mirror(error) => match error.kind {
+            MirrorErrorKind::Forbidden => refusal(StatusCode::FORBIDDEN, &error.to_string()),
+            MirrorErrorKind::Silent => trouble(StatusCode::GATEWAY_TIMEOUT, &error.to_string()),
+            MirrorErrorKind::Unreachable => {
+                let reason = format!("{} unreachable: {}", error.host, error.reason);
+                trouble(StatusCode::SERVICE_UNAVAILABLE, &reason)
+            }
+            MirrorErrorKind::Broken => {
+                trouble(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
+            }
+        },
+        Failure::Unusable { host, reason } => {
+            trouble(StatusCode::SERVICE_UNAVAILABLE, &format!("{host} {reason}"))
+        }
+        Failure::Internal(reason) => trouble(StatusCode::SERVICE_UNAVAILABLE, reason),
+    }
+}
+
+/// The answer to a target that names nothing.
+pub(super) fn bad_target(error: &TargetError) -> warp::reply::Response {
+    let status = match error {
+        TargetError::TooLong => StatusCode::URI_TOO_LONG,
+        TargetError::Host(_) => StatusCode::NOT_FOUND,
+        TargetError::Path(_) | TargetError::Scheme(_) => StatusCode::BAD_REQUEST,
+    };
+    refusal(status, &error.to_string())
+}
+
+/// A trouble that may pass: apt tries again.
+fn trouble(status: StatusCode, reason: &str) -> warp::reply::Response {
+    let mut answer = refusal(status, reason);
+    answer.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+    answer
+}
+
+/// A status with its reason, as the phrase that apt shows and as text.
+pub(super) fn refusal(status: StatusCode, reason: &str) -> warp::reply::Response {
+    let phrase: String =
+        reason.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(REASON_MAX).collect();
+    let mut head = Response::new(());
+    *head.status_mut() = status;
+    let fields = head.headers_mut();
+    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    fields.insert(header::VIA, VIA);
+    let text = Bytes::from(format!("{phrase}\n"));
+    fields.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));
+    if let Ok(phrase) = ReasonPhrase::try_from(phrase.into_bytes()) {
+        head.extensions_mut().insert(phrase);
+    }
+    with_payload(head, Source::Bytes(text))
+}
+
+fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}

@@ -1,0 +1,97 @@
+//! `CONNECT` tunnels (RFC 9110 §9.3.6) for HTTPS sources: carried, never looked into.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Response, StatusCode};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use crate::archive::target::Authority;
+use crate::engine::Engine;
+use crate::web::body::Source;
+use crate::web::connection::Visit;
+use crate::web::reply;
+
+/// Tunnels open at a time.
+const TUNNELS_MAX: usize = 256;
+/// For how long nothing may pass through a tunnel, in either direction.
+const IDLE_MAX: Duration = Duration::from_secs(120);
+/// Bytes carried at once, each way.
+const BUFFER: usize = 32 * 1024;
+
+/// The tunnels of a surface.
+pub(super) struct Tunnels {
+    places: Arc<Semaphore>,
+}
+
+impl Default for Tunnels {
+    fn default() -> Self {
+        Self { places: Arc::new(Semaphore::new(TUNNELS_MAX)) }
+    }
+}
+
+impl Tunnels {
+    /// Connects to what the visit names, then carries whatever follows.
+    pub(super) async fn open(&self, engine: &Engine, visit: &Visit) -> warp::reply::Response {
+        let named = visit.uri.authority().map(|authority| authority.as_str());
+        // Port 0 stands for none: a tunnel has no default.
+        let authority = match named.map(|named| Authority::parse(named, 0)) {
+            Some(Ok(authority)) if authority.port != 0 => authority,
+            _ => return reply::refusal(StatusCode::BAD_REQUEST, "CONNECT needs HOST:PORT"),
+        };
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            return reply::refusal(StatusCode::SERVICE_UNAVAILABLE, "too many tunnels are open");
+        };
+        let Some(upgrade) = visit.take_upgrade() else {
+            return reply::refusal(StatusCode::BAD_REQUEST, "CONNECT needs HTTP/1.1");
+        };
+        match engine.connect(&authority.host, authority.port).await {
+            Ok(stream) => {
+                visit.tasks.spawn(carry(upgrade, stream, place));
+                reply::with_payload(Response::new(()), Source::Empty)
+            }
+            Err(failure) => {
+                tracing::info!(host = authority.host, port = authority.port, ?failure, "no tunnel");
+                reply::failed(&failure)
+            }
+        }
+    }
+}
+
+async fn carry(upgrade: OnUpgrade, mirror: TcpStream, _place: OwnedSemaphorePermit) {
+    let Ok(upgraded) = upgrade.await else { return };
+    let (from_client, to_client) = tokio::io::split(TokioIo::new(upgraded));
+    let (from_mirror, to_mirror) = mirror.into_split();
+    let activity = tokio::sync::watch::Sender::new(());
+    let up = one_way(from_client, to_mirror, &activity);
+    let down = one_way(from_mirror, to_client, &activity);
+    let mut seen = activity.subscribe();
+    let idle = async { while timeout(IDLE_MAX, seen.changed()).await.is_ok() {} };
+    tokio::select! {
+        _ = async { tokio::join!(up, down) } => {}
+        () = idle => tracing::debug!("closing an idle tunnel"),
+    }
+}
+
+async fn one_way(
+    mut from: impl tokio::io::AsyncRead + Unpin,
+    mut to: impl tokio::io::AsyncWrite + Unpin,
+    activity: &tokio::sync::watch::Sender<()>,
+) {
+    let mut buffer = vec![0; BUFFER];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        activity.send_replace(());
+        let bytes = buffer.get(..read).unwrap_or_default();
+        if to.write_all(bytes).await.is_err() || to.flush().await.is_err() {
+            break;
+        }
+    }
+    // The other side learns of the end; if it is gone too, there is nobody to tell.
+    drop(to.shutdown().await);
+}
+

@@ -1,0 +1,16 @@
+//! The real binary, real sockets, real apt: every effect that the product promises, shown.
+
+mod kit;
+
+mod apt;
+mod durability;
+mod flights;
+mod freshness;
+mod guard;
+mod http;
+mod https;
+mod lifecycle;
+mod misbehaviour;
+mod pipelining;
+mod streaming;
+mod volume;
