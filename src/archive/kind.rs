@@ -129,7 +129,9 @@ fn is_package(name: &str) -> bool {
 fn is_index(name: &str) -> bool {
     let bare = without_compression(name);
     matches!(bare, "Packages" | "Sources" | "Index")
-        || ["Contents-", "Translation-", "Components-", "Commands-"].iter().any(|start| bare.starts_with(start))
+        || ["Contents-", "Translation-", "Components-", "Commands-"]
+            .iter()
+            .any(|start| bare.starts_with(start))
         || matches!(name, "SHA256SUMS" | "SHA256SUMS.gpg" | "SHA512SUMS" | "MD5SUMS")
 }
 

@@ -123,7 +123,8 @@ impl Target {
     pub fn from_prefix(target: &str) -> Result<Self, TargetError> {
         check_length(target)?;
         let rest = target.trim_start_matches('/');
-        let (first, after) = rest.split_once('/').ok_or_else(|| TargetError::Host(shorten(rest)))?;
+        let (first, after) =
+            rest.split_once('/').ok_or_else(|| TargetError::Host(shorten(rest)))?;
         if first.eq_ignore_ascii_case("https") {
             Self::after_scheme(Scheme::Https, after.trim_start_matches('/'))
         } else {
@@ -248,7 +249,13 @@ fn decode_segment(
             b'/' | b'\\' => return Err(TargetError::Path("an encoded slash")),
             value if is_control(value) => return Err(TargetError::Path("a control character")),
             value if is_plain(value) => canonical.push(char::from(value)),
-            value => canonical.push_str(&format!("%{value:02X}")),
+            value => {
+                canonical.push('%');
+                let digits =
+                    [value >> 4, value & 0xf].map(|digit| char::from_digit(digit.into(), 16));
+                canonical
+                    .extend(digits.into_iter().flatten().map(|digit| digit.to_ascii_uppercase()));
+            }
         }
         decoded.push(value);
     }
@@ -277,7 +284,9 @@ fn is_host(host: &str) -> bool {
     let label = |label: &str| {
         !label.is_empty()
             && label.len() <= 63
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
     };
     host.len() <= 253 && host.split('.').all(label)
 }

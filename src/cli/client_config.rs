@@ -10,7 +10,10 @@ pub(super) fn print(config: &Config, url: Option<String>) -> anyhow::Result<()> 
     let parsed = Url::parse(&url)?;
     let host = parsed.host_str().unwrap_or_default();
     let plain = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:[]".contains(&byte));
-    ensure!(parsed.scheme() == "http" && plain, "the URL of a cache is http://HOST:PORT, not {url}");
+    ensure!(
+        parsed.scheme() == "http" && plain,
+        "the URL of a cache is http://HOST:PORT, not {url}"
+    );
     let port = parsed.port_or_known_default().unwrap_or(80);
     super::print_out(&render(host, port))
 }

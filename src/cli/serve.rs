@@ -58,9 +58,10 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     };
     let listener = bind(config.listen.admin, "listen.admin", &config).await?;
     let admin_address = listener.address()?;
-    // Operators look on while clients are seen off.
+    // Operators look on while clients are seen off: nobody waits for these.
     let (_stop_admin, admin_draining) = watch::channel(false);
-    tokio::spawn(listener.serve(surface.into(), admin_draining, TaskTracker::new()));
+    let onlookers = TaskTracker::new();
+    onlookers.spawn(listener.serve(surface.into(), admin_draining, onlookers.clone()));
 
     super::print_out(&greeting(&config, &proxy_addresses, admin_address))?;
     wait_for_stop(&parts, &config, &sources).await?;
@@ -77,18 +78,22 @@ async fn bind(address: SocketAddr, key: &str, config: &Config) -> anyhow::Result
 }
 
 fn greeting(config: &Config, proxies: &[SocketAddr], admin: SocketAddr) -> String {
-    let mut text = format!("aptmesh {}\n", env!("CARGO_PKG_VERSION"));
-    for address in proxies {
-        text += &format!("  proxy on http://{address}\n");
-    }
-    text += &format!("  admin on http://{admin}\n  data in {}\n\n", config.store.dir.display());
-    if let Some(address) = proxies.first() {
-        text += &format!(
-            "Point apt at it:\n  echo 'Acquire::http::Proxy \"http://{address}\";' | \
-             sudo tee /etc/apt/apt.conf.d/30aptmesh\n"
-        );
-    }
-    text
+    let listening: Vec<String> =
+        proxies.iter().map(|address| format!("  proxy on http://{address}")).collect();
+    let example = proxies.first().map(ToString::to_string).unwrap_or_default();
+    format!(
+        "aptmesh {}
+{}
+  admin on http://{admin}
+  data in {}
+
+Point apt at it:
+  echo 'Acquire::http::Proxy \"http://{example}\";' | sudo tee /etc/apt/apt.conf.d/30aptmesh
+",
+        env!("CARGO_PKG_VERSION"),
+        listening.join("\n"),
+        config.store.dir.display(),
+    )
 }
 
 /// SIGTERM or SIGINT; SIGHUP reads the settings again.
@@ -119,7 +124,10 @@ fn reload(parts: &Parts, current: &mut Config, sources: &Sources) {
         if old != new && key.live {
             tracing::info!(key = key.name, "changed");
         } else if old != new {
-            tracing::warn!(key = key.name, "changed in the settings: takes effect at the next start");
+            tracing::warn!(
+                key = key.name,
+                "changed in the settings: takes effect at the next start"
+            );
         }
     }
     parts.mirror.set_guard(next.mirror.guard.clone());

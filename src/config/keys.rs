@@ -44,9 +44,9 @@ fn data_dir(environment: impl Fn(&str) -> Option<String>) -> PathBuf {
         return PathBuf::from("/var/lib/aptmesh");
     }
     let absolute = |text: String| Some(PathBuf::from(text)).filter(|path| path.is_absolute());
-    let data = environment("XDG_DATA_HOME").and_then(absolute).or_else(|| {
-        environment("HOME").and_then(absolute).map(|home| home.join(".local/share"))
-    });
+    let data = environment("XDG_DATA_HOME")
+        .and_then(absolute)
+        .or_else(|| environment("HOME").and_then(absolute).map(|home| home.join(".local/share")));
     data.unwrap_or_else(std::env::temp_dir).join("aptmesh")
 }
 

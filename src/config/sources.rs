@@ -49,7 +49,6 @@ impl Sources {
                 (key.name, set.unwrap_or_else(|| key.default.text(variable)))
             })
             .collect();
-        faults.extend(from_file.keys().map(|name| format!("{name}: there is no such setting")));
         (texts, faults)
     }
 
@@ -86,7 +85,7 @@ impl Sources {
                 text.parse::<toml::Table>().map_err(|error| format!("{path_text}: {error}"))
             });
         match parsed {
-            Ok(table) => flatten(&table, faults),
+            Ok(table) => known_only(flatten(&table, faults), faults),
             Err(fault) => {
                 faults.push(fault);
                 BTreeMap::new()
@@ -130,6 +129,20 @@ fn flatten(table: &toml::Table, faults: &mut Vec<String>) -> BTreeMap<String, St
     texts
 }
 
+fn known_only(
+    mut texts: BTreeMap<String, String>,
+    faults: &mut Vec<String>,
+) -> BTreeMap<String, String> {
+    texts.retain(|name, _| {
+        let known = KEYS.iter().any(|key| key.name == name);
+        if !known {
+            faults.push(format!("{name}: there is no such setting"));
+        }
+        known
+    });
+    texts
+}
+
 fn text_of(value: &toml::Value) -> Option<String> {
     match value {
         toml::Value::String(text) => Some(text.clone()),
@@ -163,8 +176,11 @@ mod tests {
     fn flags_win_over_environment_over_file_over_defaults() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("aptmesh.toml");
-        std::fs::write(&file, "[mirror]\ntimeout = \"3s\"\nrecheck_after = \"4s\"\n[data]\ndir = \"/f\"\n")
-            .unwrap();
+        std::fs::write(
+            &file,
+            "[mirror]\ntimeout = \"3s\"\nrecheck_after = \"4s\"\n[data]\ndir = \"/f\"\n",
+        )
+        .unwrap();
         let mut sources = sources(
             &[("data.dir", "/flag")],
             &[("APTMESH_MIRROR_TIMEOUT", "7s"), ("APTMESH_DATA_DIR", "/env")],
@@ -184,12 +200,22 @@ mod tests {
         std::fs::write(&file, "top = 1\n[mirror]\nalow = [\"x\"]\n[nowhere]\nx = 1\n").unwrap();
         let mut sources = sources(
             &[("listen.proxy", "localhost")],
-            &[("APTMESH_MIRROR_TIMEOUT", "soon"), ("APTMESH_CLIENTS_ALOW", "x"), ("APTMESH_LOG_FORMAT", "xml")],
+            &[
+                ("APTMESH_MIRROR_TIMEOUT", "soon"),
+                ("APTMESH_CLIENTS_ALOW", "x"),
+                ("APTMESH_LOG_FORMAT", "xml"),
+            ],
         );
         sources.file = Some(file);
         let faults = Config::read(&sources).unwrap_err().to_string();
         for name in [
-            "top", "mirror.alow", "nowhere.x", "listen.proxy", "mirror.timeout", "APTMESH_CLIENTS_ALOW", "log.format",
+            "top",
+            "mirror.alow",
+            "nowhere.x",
+            "listen.proxy",
+            "mirror.timeout",
+            "APTMESH_CLIENTS_ALOW",
+            "log.format",
         ] {
             assert!(faults.contains(name), "{name} in {faults}");
         }
@@ -198,11 +224,17 @@ mod tests {
     #[test]
     fn kubernetes_service_links_are_no_settings() {
         let links = [
-            "APTMESH_SERVICE_HOST", "APTMESH_SERVICE_PORT", "APTMESH_SERVICE_PORT_PROXY", "APTMESH_PORT",
-            "APTMESH_PORT_9977_TCP", "APTMESH_PORT_9977_TCP_ADDR", "APTMESH_PEER_SERVICE_HOST",
+            "APTMESH_SERVICE_HOST",
+            "APTMESH_SERVICE_PORT",
+            "APTMESH_SERVICE_PORT_PROXY",
+            "APTMESH_PORT",
+            "APTMESH_PORT_9977_TCP",
+            "APTMESH_PORT_9977_TCP_ADDR",
+            "APTMESH_PEER_SERVICE_HOST",
             "APTMESH_PEER_PORT_9979_TCP_PORT",
         ];
-        let environment: Vec<(&str, &str)> = links.iter().map(|name| (*name, "tcp://10.0.0.1:1")).collect();
+        let environment: Vec<(&str, &str)> =
+            links.iter().map(|name| (*name, "tcp://10.0.0.1:1")).collect();
         assert!(Config::read(&sources(&[], &environment)).is_ok());
     }
 

@@ -170,7 +170,8 @@ mod tests {
 
     #[test]
     fn every_algorithm_is_checked() {
-        let sha512: String = sha2::Sha512::digest(b"abc").iter().map(|b| format!("{b:02x}")).collect();
+        let sha512: String =
+            sha2::Sha512::digest(b"abc").iter().map(|b| format!("{b:02x}")).collect();
         for (algorithm, hex) in [("SHA1", ABC_SHA1), ("SHA256", ABC_SHA256), ("SHA512", &sha512)] {
             for (body, right) in [("abc", true), ("abd", false)] {
                 let expected = Expected::from_by_hash(algorithm, hex);

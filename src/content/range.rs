@@ -116,7 +116,9 @@ mod tests {
     fn content_ranges_are_read() {
         assert_eq!(parse_content_range("bytes 5-9/10"), Some((5..10, Some(10))));
         assert_eq!(parse_content_range("bytes 5-9/*"), Some((5..10, None)));
-        for bad in ["bytes 5-10/10", "bytes 9-5/10", "bytes */10", "bytes 5-/10", "octets 1-2/3", ""] {
+        for bad in
+            ["bytes 5-10/10", "bytes 9-5/10", "bytes */10", "bytes 5-/10", "octets 1-2/3", ""]
+        {
             assert_eq!(parse_content_range(bad), None, "{bad}");
         }
     }

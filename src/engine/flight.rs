@@ -73,7 +73,11 @@ impl Flight {
     fn new() -> Self {
         Self {
             landing: watch::Sender::new(None),
-            progress: watch::Sender::new(Progress { readable: 0, written: 0, state: State::Running }),
+            progress: watch::Sender::new(Progress {
+                readable: 0,
+                written: 0,
+                state: State::Running,
+            }),
             interest: watch::Sender::new(0),
         }
     }

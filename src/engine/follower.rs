@@ -91,9 +91,9 @@ impl Follower {
     /// Waits until the flow has come to its byte `position`; `false` if it has not within
     /// `patience`, or never will.
     pub async fn reaches(&mut self, position: u64, patience: Duration) -> bool {
-        let there = self.progress.wait_for(|progress| {
-            progress.readable > position || progress.state != State::Running
-        });
+        let there = self
+            .progress
+            .wait_for(|progress| progress.readable > position || progress.state != State::Running);
         match tokio::time::timeout(patience, there).await {
             Ok(Ok(progress)) => progress.readable > position,
             _ => false,
@@ -143,7 +143,11 @@ impl Follower {
         let Some(body) = self.spilled.as_mut() else { return Ok(None) };
         let chunk = body.chunk().await.map_err(|error| Cut(error.to_string().into()))?;
         let Some(mut bytes) = chunk else {
-            return if self.end.is_none() { Ok(None) } else { Err(Cut("the mirror broke off".into())) };
+            return if self.end.is_none() {
+                Ok(None)
+            } else {
+                Err(Cut("the mirror broke off".into()))
+            };
         };
         if let Some(end) = self.end {
             bytes.truncate(usize::try_from(end - self.position).unwrap_or(usize::MAX));

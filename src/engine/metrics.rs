@@ -35,10 +35,8 @@ impl EngineMetrics {
                 "Bytes of bodies handed to clients, by source.",
                 &["source"],
             ),
-            flights: metrics.gauge(
-                "aptmesh_engine_flights",
-                "Downloads and revalidations under way.",
-            ),
+            flights: metrics
+                .gauge("aptmesh_engine_flights", "Downloads and revalidations under way."),
             resumed: metrics.counter(
                 "aptmesh_engine_resumed_total",
                 "Downloads that broke off and were continued.",
@@ -48,10 +46,8 @@ impl EngineMetrics {
                 "Bodies that were not what their name promised, by source.",
                 &["source"],
             ),
-            stored_bytes: metrics.counter(
-                "aptmesh_engine_stored_bytes_total",
-                "Bytes of blobs newly stored.",
-            ),
+            stored_bytes: metrics
+                .counter("aptmesh_engine_stored_bytes_total", "Bytes of blobs newly stored."),
         }
     }
 }

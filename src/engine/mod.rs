@@ -224,7 +224,11 @@ impl Engine {
         let confirming = self.fetch(ask, Some(&known));
         match timeout(STALE_PATIENCE, confirming).await {
             Ok(Err(failure)) if failure.is_trouble() => {
-                tracing::warn!(url = ask.target.url, ?failure, "serving what could not be confirmed");
+                tracing::warn!(
+                    url = ask.target.url,
+                    ?failure,
+                    "serving what could not be confirmed"
+                );
             }
             Ok(answered) => return answered,
             Err(_elapsed) => {
@@ -298,7 +302,7 @@ impl Engine {
         let question = Question { head_only: ask.head_only, headers: ask.headers.clone() };
         let answer = self.mirror.ask(&ask.target, &question).await.map_err(Failure::Mirror)?;
         let relayed =
-            Relayed { status: answer.status, headers: answer.headers, body: answer.body };
+            Box::new(Relayed { status: answer.status, headers: answer.headers, body: answer.body });
         Ok(Served { content: Content::Relay(relayed), outcome: Outcome::Relayed })
     }
 

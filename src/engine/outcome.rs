@@ -47,7 +47,7 @@ pub enum Content {
     /// Arriving.
     Flight(Box<Follower>),
     /// The mirror's own answer, handed on.
-    Relay(Relayed),
+    Relay(Box<Relayed>),
 }
 
 /// A mirror's answer that is handed on as it is.

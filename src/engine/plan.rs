@@ -70,10 +70,10 @@ pub fn plan(situation: &Situation) -> Plan {
     };
     match (situation.kind, situation.freshness, standing) {
         // Named by its content: it can not be out of date.
-        (Kind::ByHash(_), _, _) => Plan::Serve,
-        (Kind::Package, Freshness::Any | Freshness::Recent, _) => Plan::Serve,
+        (Kind::ByHash(_), _, _)
+        | (Kind::Package, Freshness::Any | Freshness::Recent, _)
+        | (_, Freshness::Any | Freshness::Recent, Standing::Confirmed) => Plan::Serve,
         (_, Freshness::Now, _) | (_, _, Standing::Old) => Plan::Revalidate,
-        (_, _, Standing::Confirmed) => Plan::Serve,
         (_, _, Standing::Unconfirmed) => Plan::ServeStale,
     }
 }

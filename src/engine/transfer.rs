@@ -69,7 +69,7 @@ impl Transfer {
                 self.confirm(&known).await;
                 flight.land(Landing::Unchanged(known));
             }
-            Ok(Asked::Bytes(arrival)) => return self.receive(flight, arrival).await,
+            Ok(Asked::Bytes(arrival)) => return self.receive(flight, *arrival).await,
         }
         None
     }
@@ -106,15 +106,17 @@ impl Transfer {
             content_type: answer.content_type(),
         };
         let first = answer.body.chunk().await.map_err(Failure::Mirror)?.unwrap_or_default();
-        let is_html = meta.content_type.as_deref().is_some_and(|kind| kind.starts_with("text/html"));
+        let is_html =
+            meta.content_type.as_deref().is_some_and(|kind| kind.starts_with("text/html"));
         if is_html || !self.kind.can_begin_with(self.target.file_name(), &first) {
-            let reason = "answered with a web page instead of the file (captive portal?)".to_owned();
+            let reason =
+                "answered with a web page instead of the file (captive portal?)".to_owned();
             return Err(Failure::Unusable { host: self.target.authority.host.clone(), reason });
         }
         // A body that ends when the connection does may have been cut: it proves itself by its
         // digest, or is not kept.
         let provable = answer.framing() != Framing::Close || self.kind.expected().is_some();
-        Ok(Asked::Bytes(Arrival { meta, first, body: answer.body, provable }))
+        Ok(Asked::Bytes(Box::new(Arrival { meta, first, body: answer.body, provable })))
     }
 
     /// What the mirror needs to answer 304 (RFC 9110 §13.1).
@@ -125,7 +127,9 @@ impl Transfer {
         }
         if let Some(known) = &self.known {
             let marks = &known.entry.validators;
-            if let Some(etag) = marks.etag.as_ref().and_then(|etag| HeaderValue::try_from(etag).ok()) {
+            if let Some(etag) =
+                marks.etag.as_ref().and_then(|etag| HeaderValue::try_from(etag).ok())
+            {
                 headers.insert(header::IF_NONE_MATCH, etag);
             }
             if let Some(date) =
@@ -245,7 +249,9 @@ impl Transfer {
             206 => match answer.part() {
                 Some((first, total))
                     if first == received
-                        && (flow.meta.size.is_none() || total.is_none() || total == flow.meta.size) =>
+                        && (flow.meta.size.is_none()
+                            || total.is_none()
+                            || total == flow.meta.size) =>
                 {
                     Ok(Some(answer.body))
                 }
@@ -345,7 +351,7 @@ impl Transfer {
 
 enum Asked {
     Unchanged(Arc<Known>),
-    Bytes(Arrival),
+    Bytes(Box<Arrival>),
 }
 
 /// A body whose first bytes are there.

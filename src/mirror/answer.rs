@@ -82,7 +82,8 @@ impl Answer {
     /// A coding other than the identity, which was not asked for.
     #[must_use]
     pub fn content_encoding(&self) -> Option<&str> {
-        self.text(&header::CONTENT_ENCODING).filter(|coding| !coding.eq_ignore_ascii_case("identity"))
+        self.text(&header::CONTENT_ENCODING)
+            .filter(|coding| !coding.eq_ignore_ascii_case("identity"))
     }
 
     /// The first byte of a 206's range and, where it says so, the size of the whole.

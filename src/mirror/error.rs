@@ -75,7 +75,7 @@ impl MirrorError {
     pub(super) fn from_client(host: &str, error: reqwest::Error) -> Self {
         // The URL may carry what does not belong into logs.
         let error = error.without_url();
-        if chain(&error).any(|cause| cause.is::<SpecialAddress>()) {
+        if chain(&error).any(<dyn Error>::is::<SpecialAddress>) {
             return Self::special_address(host);
         }
         let kind = if error.is_timeout() {

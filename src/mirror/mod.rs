@@ -176,13 +176,14 @@ impl Mirror {
         let method = if question.head_only { Method::HEAD } else { Method::GET };
         for _ in 0..=REDIRECTS_MAX {
             self.check_url(&url)?;
-            let request =
-                self.client.request(method.clone(), url.clone()).headers(headers.clone());
-            let response = request.send().await.map_err(|error| MirrorError::from_client(host, error))?;
+            let request = self.client.request(method.clone(), url.clone()).headers(headers.clone());
+            let response =
+                request.send().await.map_err(|error| MirrorError::from_client(host, error))?;
             let Some(next) = redirect_of(&response, &url) else {
                 return Ok(Answer::new(response, host, self.timeout, self.bytes.clone()));
             };
-            let next = next.map_err(|reason| MirrorError::new(MirrorErrorKind::Broken, host, reason))?;
+            let next =
+                next.map_err(|reason| MirrorError::new(MirrorErrorKind::Broken, host, reason))?;
             if next.origin() != url.origin() {
                 headers.remove(header::AUTHORIZATION);
             }
@@ -205,14 +206,22 @@ impl Mirror {
             _ => return Ok(()),
         };
         // A parent proxy connects for us, and has its own rules; literals are still refused.
-        if guard.permits_address(host, address) { Ok(()) } else { Err(MirrorError::special_address(host)) }
+        if guard.permits_address(host, address) {
+            Ok(())
+        } else {
+            Err(MirrorError::special_address(host))
+        }
     }
 
     /// Connects a tunnel (RFC 9110 §9.3.6) to `host:port`.
     ///
     /// # Errors
     /// When host or port may not be asked, or nothing there answers.
-    pub async fn connect(&self, host: &str, port: u16) -> Result<tokio::net::TcpStream, MirrorError> {
+    pub async fn connect(
+        &self,
+        host: &str,
+        port: u16,
+    ) -> Result<tokio::net::TcpStream, MirrorError> {
         if self.has_proxy {
             let reason = "tunnels do not go through mirror.proxy";
             return Err(MirrorError::new(MirrorErrorKind::Forbidden, host, reason));
@@ -236,7 +245,9 @@ impl Mirror {
             let reason = last.map_or_else(|| "no address".to_owned(), |error| error.to_string());
             Err(MirrorError::new(MirrorErrorKind::Unreachable, host, reason))
         };
-        timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| Err(MirrorError::silent(host)))
+        timeout(CONNECT_TIMEOUT, connecting)
+            .await
+            .unwrap_or_else(|_| Err(MirrorError::silent(host)))
     }
 }
 

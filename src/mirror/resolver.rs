@@ -54,6 +54,10 @@ pub(super) async fn resolve(
     if permitted.is_empty() { Err(MirrorError::special_address(host)) } else { Ok(permitted) }
 }
 
-fn permitted(guard: &Guard, host: &str, found: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+fn permitted(
+    guard: &Guard,
+    host: &str,
+    found: impl Iterator<Item = SocketAddr>,
+) -> Vec<SocketAddr> {
     found.filter(|address| guard.permits_address(host, address.ip())).collect()
 }

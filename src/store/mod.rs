@@ -30,7 +30,7 @@ pub struct Config {
 pub struct Store {
     blobs: PathBuf,
     staging: Staging,
-    health: Arc<Health>,
+    health: Health,
 }
 
 /// A blob, open for reading. It stays readable whatever happens to its name.
@@ -91,12 +91,12 @@ impl Store {
     /// can not be written is no error: what is on it is served, and [`Store::health`] tells.
     #[must_use]
     pub fn open(config: &Config) -> Self {
-        let health = Arc::new(Health::default());
+        let health = Health::default();
         let blobs = config.dir.join("blobs");
         if let Err(source) = fs::create_dir_all(&blobs) {
             health.report(&StoreError::new("make the folder of blobs", source));
         }
-        let staging = Staging::new(config.dir.join("staging"), Arc::clone(&health));
+        let staging = Staging::new(config.dir.join("staging"), &health);
         Self { blobs, staging, health }
     }
 

@@ -27,7 +27,7 @@ struct OwnFolder {
 }
 
 impl Staging {
-    pub(super) fn new(root: PathBuf, health: Arc<Health>) -> Self {
+    pub(super) fn new(root: PathBuf, health: &Health) -> Self {
         let staging = Self { root, own: Mutex::new(None), next: AtomicU64::new(0) };
         if let Err(error) = staging.folder() {
             health.report(&error);

@@ -37,8 +37,10 @@ impl Admin {
     pub fn routes(self: Arc<Self>) -> BoxedFilter<(Response,)> {
         let admin = warp::any().map(move || Arc::clone(&self));
         let livez = warp::path!("livez").map(|| "alive\n".into_response());
-        let readyz = warp::path!("readyz").and(admin.clone()).map(readyz);
-        let metrics = warp::path!("metrics").and(admin.clone()).map(metrics);
+        let readyz =
+            warp::path!("readyz").and(admin.clone()).map(|admin: Arc<Admin>| readyz(&admin));
+        let metrics =
+            warp::path!("metrics").and(admin.clone()).map(|admin: Arc<Admin>| metrics(&admin));
         let status = warp::path!("status.json").and(admin).then(status);
         let all = livez.or(readyz).unify().or(metrics).unify().or(status).unify();
         warp::get().or(warp::head()).unify().and(all).boxed()
@@ -47,7 +49,7 @@ impl Admin {
 
 /// Ready means that apt is served: a volume that takes nothing is told of, but is no reason to send
 /// clients away.
-fn readyz(admin: Arc<Admin>) -> Response {
+fn readyz(admin: &Admin) -> Response {
     if *admin.draining.borrow() {
         let reply = warp::reply::with_status("stopping\n", StatusCode::SERVICE_UNAVAILABLE);
         return reply.into_response();
@@ -58,7 +60,7 @@ fn readyz(admin: Arc<Admin>) -> Response {
     }
 }
 
-fn metrics(admin: Arc<Admin>) -> Response {
+fn metrics(admin: &Admin) -> Response {
     let text = admin.metrics.render();
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     warp::reply::with_header(text, "content-type", kind).into_response()

@@ -34,7 +34,7 @@ impl Ahead {
     pub(super) fn take(&self, target: &str) -> Option<Hint> {
         let mut begun = self.lock();
         let at = begun.iter().position(|begun| begun.target == target)?;
-        begun.drain(..=at).last()?.hint
+        begun.drain(..=at).next_back()?.hint
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Begun>> {

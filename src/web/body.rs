@@ -73,20 +73,13 @@ impl AnswerBody {
         Self { source, spans: wire.spans(), counted, wire: Some(wire) }
     }
 
-    fn poll_chunk(
-        &mut self,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Chunk, io::Error>>> {
+    fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, io::Error>>> {
         match &mut self.source {
             Source::Empty => Poll::Ready(None),
             Source::Bytes(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Source::Bytes(bytes) => {
-                Poll::Ready(Some(Ok(Chunk::Bytes(std::mem::take(bytes)))))
-            }
+            Source::Bytes(bytes) => Poll::Ready(Some(Ok(Chunk::Bytes(std::mem::take(bytes))))),
             Source::File(part) => Poll::Ready(part.next().map(Chunk::Span).map(Ok)),
-            Source::Stream(stream) => {
-                stream.as_mut().poll_next(context).map_err(io::Error::other)
-            }
+            Source::Stream(stream) => stream.as_mut().poll_next(context).map_err(io::Error::other),
             Source::Page(page) => page.as_mut().poll_frame(context).map(|frame| {
                 let bytes = frame?.map(|frame| frame.into_data().unwrap_or_default());
                 Some(bytes.map(Chunk::Bytes).map_err(io::Error::other))

@@ -44,9 +44,11 @@ fn is_held_by_client(headers: &HeaderMap, meta: &Meta) -> bool {
     if let Some(tags) = text(headers, &header::IF_NONE_MATCH) {
         let weak = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
         return tags.trim() == "*"
-            || meta.validators.etag.as_ref().is_some_and(|etag| {
-                tags.split(',').any(|tag| weak(tag) == weak(etag))
-            });
+            || meta
+                .validators
+                .etag
+                .as_ref()
+                .is_some_and(|etag| tags.split(',').any(|tag| weak(tag) == weak(etag)));
     }
     let since = text(headers, &header::IF_MODIFIED_SINCE)
         .and_then(|date| httpdate::parse_http_date(date).ok())

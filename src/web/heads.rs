@@ -111,7 +111,8 @@ mod tests {
 
     #[test]
     fn heads_are_found_however_they_arrive() {
-        let stream = "GET /a HTTP/1.1\r\nHost: h\r\n\r\nHEAD /b HTTP/1.1\r\n\r\nGET /c HTTP/1.1\r\n\r\n";
+        let stream =
+            "GET /a HTTP/1.1\r\nHost: h\r\n\r\nHEAD /b HTTP/1.1\r\n\r\nGET /c HTTP/1.1\r\n\r\n";
         let all = vec![Some("/a".to_owned()), None, Some("/c".to_owned())];
         assert_eq!(targets(&[stream]), all);
         for cut in 1..stream.len() {

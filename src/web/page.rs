@@ -14,7 +14,8 @@ pub(super) async fn front(engine: &Engine, headers: &HeaderMap) -> warp::reply::
         .get(header::ACCEPT)
         .and_then(|accept| accept.to_str().ok())
         .is_some_and(|accept| accept.contains("text/html"));
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("CACHE:9977");
+    let host =
+        headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("CACHE:9977");
     let mut answer = Response::new(());
     *answer.status_mut() = if is_browser { StatusCode::OK } else { StatusCode::NOT_ACCEPTABLE };
     let fields = answer.headers_mut();

@@ -88,7 +88,7 @@ pub(super) async fn served(
             };
             with_payload(head, source)
         }
-        Content::Relay(answer) => relayed(answer),
+        Content::Relay(answer) => relayed(*answer),
     }
 }
 
@@ -189,7 +189,8 @@ fn relayed(answer: Relayed) -> warp::reply::Response {
     }
     // apt takes a date that it can not read for a broken answer: another form of it, or none.
     for name in [header::LAST_MODIFIED, header::DATE, header::EXPIRES] {
-        let date = header_text(&headers, &name).and_then(|date| httpdate::parse_http_date(date).ok());
+        let date =
+            header_text(&headers, &name).and_then(|date| httpdate::parse_http_date(date).ok());
         headers.remove(&name);
         if let Some(date) = date.map(httpdate::fmt_http_date)
             && let Ok(date) = HeaderValue::try_from(date)
@@ -243,9 +244,7 @@ pub(super) fn failed(failure: &Failure) -> warp::reply::Response {
                 let reason = format!("{} unreachable: {}", error.host, error.reason);
                 trouble(StatusCode::SERVICE_UNAVAILABLE, &reason)
             }
-            MirrorErrorKind::Broken => {
-                trouble(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
-            }
+            MirrorErrorKind::Broken => trouble(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
         },
         Failure::Unusable { host, reason } => {
             trouble(StatusCode::SERVICE_UNAVAILABLE, &format!("{host} {reason}"))

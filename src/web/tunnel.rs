@@ -20,7 +20,7 @@ use crate::web::reply;
 /// Tunnels open at a time.
 const TUNNELS_MAX: usize = 256;
 /// For how long nothing may pass through a tunnel, in either direction.
-const IDLE_MAX: Duration = Duration::from_secs(120);
+const IDLE_MAX: Duration = Duration::from_mins(2);
 /// Bytes carried at once, each way.
 const BUFFER: usize = 32 * 1024;
 
@@ -38,7 +38,7 @@ impl Default for Tunnels {
 impl Tunnels {
     /// Connects to what the visit names, then carries whatever follows.
     pub(super) async fn open(&self, engine: &Engine, visit: &Visit) -> warp::reply::Response {
-        let named = visit.uri.authority().map(|authority| authority.as_str());
+        let named = visit.uri.authority().map(http::uri::Authority::as_str);
         // Port 0 stands for none: a tunnel has no default.
         let authority = match named.map(|named| Authority::parse(named, 0)) {
             Some(Ok(authority)) if authority.port != 0 => authority,
@@ -94,4 +94,3 @@ async fn one_way(
     // The other side learns of the end; if it is gone too, there is nobody to tell.
     drop(to.shutdown().await);
 }
-

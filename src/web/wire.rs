@@ -131,11 +131,7 @@ impl Inner {
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut bytes = [0; READ_MAX];
         let mut buffer = ReadBuf::new(&mut bytes);
-        ready!(tokio::io::AsyncRead::poll_read(
-            Pin::new(&mut self.stream),
-            context,
-            &mut buffer
-        ))?;
+        ready!(tokio::io::AsyncRead::poll_read(Pin::new(&mut self.stream), context, &mut buffer))?;
         let read = buffer.filled();
         if read.is_empty() {
             self.at_end = true;

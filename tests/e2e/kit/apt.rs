@@ -88,10 +88,8 @@ impl Apt {
         ] {
             self.conf(key, value);
         }
-        let dump = Command::new("apt-config")
-            .arg("dump")
-            .output()
-            .expect("apt-config on this machine");
+        let dump =
+            Command::new("apt-config").arg("dump").output().expect("apt-config on this machine");
         let dump = String::from_utf8_lossy(&dump.stdout);
         for line in dump.lines() {
             let (key, value) = line.split_once(' ').unwrap_or((line, ""));
@@ -142,12 +140,7 @@ impl Apt {
 
     /// Downloads what an installation on an empty machine would need.
     pub fn install_download_only(&self, packages: &[&str]) -> Run {
-        let install = [
-            "-y",
-            "--download-only",
-            "--no-install-recommends",
-            "install",
-        ];
+        let install = ["-y", "--download-only", "--no-install-recommends", "install"];
         self.run("apt-get", &[&install, packages].concat())
     }
 
@@ -168,11 +161,7 @@ impl Apt {
             .unwrap_or_else(|trouble| panic!("{program} on this machine: {trouble}"));
         let mut output = String::from_utf8_lossy(&result.stdout).into_owned();
         output.push_str(&String::from_utf8_lossy(&result.stderr));
-        Run {
-            ok: result.status.success(),
-            output,
-            took: start.elapsed(),
-        }
+        Run { ok: result.status.success(), output, took: start.elapsed() }
     }
 
     /// Forgets all indexes and all packages.
@@ -203,25 +192,13 @@ impl Apt {
 
     /// Name and size in bytes of the candidates of these packages.
     pub fn show_sizes(&self, packages: &[&str]) -> Vec<(String, u64)> {
-        let shown = self.run(
-            "apt-cache",
-            &[&["show", "--no-all-versions"], packages].concat(),
-        );
+        let shown = self.run("apt-cache", &[&["show", "--no-all-versions"], packages].concat());
         assert!(shown.ok, "apt-cache show: {}", shown.output);
-        shown
-            .output
-            .split("\n\n")
-            .filter_map(name_and_size)
-            .collect()
+        shown.output.split("\n\n").filter_map(name_and_size).collect()
     }
 }
 
 fn name_and_size(paragraph: &str) -> Option<(String, u64)> {
-    let field = |name| {
-        paragraph
-            .lines()
-            .find_map(|line| line.strip_prefix(name))
-            .map(str::trim)
-    };
+    let field = |name| paragraph.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     Some((field("Package:")?.to_owned(), field("Size:")?.parse().ok()?))
 }

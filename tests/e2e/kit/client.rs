@@ -152,10 +152,8 @@ impl Connection {
 
     /// Reads the head of the next answer, without its body.
     pub fn read_head(&mut self) -> Head {
-        let (method, asked) = self
-            .sent
-            .pop_front()
-            .unwrap_or_else(|| ("GET".to_owned(), Instant::now()));
+        let (method, asked) =
+            self.sent.pop_front().unwrap_or_else(|| ("GET".to_owned(), Instant::now()));
         self.asked = asked;
         self.read_head_of(&method)
     }
@@ -163,10 +161,7 @@ impl Connection {
     fn read_head_of(&mut self, method: &str) -> Head {
         self.body = Body::Ended;
         match self.parse_head() {
-            Err(trouble) => Head {
-                reason: trouble.to_string(),
-                ..Head::default()
-            },
+            Err(trouble) => Head { reason: trouble.to_string(), ..Head::default() },
             // An interim answer: the real one follows.
             Ok(head) if (100..200).contains(&head.status) && head.status != 101 => {
                 self.read_head_of(method)
@@ -200,12 +195,7 @@ impl Connection {
                 .ok_or_else(|| io::Error::other(format!("not a header field: {line:?}")))?;
             headers.push((name.to_owned(), value.trim().to_owned()));
         }
-        Ok(Head {
-            status,
-            reason,
-            headers,
-            first_byte,
-        })
+        Ok(Head { status, reason, headers, first_byte })
     }
 
     fn read_line(&mut self) -> io::Result<String> {
@@ -276,18 +266,13 @@ impl Connection {
                 Body::UntilClose => return self.stream.read(buffer),
                 Body::Sized { left } => {
                     let count = self.read_at_most(buffer, left)?;
-                    self.body = Body::Sized {
-                        left: left - count as u64,
-                    };
+                    self.body = Body::Sized { left: left - count as u64 };
                     return Ok(count);
                 }
                 Body::Chunked { left: 0, first } => self.body = self.next_chunk(first)?,
                 Body::Chunked { left, .. } => {
                     let count = self.read_at_most(buffer, left)?;
-                    self.body = Body::Chunked {
-                        left: left - count as u64,
-                        first: false,
-                    };
+                    self.body = Body::Chunked { left: left - count as u64, first: false };
                     return Ok(count);
                 }
             }
@@ -322,15 +307,11 @@ impl Connection {
 
 fn body_of(method: &str, head: &Head) -> Body {
     let length = head.header("content-length").and_then(|v| v.parse().ok());
-    let chunked = head
-        .header("transfer-encoding")
-        .is_some_and(|value| value.eq_ignore_ascii_case("chunked"));
+    let chunked =
+        head.header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked"));
     match length {
         _ if method == "HEAD" || matches!(head.status, 101 | 204 | 304) => Body::Ended,
-        _ if chunked => Body::Chunked {
-            left: 0,
-            first: true,
-        },
+        _ if chunked => Body::Chunked { left: 0, first: true },
         Some(left) => Body::Sized { left },
         None => Body::UntilClose,
     }

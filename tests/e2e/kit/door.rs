@@ -28,12 +28,7 @@ impl Door {
             let (open, guests) = (open.clone(), guests.clone());
             move || welcome(&listener, &open, &guests, Arc::new(serve))
         });
-        Self {
-            addr,
-            open,
-            guests,
-            porter: Some(porter),
-        }
+        Self { addr, open, guests, porter: Some(porter) }
     }
 
     pub fn addr(&self) -> SocketAddr {

@@ -61,16 +61,9 @@ impl Mirror {
 
     fn open(ip: &str, tls: Option<Arc<ServerConfig>>) -> Self {
         let ip: IpAddr = ip.parse().expect("an IP address");
-        let shelf = Arc::new(Shelf {
-            tls,
-            ..Shelf::default()
-        });
+        let shelf = Arc::new(Shelf { tls, ..Shelf::default() });
         let door = open_door((ip, 0).into(), &shelf);
-        Self {
-            addr: door.addr(),
-            shelf,
-            door: Mutex::new(Some(door)),
-        }
+        Self { addr: door.addr(), shelf, door: Mutex::new(Some(door)) }
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -104,6 +97,11 @@ impl Mirror {
         scripts.entry(path_of(path)).or_default().extend(faults);
     }
 
+    /// Forgets what was still to happen to requests of `path`.
+    pub fn heal(&self, path: &str) {
+        self.shelf.scripts.lock().unwrap().remove(&path_of(path));
+    }
+
     /// Every request so far, in order of arrival.
     pub fn log(&self) -> Vec<Seen> {
         let log = self.shelf.log.lock().unwrap();
@@ -114,10 +112,7 @@ impl Mirror {
     pub fn requests(&self, path: &str) -> Vec<Seen> {
         let path = path_of(path);
         let log = self.shelf.log.lock().unwrap();
-        log.iter()
-            .filter(|entry| entry.path == path)
-            .map(|entry| entry.seen())
-            .collect()
+        log.iter().filter(|entry| entry.path == path).map(|entry| entry.seen()).collect()
     }
 
     /// How often the content of `path` was sent, in whole or in part.
@@ -199,11 +194,14 @@ impl Shelf {
 
     fn next_fault(&self, path: &str) -> Fault {
         let mut scripts = self.scripts.lock().unwrap();
-        scripts
-            .get_mut(path)
-            .and_then(VecDeque::pop_front)
-            .unwrap_or(Fault::None)
+        scripts.get_mut(path).and_then(VecDeque::pop_front).unwrap_or(Fault::None)
     }
+}
+
+fn redirect(status: u16, location: &str) -> Answer {
+    let mut answer = Answer::status(status);
+    answer.set("Location", location);
+    answer
 }
 
 fn with_fault(mut answer: Answer, fault: Fault) -> Option<Answer> {
@@ -214,11 +212,8 @@ fn with_fault(mut answer: Answer, fault: Fault) -> Option<Answer> {
         Fault::Stall { after, for_ } => answer.cut = Some((after, for_)),
         Fault::StallHead(silence) => answer.head_delay += silence,
         Fault::Trickle { bytes_per_second } => answer.rate = Some(bytes_per_second),
-        Fault::Redirect(location) => {
-            let mut redirect = Answer::status(302);
-            redirect.set("Location", &location);
-            return Some(redirect);
-        }
+        Fault::Redirect(location) => return Some(redirect(302, &location)),
+        Fault::RedirectAs(status, location) => return Some(redirect(status, &location)),
         Fault::WrongLength { declared } => answer.declared = Some(declared),
         Fault::Html => {
             let page = "<!DOCTYPE html><title>Welcome</title><p>Please log in.</p>\n";

@@ -4,11 +4,7 @@
 //!
 //! It is written with plain threads and `std::net`, so that it shares no code
 //! with the proxy: a mistake in an HTTP library can not cancel itself out.
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "each test uses its own part of the kit"
-)]
+#![allow(dead_code, unused_imports, reason = "each test uses its own part of the kit")]
 
 pub mod apt;
 pub mod ca;
@@ -34,10 +30,7 @@ pub type Headers = Vec<(String, String)>;
 
 /// The value of the first header field called `name`, in any letter case.
 pub fn find_header<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    headers
-        .iter()
-        .find(|(key, _)| key.eq_ignore_ascii_case(name))
-        .map(|(_, value)| value.as_str())
+    headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
 }
 
 /// Bytes that look random, do not compress, and are the same in every run.
@@ -69,10 +62,7 @@ pub fn hex(digest: &[u8]) -> String {
 pub fn wait_until(timeout: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + timeout;
     while !holds() {
-        assert!(
-            Instant::now() < deadline,
-            "waited {timeout:?} in vain for: {what}"
-        );
+        assert!(Instant::now() < deadline, "waited {timeout:?} in vain for: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

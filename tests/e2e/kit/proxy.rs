@@ -2,7 +2,7 @@
 
 use super::client;
 use super::mirror::Mirror;
-use super::sha256_hex;
+use super::{sha256_hex, wait_until};
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -45,22 +45,15 @@ impl Build {
 
     /// Starts the proxy and waits until it is ready.
     pub fn start(self) -> Proxy {
-        let own_folder = self
-            .data
-            .is_none()
-            .then(|| TempDir::new().expect("a folder for the data"));
+        let own_folder =
+            self.data.is_none().then(|| TempDir::new().expect("a folder for the data"));
         let data = match (&self.data, &own_folder) {
             (Some(folder), _) => folder.clone(),
             (None, Some(own)) => own.path().join("data"),
             (None, None) => unreachable!("one of them was made above"),
         };
         let running = Running::start(&self, &data);
-        Proxy {
-            build: self,
-            data,
-            own_folder,
-            running,
-        }
+        Proxy { build: self, data, own_folder, running }
     }
 
     fn command(&self, data: &Path) -> Command {
@@ -100,11 +93,7 @@ impl Proxy {
     }
 
     pub fn build() -> Build {
-        Build {
-            data: None,
-            env: Vec::new(),
-            args: Vec::new(),
-        }
+        Build { data: None, env: Vec::new(), args: Vec::new() }
     }
 
     /// Where apt talks to.
@@ -179,14 +168,23 @@ impl Proxy {
 
     /// The memory that it really occupies.
     pub fn resident_bytes(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most that it ever occupied.
+    pub fn peak_resident_bytes(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, which: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))
             .expect("the status of the running proxy");
         let kilobytes: u64 = status
             .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .find_map(|line| line.strip_prefix(which))
             .and_then(|rest| rest.trim().strip_suffix(" kB"))
             .and_then(|number| number.trim().parse().ok())
-            .expect("a VmRSS line");
+            .expect("a line about memory");
         kilobytes * 1024
     }
 
@@ -197,6 +195,21 @@ impl Proxy {
         found.retain(|path| digest_in_path(path).is_some());
         found.sort();
         found
+    }
+
+    /// The files of downloads under way.
+    pub fn staged(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        walk(&self.data.join("staging"), &mut found);
+        found
+    }
+
+    /// Waits until no download is under way: a client may have it all before
+    /// it is stored.
+    pub fn wait_landed(&self) {
+        wait_until(Duration::from_secs(15), "the end of all downloads", || {
+            self.metric("aptmesh_engine_flights") == 0.0
+        });
     }
 
     /// Every stored file must be what its name says.
@@ -238,12 +251,7 @@ impl Running {
         let log = Captured::of(child.stderr.take().expect("a pipe"));
         let lines = lines_of(child.stdout.take().expect("a pipe"));
         match ready(&lines) {
-            Ok((proxy, admin)) => Self {
-                child: Mutex::new(child),
-                proxy,
-                admin,
-                log,
-            },
+            Ok((proxy, admin)) => Self { child: Mutex::new(child), proxy, admin, log },
             Err(trouble) => {
                 let _ = child.kill();
                 let _ = child.wait();

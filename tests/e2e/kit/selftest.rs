@@ -91,10 +91,7 @@ fn faults_come_one_by_one() {
             Fault::None,
             Fault::Refuse,
             Fault::WrongLength { declared: 6000 },
-            Fault::Stall {
-                after: 7,
-                for_: Duration::from_millis(200),
-            },
+            Fault::Stall { after: 7, for_: Duration::from_millis(200) },
             Fault::StallHead(Duration::from_millis(200)),
             Fault::Redirect("/g".to_owned()),
             Fault::Html,
@@ -115,10 +112,7 @@ fn faults_come_one_by_one() {
     let late = ask();
     assert!(late.complete && late.first_byte >= Duration::from_millis(200));
     assert_eq!(ask().header("location"), Some("/g"));
-    assert_eq!(
-        ask().header("content-type"),
-        Some("text/html; charset=utf-8")
-    );
+    assert_eq!(ask().header("content-type"), Some("text/html; charset=utf-8"));
     assert!(ask().complete);
 }
 
@@ -219,9 +213,11 @@ fn a_mirror_speaks_tls() {
 #[test]
 fn real_apt_accepts_the_local_archive() {
     let mirror = Mirror::start();
-    let archive = LocalArchive::new("demo")
-        .package("hello-mesh", "1:1.0-1", 300_000)
-        .package("other-mesh", "2.0", 10);
+    let archive = LocalArchive::new("demo").package("hello-mesh", "1:1.0-1", 300_000).package(
+        "other-mesh",
+        "2.0",
+        10,
+    );
     archive.publish(&mirror, "/debian");
     let apt = Apt::new(None);
     apt.sources(&archive.source_line(&format!("http://{}/debian", mirror.host())));
@@ -231,10 +227,7 @@ fn real_apt_accepts_the_local_archive() {
     let index = format!("/debian/{}", archive.by_hash_path());
     assert_eq!(mirror.bodies(&index), 1, "{:#?}", mirror.log());
     let size = archive.deb("hello-mesh").len() as u64;
-    assert_eq!(
-        apt.show_sizes(&["hello-mesh"]),
-        [("hello-mesh".to_owned(), size)]
-    );
+    assert_eq!(apt.show_sizes(&["hello-mesh"]), [("hello-mesh".to_owned(), size)]);
 
     let install = apt.install_download_only(&["hello-mesh", "other-mesh"]);
     assert!(install.ok, "{}", install.output);

@@ -7,19 +7,10 @@ pub fn build(name: &str, version: &str, payload: &[u8]) -> Vec<u8> {
          Maintainer: Nobody <nobody@example.org>\nDescription: made for a test\n"
     );
     let file = format!("./usr/share/{name}/payload");
-    let folders = [
-        "./",
-        "./usr/",
-        "./usr/share/",
-        &format!("./usr/share/{name}/"),
-    ];
+    let folders = ["./", "./usr/", "./usr/share/", &format!("./usr/share/{name}/")];
     let mut deb = b"!<arch>\n".to_vec();
     add_member(&mut deb, "debian-binary", b"2.0\n");
-    add_member(
-        &mut deb,
-        "control.tar",
-        &tar(&["./"], "./control", control.as_bytes()),
-    );
+    add_member(&mut deb, "control.tar", &tar(&["./"], "./control", control.as_bytes()));
     add_member(&mut deb, "data.tar", &tar(&folders, &file, payload));
     deb
 }

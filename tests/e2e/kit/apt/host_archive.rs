@@ -113,12 +113,7 @@ fn keys_of_source(source: &str) -> Option<String> {
         lines.find_map(|line| line.strip_prefix("Signed-By:"))?
     } else {
         // N counts the lines of the file.
-        let (options, _) = text
-            .lines()
-            .nth(index)?
-            .split_once('[')?
-            .1
-            .split_once(']')?;
+        let (options, _) = text.lines().nth(index)?.split_once('[')?.1.split_once(']')?;
         let mut options = options.split_whitespace();
         options.find_map(|option| option.strip_prefix("signed-by="))?
     };

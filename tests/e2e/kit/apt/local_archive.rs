@@ -142,10 +142,7 @@ impl LocalArchive {
             mirror.put(&full, alter(path, file));
         };
         let dated = |text: String| File::new(text.into_bytes()).last_modified(self.date);
-        put(
-            &format!("dists/{}/Release", self.suite),
-            dated(self.release()),
-        );
+        put(&format!("dists/{}/Release", self.suite), dated(self.release()));
         put(&self.index_path(), dated(self.index()));
         put(&self.by_hash_path(), dated(self.index()));
         for package in &self.packages {

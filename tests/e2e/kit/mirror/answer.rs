@@ -179,11 +179,7 @@ fn wanted_range(file: &File, asked: &Asked) -> Wanted {
         // Several ranges or nonsense: a server may ignore those.
         _ => return Wanted::Whole,
     };
-    if part.start < part.end {
-        Wanted::Part(part)
-    } else {
-        Wanted::Impossible
-    }
+    if part.start < part.end { Wanted::Part(part) } else { Wanted::Impossible }
 }
 
 /// If-Range asks for a part only of the file that the client began with.
@@ -199,8 +195,7 @@ fn if_range_matches(file: &File, asked: &Asked) -> bool {
 }
 
 fn seconds(date: SystemTime) -> u64 {
-    date.duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    date.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn seconds_of(date: &str) -> Option<u64> {

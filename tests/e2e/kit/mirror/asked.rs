@@ -32,9 +32,7 @@ impl Asked {
         };
         while let Some(line) = read_line(from)?.filter(|line| !line.is_empty()) {
             let (name, value) = line.split_once(':').unwrap_or((&line, ""));
-            asked
-                .headers
-                .push((name.to_owned(), value.trim().to_owned()));
+            asked.headers.push((name.to_owned(), value.trim().to_owned()));
         }
         asked.skip_body(from)?;
         Ok(Some(asked))
@@ -46,9 +44,7 @@ impl Asked {
 
     pub fn wants_close(&self) -> bool {
         self.http10
-            || self
-                .header("connection")
-                .is_some_and(|value| value.eq_ignore_ascii_case("close"))
+            || self.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
     }
 
     /// No test sends a body that matters, but it must not look like the next

@@ -19,6 +19,8 @@ pub enum Fault {
     Trickle { bytes_per_second: u64 },
     /// 302 to this location.
     Redirect(String),
+    /// Another status of the 3xx class, to this location.
+    RedirectAs(u16, String),
     /// The correct body under a false Content-Length, then a close.
     WrongLength { declared: usize },
     /// 200 with a page in HTML, like the log-in page of a hotel.

@@ -48,9 +48,7 @@ fn send_body(wire: &mut Wire, answer: &Answer, entry: &Entry) -> io::Result<Opti
         Some((after, _)) => &whole[..after.min(whole.len())],
         None => whole,
     };
-    let slice = answer
-        .rate
-        .map_or(SLICE, |rate| (rate / 100).clamp(1, SLICE as u64) as usize);
+    let slice = answer.rate.map_or(SLICE, |rate| (rate / 100).clamp(1, SLICE as u64) as usize);
     let start = Instant::now();
     let mut sent = 0;
     for piece in body.chunks(slice) {

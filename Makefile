@@ -1,0 +1,37 @@
+# The same targets at home and in CI. `make test` is all that a fresh machine needs.
+
+CARGO ?= cargo
+
+.PHONY: help test check format lint docs bench needs
+
+help:
+	@echo "make test    all tests; installs what they need from Debian's packages"
+	@echo "make check   format, lint, docs, test: what CI runs"
+	@echo "make bench   speed, side by side with nginx and apt-cacher-ng"
+
+# A C compiler builds SQLite and the TLS primitives; real apt is what the product is tested with.
+needs:
+	@tools/need.sh cc=gcc apt-get=apt dpkg-deb=dpkg bash unshare=util-linux mount ps=procps
+
+test: needs
+	$(CARGO) test --locked
+
+check: format lint docs test
+
+format:
+	$(CARGO) fmt --all --check
+
+lint: needs
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+docs: needs
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	APTMESH_DATA_DIR=/var/lib/aptmesh $(CARGO) run --locked --quiet -- config | diff -u docs/settings.toml - \
+		|| { echo "docs/settings.toml is out of date: make docs/settings.toml" >&2; exit 1; }
+
+docs/settings.toml: src/config/keys.rs
+	APTMESH_DATA_DIR=/var/lib/aptmesh $(CARGO) run --locked --quiet -- config > $@
+
+bench: needs
+	@tools/need.sh nginx=nginx-light wrk apt-cacher-ng
+	$(CARGO) bench --locked --bench side_by_side

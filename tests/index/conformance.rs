@@ -1,0 +1,117 @@
+//! The contract of `Index`, as tests. A new make calls `run` and `survives`.
+
+use std::future::Future;
+
+use aptmesh::content::digest::Sha256;
+use aptmesh::index::{Entry, Index, Totals, Validators};
+
+/// Runs every test, each on an index of its own.
+pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {
+    wait(knows_what_was_recorded(&open()));
+    wait(keeps_marks_to_the_letter(&open()));
+    wait(confirms_only_what_is_still_so(&open()));
+    wait(forgets_every_name_of_a_blob(&open()));
+    wait(counts_blobs_once(&open()));
+    wait(takes_calls_from_many_tasks(&open()));
+}
+
+/// The shortest proof that an index works.
+pub(crate) fn run_once(index: &impl Index) {
+    wait(knows_what_was_recorded(index));
+}
+
+/// What was recorded is known to the next process.
+pub(crate) fn survives<I: Index>(mut open: impl FnMut() -> I) {
+    wait(async { open().record("http://m/a", &entry("a")).await.unwrap() });
+    wait(async {
+        assert_eq!(open().look_up("http://m/a").await.unwrap(), Some(entry("a")));
+    });
+}
+
+async fn knows_what_was_recorded(index: &impl Index) {
+    assert_eq!(index.look_up("http://m/a").await.unwrap(), None);
+    index.record("http://m/a", &entry("a")).await.unwrap();
+    index.record("http://m/a", &entry("a")).await.unwrap();
+    assert_eq!(index.look_up("http://m/a").await.unwrap(), Some(entry("a")));
+    assert_eq!(index.look_up("http://m/A").await.unwrap(), None);
+
+    index.record("http://m/a", &entry("newer")).await.unwrap();
+    assert_eq!(index.look_up("http://m/a").await.unwrap(), Some(entry("newer")));
+}
+
+async fn keeps_marks_to_the_letter(index: &impl Index) {
+    let bare = Entry { validators: Validators::default(), content_type: None, ..entry("bare") };
+    let odd = Entry {
+        validators: Validators {
+            last_modified: Some(i64::MAX),
+            etag: Some("W/\"it's 100% \u{e4}\"".to_owned()),
+        },
+        size: 1 << 40,
+        ..entry("odd")
+    };
+    for (key, entry) in [("http://m/bare", bare), ("http://m/odd?'\"%", odd)] {
+        index.record(key, &entry).await.unwrap();
+        assert_eq!(index.look_up(key).await.unwrap(), Some(entry));
+    }
+}
+
+async fn confirms_only_what_is_still_so(index: &impl Index) {
+    index.record("http://m/a", &entry("a")).await.unwrap();
+    index.confirm("http://m/a", &Sha256::of(b"something else"), 77).await.unwrap();
+    index.confirm("http://m/unknown", &Sha256::of(b"a"), 77).await.unwrap();
+    assert_eq!(index.look_up("http://m/a").await.unwrap(), Some(entry("a")));
+    assert_eq!(index.look_up("http://m/unknown").await.unwrap(), None);
+
+    index.confirm("http://m/a", &Sha256::of(b"a"), 77).await.unwrap();
+    let confirmed = Entry { checked_at: 77, ..entry("a") };
+    assert_eq!(index.look_up("http://m/a").await.unwrap(), Some(confirmed));
+}
+
+async fn forgets_every_name_of_a_blob(index: &impl Index) {
+    for key in ["http://m/a", "http://n/a"] {
+        index.record(key, &entry("a")).await.unwrap();
+    }
+    index.record("http://m/b", &entry("b")).await.unwrap();
+    index.forget_blob(&Sha256::of(b"a")).await.unwrap();
+    index.forget_blob(&Sha256::of(b"a")).await.unwrap();
+    for key in ["http://m/a", "http://n/a"] {
+        assert_eq!(index.look_up(key).await.unwrap(), None);
+    }
+    assert_eq!(index.look_up("http://m/b").await.unwrap(), Some(entry("b")));
+}
+
+async fn counts_blobs_once(index: &impl Index) {
+    assert_eq!(index.totals().await.unwrap(), Totals::default());
+    for (key, body) in [("http://m/a", "a"), ("http://n/a", "a"), ("http://m/b", "bb")] {
+        index.record(key, &entry(body)).await.unwrap();
+    }
+    let totals = Totals { resources: 3, blobs: 2, bytes: 3 };
+    assert_eq!(index.totals().await.unwrap(), totals);
+}
+
+async fn takes_calls_from_many_tasks(index: &impl Index) {
+    let calls = (0..200).map(|number| async move {
+        let (key, body) = (format!("http://m/{number}"), number.to_string());
+        index.record(&key, &entry(&body)).await.unwrap();
+        assert_eq!(index.look_up(&key).await.unwrap(), Some(entry(&body)));
+    });
+    futures_util::future::join_all(calls).await;
+    assert_eq!(index.totals().await.unwrap().resources, 200);
+}
+
+fn entry(body: &str) -> Entry {
+    Entry {
+        blob: Sha256::of(body.as_bytes()),
+        size: body.len() as u64,
+        validators: Validators {
+            last_modified: Some(1_700_000_000),
+            etag: Some("\"e\"".to_owned()),
+        },
+        content_type: Some("application/x-debian-package".to_owned()),
+        checked_at: 1_700_000_001,
+    }
+}
+
+fn wait<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
