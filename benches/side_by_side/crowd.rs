@@ -14,7 +14,7 @@ const ROUNDS: usize = 3;
 
 pub fn run() {
     let mirror = Mirror::start();
-    let nginx = Server::nginx_cache(mirror.addr());
+    let nginx = Server::nginx_cache(mirror.addr(), false);
     let proxy = Proxy::start();
     let head = ["50 clients, one cold 100 MB file", "wall s", "upstream bytes"];
     let mut table = Table::new("A crowd, medians", &head);

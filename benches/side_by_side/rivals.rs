@@ -24,8 +24,9 @@ impl Server {
         nginx(&format!("root {root}; open_file_cache max=100;"), "")
     }
 
-    /// nginx as a cache of `origin`, as one would set it up for packages.
-    pub fn nginx_cache(origin: SocketAddr) -> Self {
+    /// nginx as a cache of `origin`, as one would set it up for packages. `tcp_nopush` helps it with
+    /// some sizes and costs it dearly with others.
+    pub fn nginx_cache(origin: SocketAddr, tcp_nopush: bool) -> Self {
         let server = format!(
             "location / {{
                 proxy_pass http://{origin};
@@ -38,9 +39,13 @@ impl Server {
                 proxy_cache_lock_age 60s;
             }}"
         );
-        let http = "proxy_cache_path FOLDER/cache keys_zone=packages:10m max_size=10g \
-                    inactive=1d use_temp_path=off;";
-        nginx(&server, http)
+        let tcp_nopush = if tcp_nopush { "on" } else { "off" };
+        let http = format!(
+            "proxy_cache_path FOLDER/cache keys_zone=packages:10m max_size=10g inactive=1d
+                 use_temp_path=off;
+             tcp_nopush {tcp_nopush};"
+        );
+        nginx(&server, &http)
     }
 
     /// apt-cacher-ng with its own defaults.
@@ -57,7 +62,11 @@ impl Server {
             .args(["-c", &at("conf"), "ForeGround=1", "BindAddress=127.0.0.1"])
             .args([format!("Port={}", address.port()), "SocketPath=".to_owned()])
             .args([format!("CacheDir={}", at("cache")), format!("LogDir={}", at("log"))])
-            .args(["SupportDir=/usr/lib/apt-cacher-ng", "ReportPage=acng-report.html", "AllowUserPorts=0"])
+            .args([
+                "SupportDir=/usr/lib/apt-cacher-ng",
+                "ReportPage=acng-report.html",
+                "AllowUserPorts=0",
+            ])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -93,7 +102,7 @@ fn nginx(server: &str, http: &str) -> Server {
         "worker_processes auto; daemon off; pid {at}/pid; error_log {at}/error.log;
          events {{ worker_connections 4096; }}
          http {{
-            access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000000;
+            access_log off; sendfile on; keepalive_requests 1000000000;
             default_type application/octet-stream;
             client_body_temp_path {at}/t1; proxy_temp_path {at}/t2; fastcgi_temp_path {at}/t3;
             uwsgi_temp_path {at}/t4; scgi_temp_path {at}/t5;

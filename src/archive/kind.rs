@@ -76,12 +76,16 @@ impl Kind {
         }
     }
 
-    /// Whether `head`, the first bytes of a body, can begin a file of this kind. A captive portal's
-    /// or an error page is no part of an archive, whatever status it came with.
+    /// Whether `head`, the first bytes of a body, can begin a file of this kind; no bytes at all
+    /// mean an empty file. A captive portal's or an error page is no part of an archive, whatever
+    /// status it came with; and what a mirror with a full disk has instead of a package is none.
     #[must_use]
     pub fn can_begin_with(self, name: &str, head: &[u8]) -> bool {
-        if head.is_empty() || self == Self::Other {
+        if self == Self::Other {
             return true;
+        }
+        if head.is_empty() {
+            return !matches!(self, Self::Release | Self::Package);
         }
         match name {
             "InRelease" => starts_like(head, b"-----BEGIN PGP SIGNED MESSAGE-----"),
@@ -203,8 +207,11 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_captive_portals_are_told() {
-        let table: [(&str, &[u8], bool); 9] = [
+    fn what_can_not_be_the_file_is_told() {
+        let table: [(&str, &[u8], bool); 12] = [
+            ("pool/a_1_all.deb", b"", false),
+            ("dists/sid/InRelease", b"", false),
+            ("dists/sid/main/Contents-all", b"", true),
             ("dists/sid/InRelease", b"-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256", true),
             ("dists/sid/InRelease", b"-----BE", true),
             ("dists/sid/InRelease", b"<html>", false),

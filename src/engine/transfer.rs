@@ -25,6 +25,8 @@ const RESUMES_MAX: u32 = 3;
 /// Before a transfer is resumed.
 const RESUME_PAUSE: Duration = Duration::from_millis(200);
 
+const WEB_PAGE: &str = "answered with a web page instead of the file (captive portal?)";
+
 /// What a flight is to bring.
 pub(super) struct Transfer {
     pub(super) engine: Arc<Engine>,
@@ -74,49 +76,69 @@ impl Transfer {
         None
     }
 
+    /// Asks until the first bytes are there: they tell a file from a captive portal's page.
     async fn ask(&self) -> Result<Asked, Failure> {
         let question = Question { head_only: false, headers: self.conditions() };
-        let answer =
-            self.engine.mirror.ask(&self.target, &question).await.map_err(Failure::Mirror)?;
-        if answer.status == 304
-            && let Some(known) = &self.known
-        {
-            return Ok(Asked::Unchanged(Arc::clone(known)));
+        let mut fruitless = 0;
+        loop {
+            let mirror = &self.engine.mirror;
+            let answer = mirror.ask(&self.target, &question).await.map_err(Failure::Mirror)?;
+            if answer.status == 304
+                && let Some(known) = &self.known
+            {
+                return Ok(Asked::Unchanged(Arc::clone(known)));
+            }
+            let mut answer = self.usable(answer)?;
+            match answer.body.chunk().await {
+                Ok(first) => return self.begin(answer, first.unwrap_or_default()),
+                Err(error) if fruitless == RESUMES_MAX => return Err(Failure::Mirror(error)),
+                Err(_broke_off) => {
+                    fruitless += 1;
+                    tokio::time::sleep(RESUME_PAUSE * fruitless).await;
+                }
+            }
         }
-        let host = || self.target.authority.host.clone();
+    }
+
+    /// The answer, if by its head it is what was asked for.
+    fn usable(&self, answer: Answer) -> Result<Answer, Failure> {
         if answer.status != 200 {
             let retry_after = answer.headers.get(header::RETRY_AFTER).cloned();
-            return Err(Failure::Upstream { status: answer.status, host: host(), retry_after });
+            let host = self.target.authority.host.clone();
+            return Err(Failure::Upstream { status: answer.status, host, retry_after });
         }
         if let Some(coding) = answer.content_encoding() {
             let reason = format!("sent the file {coding}-encoded, which was not asked for");
-            return Err(Failure::Unusable { host: host(), reason });
+            return Err(self.unusable(reason));
         }
-        self.begin(answer).await
+        if answer.content_type().is_some_and(|kind| kind.starts_with("text/html")) {
+            return Err(self.unusable(WEB_PAGE.to_owned()));
+        }
+        Ok(answer)
     }
 
-    /// Waits for the first bytes: they tell a file from a captive portal's page.
-    async fn begin(&self, mut answer: Answer) -> Result<Asked, Failure> {
+    fn begin(&self, answer: Answer, first: Bytes) -> Result<Asked, Failure> {
+        if !self.kind.can_begin_with(self.target.file_name(), &first) {
+            let reason = if first.is_empty() { "sent an empty file" } else { WEB_PAGE };
+            return Err(self.unusable(reason.to_owned()));
+        }
+        let framing = answer.framing();
         let meta = Meta {
-            size: match answer.framing() {
+            size: match framing {
                 Framing::Length(size) => Some(size),
                 Framing::Chunked | Framing::Close => None,
             },
             validators: Validators { last_modified: answer.last_modified(), etag: answer.etag() },
             content_type: answer.content_type(),
         };
-        let first = answer.body.chunk().await.map_err(Failure::Mirror)?.unwrap_or_default();
-        let is_html =
-            meta.content_type.as_deref().is_some_and(|kind| kind.starts_with("text/html"));
-        if is_html || !self.kind.can_begin_with(self.target.file_name(), &first) {
-            let reason =
-                "answered with a web page instead of the file (captive portal?)".to_owned();
-            return Err(Failure::Unusable { host: self.target.authority.host.clone(), reason });
-        }
         // A body that ends when the connection does may have been cut: it proves itself by its
         // digest, or is not kept.
-        let provable = answer.framing() != Framing::Close || self.kind.expected().is_some();
+        let provable = framing != Framing::Close || self.kind.expected().is_some();
         Ok(Asked::Bytes(Box::new(Arrival { meta, first, body: answer.body, provable })))
+    }
+
+    fn unusable(&self, reason: String) -> Failure {
+        Failure::Unusable { host: self.target.authority.host.clone(), reason }
     }
 
     /// What the mirror needs to answer 304 (RFC 9110 §13.1).

@@ -221,18 +221,9 @@ static HOP_BY_HOP: [HeaderName; 7] = [
 
 /// The answer to a request that came to nothing.
 pub(super) fn failed(failure: &Failure) -> warp::reply::Response {
-    match failure {
-        Failure::Upstream { status, retry_after, .. } if status.as_u16() >= 400 => {
-            let reason = status.canonical_reason().unwrap_or("Refused by the mirror");
-            let mut answer = refusal(*status, reason);
-            if let Some(retry_after) = retry_after {
-                answer.headers_mut().insert(header::RETRY_AFTER, retry_after.clone());
-            }
-            let status = format!("{}; fwd=miss; fwd-status={}", crate::web::NAME, status.as_u16());
-            if let Ok(status) = HeaderValue::try_from(status) {
-                answer.headers_mut().insert(CACHE_STATUS, status);
-            }
-            answer
+    let mut answer = match failure {
+        Failure::Upstream { status, .. } if status.as_u16() >= 400 => {
+            refusal(*status, status.canonical_reason().unwrap_or("Refused by the mirror"))
         }
         Failure::Upstream { status, host, .. } => {
             trouble(StatusCode::BAD_GATEWAY, &format!("{host} answered {status}"))
@@ -250,7 +241,19 @@ pub(super) fn failed(failure: &Failure) -> warp::reply::Response {
             trouble(StatusCode::SERVICE_UNAVAILABLE, &format!("{host} {reason}"))
         }
         Failure::Internal(reason) => trouble(StatusCode::SERVICE_UNAVAILABLE, reason),
+    };
+    let mut cache_status = format!("{}; fwd=miss", crate::web::NAME);
+    if let Failure::Upstream { status, retry_after, .. } = failure {
+        cache_status.push_str("; fwd-status=");
+        cache_status.push_str(status.as_str());
+        if let Some(retry_after) = retry_after {
+            answer.headers_mut().insert(header::RETRY_AFTER, retry_after.clone());
+        }
     }
+    if let Ok(cache_status) = HeaderValue::try_from(cache_status) {
+        answer.headers_mut().insert(CACHE_STATUS, cache_status);
+    }
+    answer
 }
 
 /// The answer to a target that names nothing.

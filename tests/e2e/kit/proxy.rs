@@ -166,6 +166,11 @@ impl Proxy {
         sum_of_samples(&String::from_utf8_lossy(&reply.body), name_with_labels)
     }
 
+    /// A metric that only takes whole numbers.
+    pub fn count(&self, name_with_labels: &str) -> u64 {
+        format!("{:.0}", self.metric(name_with_labels)).parse().expect("a whole number")
+    }
+
     /// The memory that it really occupies.
     pub fn resident_bytes(&self) -> u64 {
         self.memory("VmRSS:")

@@ -94,6 +94,7 @@ impl Answer {
         if file.ranges {
             self.set("Accept-Ranges", "bytes");
         }
+        self.headers.extend_from_slice(&file.extra);
         if self.status != 304 {
             self.set("Content-Type", &file.content_type);
         }

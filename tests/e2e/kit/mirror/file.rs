@@ -1,5 +1,6 @@
 //! What a mirror has at a path, and how it hands it out.
 
+use crate::kit::Headers;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -28,6 +29,7 @@ pub struct File {
     pub(super) http10: bool,
     pub(super) close: bool,
     pub(super) ranges: bool,
+    pub(super) extra: Headers,
 }
 
 impl File {
@@ -44,6 +46,7 @@ impl File {
             http10: false,
             close: false,
             ranges: true,
+            extra: Headers::new(),
         }
     }
 
@@ -62,6 +65,12 @@ impl File {
     pub fn no_validators(mut self) -> Self {
         self.modified = None;
         self.etag = None;
+        self
+    }
+
+    /// A header field to the letter, besides (not instead of) the usual ones.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.extra.push((name.to_owned(), value.to_owned()));
         self
     }
 
