@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::config::{Config, Key};
+use crate::config::Config;
 
 pub(super) fn print(config: &Config) -> anyhow::Result<()> {
     super::print_out(&render(config)?)
@@ -21,13 +21,14 @@ fn render(config: &Config) -> anyhow::Result<String> {
         for line in wrap(key.doc, 96) {
             writeln!(text, "# {line}")?;
         }
-        writeln!(text, "{name} = {:?}  # {}", shown(key, value), key.variable())?;
+        let variable = key.variable();
+        if key.secret && !value.is_empty() {
+            writeln!(text, "# {name} is set, and a secret: {variable}, {variable}_FILE")?;
+        } else {
+            writeln!(text, "{name} = {value:?}  # {variable}")?;
+        }
     }
     Ok(text)
-}
-
-fn shown(key: &Key, value: &str) -> String {
-    if key.secret && !value.is_empty() { "(secret)".to_owned() } else { value.to_owned() }
 }
 
 fn wrap(text: &str, width: usize) -> Vec<String> {

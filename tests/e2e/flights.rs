@@ -70,8 +70,8 @@ fn fifty_clients_cost_one_upstream_body() {
         assert_eq!(hash, &expected);
     }
     assert_eq!((mirror.bodies(TOOL), mirror.bytes(TOOL)), (1, 100 << 20));
-    assert_eq!(proxy.metric(&format!("{SERVED}{{outcome=\"miss\"}}")), 1.0);
-    assert!(proxy.metric(&format!("{SERVED}{{outcome=\"collapsed\"}}")) > 0.0);
+    assert_eq!(proxy.count(&format!("{SERVED}{{outcome=\"miss\"}}")), 1);
+    assert!(proxy.count(&format!("{SERVED}{{outcome=\"collapsed\"}}")) > 0);
     let peak = proxy.peak_resident_bytes();
     println!("50 clients, 100 MB: at most {} MB resident", peak >> 20);
     assert!(peak < MEMORY_MAX, "{peak} bytes");
@@ -195,7 +195,7 @@ fn release_and_packages_files_fly_the_same_way() {
         }
         assert_eq!(mirror.requests(path).len(), 1, "{path}");
     }
-    assert!(proxy.metric(&format!("{SERVED}{{outcome=\"collapsed\"}}")) > 0.0);
+    assert!(proxy.count(&format!("{SERVED}{{outcome=\"collapsed\"}}")) > 0);
 }
 
 #[test]
@@ -205,7 +205,7 @@ fn what_nobody_wants_any_more_is_given_up() {
     let (mut client, _) = begin(&proxy, &mirror, &[]);
     assert_rest(&mut client, &bytes[..MEGABYTE]);
     assert_eq!(proxy.staged().len(), 1);
-    assert_eq!(proxy.metric("aptmesh_engine_flights"), 1.0);
+    assert_eq!(proxy.count("aptmesh_engine_flights"), 1);
     drop(client);
 
     wait_until(Duration::from_secs(25), "the mirror to be left", || !mirror.log()[0].open);

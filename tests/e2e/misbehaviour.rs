@@ -93,8 +93,9 @@ fn by_hash(bytes: &[u8]) -> String {
     format!("/debian/dists/sid/main/binary-amd64/by-hash/SHA256/{}", sha256_hex(bytes))
 }
 
+/// Later than [`DATE`].
 fn later() -> SystemTime {
-    httpdate::parse_http_date(DATE).expect("a date") + Duration::from_secs(3600)
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_704_200_000)
 }
 
 #[test]
@@ -112,7 +113,7 @@ fn a_cut_body_is_resumed_where_it_broke_off() {
         assert_eq!(seen[1].header("range"), Some("bytes=300000-"));
         assert_eq!(seen[1].header("if-range"), Some(mark));
         assert_eq!(scene.mirror.bytes(TOOL), LEN as u64, "no byte was sent twice");
-        assert_eq!(scene.proxy.metric(RESUMED), 1.0);
+        assert_eq!(scene.proxy.count(RESUMED), 1);
         scene.assert_hit(TOOL, &noise(1, LEN));
     }
 }
@@ -123,7 +124,7 @@ fn a_body_that_is_cut_again_and_again_comes_whole() {
     let bytes = noise(2, LEN);
     scene.put(TOOL, File::new(bytes.clone()), vec![Fault::Cut { after: 120_000 }; 8]);
     assert_whole(&scene.get(TOOL), &bytes);
-    assert_eq!(scene.proxy.metric(RESUMED), 8.0);
+    assert_eq!(scene.proxy.count(RESUMED), 8);
     scene.assert_hit(TOOL, &bytes);
 }
 
@@ -140,7 +141,7 @@ fn a_mirror_that_restarts_is_waited_for() {
     thread::sleep(Duration::from_millis(500));
     scene.mirror.restart();
     assert!(client.read_body_some(2 * LEN) == bytes[CUT..]);
-    assert!(scene.proxy.metric(RESUMED) > 0.0);
+    assert!(scene.proxy.count(RESUMED) > 0);
     scene.assert_hit(TOOL, &bytes);
 }
 
@@ -188,7 +189,8 @@ fn assert_not_mixed(first: File, second: File, old: &[u8]) {
     let mut client = Connection::open(scene.proxy.addr());
     client.send("GET", &scene.proxy.url_for(&scene.mirror, TOOL), &[]);
     assert_eq!(client.read_head().status, 200);
-    assert!(client.read_body_some(CUT) == old[..CUT]);
+    let begun = client.read_body_some(CUT);
+    assert!(begun.len() == CUT && old.starts_with(&begun));
     scene.mirror.replace(TOOL, second);
     assert!(client.read_body_some(LEN).is_empty(), "bytes of another version followed");
     assert!(scene.requests(TOOL) > 1);
@@ -271,7 +273,7 @@ fn wrong_bytes_under_a_digest_never_come_whole() {
         let reply = scene.get(&path);
         // A small body is known to be wrong before its answer begins.
         assert!(reply.status != 200 || !reply.complete, "wrong bytes passed for right ones");
-        assert!(scene.proxy.metric(VERIFY_FAILURES) > 0.0);
+        assert!(scene.proxy.count(VERIFY_FAILURES) > 0);
         scene.assert_not_stored(&path, &right);
     }
 }
@@ -371,7 +373,7 @@ fn a_trickle_is_waited_for() {
 fn silence_in_mid_body_ends_and_the_rest_is_asked_for() {
     let scene = Scene::with(&[("APTMESH_MIRROR_TIMEOUT", "1s")]);
     let bytes = noise(16, LEN);
-    let silence = Duration::from_secs(60);
+    let silence = Duration::from_secs(50);
     scene.put(TOOL, File::new(bytes.clone()), [Fault::Stall { after: CUT, for_: silence }]);
     let reply = scene.get(TOOL);
     assert_whole(&reply, &bytes);
@@ -384,7 +386,7 @@ fn silence_in_mid_body_ends_and_the_rest_is_asked_for() {
 fn silence_before_the_head_is_asked_again() {
     let scene = Scene::with(&[("APTMESH_MIRROR_TIMEOUT", "1s")]);
     let bytes = noise(17, LEN);
-    let silence = Duration::from_secs(60);
+    let silence = Duration::from_secs(50);
     scene.put(TOOL, File::new(bytes.clone()), [Fault::StallHead(silence)]);
     let reply = scene.get(TOOL);
     assert_whole(&reply, &bytes);

@@ -116,12 +116,12 @@ fn requests_may_come_in_pieces() {
         file.head_delay(Duration::from_secs(if number == 0 { 3 } else { 0 }))
     });
     let mut client = Connection::open(proxy.addr());
-    let requests: String = (0..6)
+    let requests: Vec<String> = (0..6)
         .map(|number| {
             format!("GET {} HTTP/1.1\r\nHost: cache\r\n\r\n", proxy.url_for(&mirror, &tool(number)))
         })
         .collect();
-    for piece in requests.as_bytes().chunks(13) {
+    for piece in requests.concat().as_bytes().chunks(13) {
         client.send_raw(piece);
         thread::sleep(Duration::from_millis(5));
     }

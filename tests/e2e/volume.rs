@@ -1,1 +1,252 @@
-//! To be written.
+//! A volume that is full, or can not be written: clients get their files all the same, and operators
+//! are told.
+
+use crate::kit::{File, Mirror, Proxy, Reply, download_hash, get, noise, sha256_hex, wait_until};
+use std::fs;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+use tempfile::TempDir;
+
+const MEGABYTE: usize = 1 << 20;
+
+/// A file system of its own, gone when dropped: to be declared before the proxy on it.
+struct Volume {
+    folder: TempDir,
+}
+
+impl Volume {
+    fn of_megabytes(size: u32) -> Self {
+        let folder = TempDir::new().expect("a folder to mount on");
+        mount(folder.path(), &["-t", "tmpfs", "-o", &format!("size={size}m"), "tmpfs"]);
+        Self { folder }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Nothing may have a file on it open for writing.
+    fn make_read_only(&self) {
+        mount(self.path(), &["-o", "remount,ro"]);
+    }
+
+    /// Leaves no room; the room comes back with the removal of the file.
+    fn fill(&self) -> std::path::PathBuf {
+        let path = self.path().join("filler");
+        let mut file = fs::File::create(&path).unwrap();
+        for size in [MEGABYTE, 4096] {
+            while file.write_all(&vec![0; size]).is_ok() {}
+        }
+        path
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+    }
+}
+
+fn mount(folder: &Path, args: &[&str]) {
+    let run = Command::new("mount").args(args).arg(folder).output().expect("mount on this machine");
+    assert!(
+        run.status.success(),
+        "this test needs the right to mount a tmpfs (root, with CAP_SYS_ADMIN): {}",
+        String::from_utf8_lossy(&run.stderr)
+    );
+}
+
+fn proxy_on(volume: &Volume) -> Proxy {
+    Proxy::build().data(volume.path()).start()
+}
+
+/// Several clients at the same time, all of which must get the whole file.
+fn all_get(clients: usize, addr: SocketAddr, target: &str, bytes: &[u8]) -> Vec<Reply> {
+    let sha256 = sha256_hex(bytes);
+    let client = || {
+        let (reply, got, len) = download_hash(addr, target, &[]);
+        assert!(reply.complete && reply.status == 200, "{reply:?} after {len} bytes");
+        assert_eq!((len, &got), (bytes.len() as u64, &sha256));
+        reply
+    };
+    thread::scope(|scope| {
+        let running: Vec<_> = (0..clients).map(|_| scope.spawn(client)).collect();
+        running.into_iter().map(|client| client.join().expect("a whole file")).collect()
+    })
+}
+
+fn times_said(proxy: &Proxy, words: &str) -> usize {
+    proxy.log().lines().filter(|line| line.contains(words)).count()
+}
+
+fn readiness(proxy: &Proxy) -> String {
+    let reply = get(proxy.admin(), "/readyz");
+    assert_eq!(reply.status, 200);
+    String::from_utf8(reply.body).unwrap()
+}
+
+fn is_hit(reply: &Reply) -> bool {
+    reply.header("cache-status") == Some("aptmesh; hit")
+}
+
+/// Files that are being downloaded.
+fn staged(proxy: &Proxy) -> usize {
+    let processes = fs::read_dir(proxy.data().join("staging")).unwrap().flatten();
+    processes.map(|process| fs::read_dir(process.path()).unwrap().count()).sum()
+}
+
+const BIG: &str = "/debian/pool/b/big_1.orig.tar.xz";
+const SMALL: &str = "/debian/pool/s/small_1.orig.tar.xz";
+
+#[test]
+fn what_does_not_fit_is_streamed_and_not_stored() {
+    let volume = Volume::of_megabytes(8);
+    let mirror = Mirror::start();
+    let bytes = noise(1, 20 * MEGABYTE);
+    mirror.put(BIG, File::new(bytes.clone()));
+    let proxy = proxy_on(&volume);
+    assert_eq!(readiness(&proxy), "ready\n");
+
+    let target = proxy.url_for(&mirror, BIG);
+    let mut replies = all_get(3, proxy.addr(), &target, &bytes);
+    replies.extend(all_get(2, proxy.addr(), &target, &bytes));
+    for reply in &replies {
+        assert_eq!(reply.header("x-aptmesh-source"), Some("mirror"));
+        assert!(!reply.header("cache-status").unwrap().contains("stored"), "{reply:?}");
+    }
+    assert!(proxy.blobs().is_empty());
+    wait_until(Duration::from_secs(20), "no staged file", || staged(&proxy) == 0);
+    assert_eq!(times_said(&proxy, "the volume is full"), 1, "{}", proxy.log());
+    let told = readiness(&proxy);
+    assert!(told.contains("not storing") && told.contains("the volume is full"), "{told}");
+}
+
+#[test]
+fn a_volume_that_fills_up_in_mid_download_costs_the_clients_nothing() {
+    let volume = Volume::of_megabytes(8);
+    let mirror = Mirror::start();
+    let bytes = noise(2, 20 * MEGABYTE);
+    mirror.put(BIG, File::new(bytes.clone()).chunked().rate(20_000_000));
+    let proxy = proxy_on(&volume);
+
+    all_get(3, proxy.addr(), &proxy.url_for(&mirror, BIG), &bytes);
+    let (rest, begun): (Vec<_>, Vec<_>) =
+        mirror.requests(BIG).into_iter().partition(|seen| seen.header("range").is_some());
+    assert_eq!(begun.len(), 1, "{begun:#?}");
+    // The three go on from where the volume was full, and not from the start.
+    assert_eq!(rest.len(), 3, "{rest:#?}");
+    for seen in &rest {
+        assert!(seen.status == 206 && seen.header("if-range").is_some(), "{seen:?}");
+        assert!(seen.body_bytes < 16 * MEGABYTE as u64, "{seen:?}");
+    }
+    assert!(proxy.blobs().is_empty());
+    wait_until(Duration::from_secs(20), "no staged file", || staged(&proxy) == 0);
+    assert_eq!(times_said(&proxy, "the volume is full"), 1, "{}", proxy.log());
+    assert!(readiness(&proxy).contains("not storing"));
+}
+
+#[test]
+fn what_can_not_be_resumed_is_cut_off_when_the_volume_fills_up() {
+    let volume = Volume::of_megabytes(8);
+    let mirror = Mirror::start();
+    let bytes = noise(3, 20 * MEGABYTE);
+    mirror.put(BIG, File::new(bytes.clone()).chunked().no_validators());
+    let proxy = proxy_on(&volume);
+
+    let target = proxy.url_for(&mirror, BIG);
+    let (cut, _, len) = download_hash(proxy.addr(), &target, &[]);
+    assert!(!cut.complete && len < bytes.len() as u64, "{cut:?}");
+    // Apt asks again: by then it is known that there is no room.
+    all_get(1, proxy.addr(), &target, &bytes);
+    assert!(proxy.blobs().is_empty());
+}
+
+#[test]
+fn storing_begins_again_when_there_is_room() {
+    let volume = Volume::of_megabytes(8);
+    let mirror = Mirror::start();
+    let bytes = noise(4, MEGABYTE);
+    mirror.put(SMALL, File::new(bytes.clone()));
+    let proxy = proxy_on(&volume);
+    let target = proxy.url_for(&mirror, SMALL);
+    let filler = volume.fill();
+
+    for _ in 0..3 {
+        assert!(!is_hit(&all_get(1, proxy.addr(), &target, &bytes)[0]));
+    }
+    assert!(readiness(&proxy).contains("not storing"));
+    assert_eq!(mirror.bodies(SMALL), 3 + 1, "each client's, and one that had no room");
+
+    // Another try finds it as full as before, which is no news.
+    let mut asked = 3;
+    wait_until(Duration::from_secs(60), "another try", || {
+        thread::sleep(Duration::from_millis(200));
+        all_get(1, proxy.addr(), &target, &bytes);
+        asked += 1;
+        mirror.bodies(SMALL) > asked + 1
+    });
+    assert_eq!(times_said(&proxy, "the volume is full"), 1, "{}", proxy.log());
+
+    fs::remove_file(filler).unwrap();
+    wait_until(Duration::from_secs(60), "a hit", || {
+        thread::sleep(Duration::from_millis(200));
+        is_hit(&all_get(1, proxy.addr(), &target, &bytes)[0])
+    });
+    assert_eq!(readiness(&proxy), "ready\n");
+    assert_eq!(times_said(&proxy, "the volume is full"), 1, "{}", proxy.log());
+    assert_eq!(times_said(&proxy, "takes new blobs again"), 1, "{}", proxy.log());
+    proxy.check_blobs();
+}
+
+#[test]
+fn a_volume_that_became_read_only_still_serves_what_it_has() {
+    let volume = Volume::of_megabytes(16);
+    let index = TempDir::new().unwrap();
+    let mirror = Mirror::start();
+    let (old, new) = (noise(5, MEGABYTE), noise(6, MEGABYTE));
+    mirror.put(SMALL, File::new(old.clone()));
+    mirror.put(BIG, File::new(new.clone()));
+    let url = format!("sqlite:{}", index.path().join("index.sqlite").display());
+    let mut proxy = Proxy::build().data(volume.path()).arg("--index").arg(url).start();
+    let target = proxy.url_for(&mirror, SMALL);
+    wait_until(Duration::from_secs(20), "a hit", || is_hit(&get(proxy.addr(), &target)));
+    // What it wrote itself it still has open for writing.
+    proxy.restart();
+    volume.make_read_only();
+    mirror.clear_log();
+
+    let kept = all_get(2, proxy.addr(), &target, &old);
+    assert!(kept.iter().all(is_hit), "{kept:?}");
+    let new_target = proxy.url_for(&mirror, BIG);
+    for _ in 0..2 {
+        let passed_on = all_get(2, proxy.addr(), &new_target, &new);
+        assert!(!passed_on.iter().any(is_hit), "{passed_on:?}");
+    }
+    assert_eq!(mirror.requests(SMALL).len(), 0);
+    assert_eq!(times_said(&proxy, "the volume can not be written"), 1, "{}", proxy.log());
+    let told = readiness(&proxy);
+    assert!(told.contains("not storing: the volume can not be written"), "{told}");
+    assert!(is_hit(&get(proxy.addr(), &target)));
+}
+
+#[test]
+fn it_starts_on_a_volume_that_can_not_be_written() {
+    let volume = Volume::of_megabytes(8);
+    volume.make_read_only();
+    let mirror = Mirror::start();
+    let bytes = noise(7, MEGABYTE);
+    mirror.put(BIG, File::new(bytes.clone()));
+    let proxy = proxy_on(&volume);
+
+    for _ in 0..2 {
+        let replies = all_get(2, proxy.addr(), &proxy.url_for(&mirror, BIG), &bytes);
+        assert!(!replies.iter().any(is_hit), "{replies:?}");
+    }
+    assert_eq!(times_said(&proxy, "index in memory"), 1, "{}", proxy.log());
+    assert_eq!(times_said(&proxy, "the volume can not be written"), 1, "{}", proxy.log());
+    assert!(readiness(&proxy).contains("not storing"));
+}

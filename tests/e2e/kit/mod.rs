@@ -20,7 +20,7 @@ pub use ca::Ca;
 pub use client::{Connection, Head, Reply, download_hash, get, request};
 pub use link::Link;
 pub use mirror::{Fault, File, Mirror, Seen};
-pub use proxy::Proxy;
+pub use proxy::{Proxy, aptmesh};
 
 use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};

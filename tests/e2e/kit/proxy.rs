@@ -18,6 +18,17 @@ use tempfile::TempDir;
 const START_TIME: Duration = Duration::from_secs(20);
 const STOP_TIME: Duration = Duration::from_secs(20);
 
+/// The binary, free of the settings of whoever runs the tests.
+pub fn aptmesh() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aptmesh"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("APTMESH_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 /// How a proxy is to be started.
 pub struct Build {
     data: Option<PathBuf>,
@@ -57,12 +68,7 @@ impl Build {
     }
 
     fn command(&self, data: &Path) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_aptmesh"));
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("APTMESH_") {
-                command.env_remove(name);
-            }
-        }
+        let mut command = aptmesh();
         command
             .args(["serve", "--listen", "127.0.0.1:0"])
             .args(["--admin-listen", "127.0.0.1:0", "--data"])
