@@ -30,15 +30,6 @@ pub fn select(header: &str, size: u64) -> Selection {
     }
 }
 
-/// The first byte that a `Range` header asks for, where it says so without knowing the size.
-#[must_use]
-pub fn first_byte(header: &str) -> Option<u64> {
-    match parse(header) {
-        Some(Spec::From { first, .. }) => Some(first),
-        _ => None,
-    }
-}
-
 /// Reads `Content-Range: bytes FIRST-LAST/TOTAL` (RFC 9110 §14.4) into the range and, where it is
 /// given, the total. `None` for anything else.
 #[must_use]

@@ -28,6 +28,7 @@ pub use crate::engine::metrics::EngineMetrics;
 use crate::engine::outcome::{Content, Failure, Outcome, Relayed, Served};
 use crate::engine::plan::{Freshness, Plan, Situation, plan};
 use crate::engine::transfer::Transfer;
+use crate::engine::writer::TAIL;
 use crate::index::{Entry, Index, Totals};
 use crate::mirror::{Mirror, Question};
 use crate::store::{Blob, Store, StoreError};
@@ -252,7 +253,15 @@ impl Engine {
                     None => continue,
                 };
             };
-            match interest.flight().landed().await {
+            let landing = interest.flight().landed().await;
+            if let Landing::Flowing(flow) = &landing
+                && ask.kind.expected().is_some()
+                && flow.meta.size.is_some_and(|size| size <= TAIL)
+            {
+                // Held back to its end anyway: so there can still be a status if it is wrong.
+                interest.flight().over().await;
+            }
+            match landing {
                 Landing::Unchanged(known) => return Ok(stored(known, Outcome::Revalidated)),
                 Landing::Flowing(flow) if !interest.flight().is_cut() => {
                     let source = (Arc::clone(&self.mirror), Arc::clone(&ask.target));

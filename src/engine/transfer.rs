@@ -267,6 +267,11 @@ impl Transfer {
             Err(error) => return if error.may_pass() { Ok(None) } else { Err(error.to_string()) },
         };
         let changed = || "the file changed on the mirror in mid-download".to_owned();
+        // Some servers do not look at If-Range.
+        let marks = Validators { last_modified: answer.last_modified(), etag: answer.etag() };
+        if answer.status.is_success() && flow.meta.validators.contradict(&marks) {
+            return Err(changed());
+        }
         match answer.status.as_u16() {
             206 => match answer.part() {
                 Some((first, total))

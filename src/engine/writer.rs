@@ -15,7 +15,7 @@ use crate::store::{Stage, StoreError};
 const WAITING_MAX: usize = 16;
 /// What is held back of a body whose digest is known, until it is right. One byte would do to keep
 /// the client from a complete answer; a little more keeps most of a small file back too.
-const TAIL: u64 = 4096;
+pub(super) const TAIL: u64 = 4096;
 
 /// A running writer.
 pub(super) struct Writer {

@@ -35,6 +35,18 @@ pub struct Validators {
     pub etag: Option<String>,
 }
 
+impl Validators {
+    /// Whether the two can not be marks of one version: where both tell, they tell otherwise.
+    #[must_use]
+    pub fn contradict(&self, other: &Self) -> bool {
+        fn differ<T: PartialEq>(one: Option<&T>, other: Option<&T>) -> bool {
+            one.zip(other).is_some_and(|(one, other)| one != other)
+        }
+        differ(self.etag.as_ref(), other.etag.as_ref())
+            || differ(self.last_modified.as_ref(), other.last_modified.as_ref())
+    }
+}
+
 /// Facts by resource key. Every call may be repeated.
 #[async_trait]
 pub trait Index: Send + Sync {

@@ -27,6 +27,8 @@ pub enum MirrorErrorKind {
     Unreachable,
     /// Silent for too long.
     Silent,
+    /// Redirected in a circle, or to what may not be followed.
+    Misdirected,
     /// Answered with what makes no sense, or broke off.
     Broken,
 }
@@ -39,6 +41,7 @@ impl MirrorErrorKind {
             Self::Forbidden => "forbidden",
             Self::Unreachable => "unreachable",
             Self::Silent => "silent",
+            Self::Misdirected => "misdirected",
             Self::Broken => "broken",
         }
     }
@@ -69,7 +72,7 @@ impl MirrorError {
     /// Whether asking again may help.
     #[must_use]
     pub fn may_pass(&self) -> bool {
-        self.kind != MirrorErrorKind::Forbidden
+        !matches!(self.kind, MirrorErrorKind::Forbidden | MirrorErrorKind::Misdirected)
     }
 
     pub(super) fn from_client(host: &str, error: reqwest::Error) -> Self {

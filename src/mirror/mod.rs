@@ -182,14 +182,14 @@ impl Mirror {
             let Some(next) = redirect_of(&response, &url) else {
                 return Ok(Answer::new(response, host, self.timeout, self.bytes.clone()));
             };
-            let next =
-                next.map_err(|reason| MirrorError::new(MirrorErrorKind::Broken, host, reason))?;
+            let next = next
+                .map_err(|reason| MirrorError::new(MirrorErrorKind::Misdirected, host, reason))?;
             if next.origin() != url.origin() {
                 headers.remove(header::AUTHORIZATION);
             }
             url = next;
         }
-        Err(MirrorError::new(MirrorErrorKind::Broken, host, "too many redirects"))
+        Err(MirrorError::new(MirrorErrorKind::Misdirected, host, "too many redirects"))
     }
 
     /// The host's name and, where it is an address literal, the address. What names resolve to is

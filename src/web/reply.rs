@@ -11,7 +11,6 @@ use hyper::ext::ReasonPhrase;
 use warp::Reply as _;
 
 use crate::archive::target::TargetError;
-use crate::content::range::first_byte;
 use crate::engine::follower::http_date;
 use crate::engine::memory::Known;
 use crate::engine::outcome::{Content, Failure, Meta, Outcome, Relayed, Served};
@@ -68,12 +67,11 @@ pub(super) async fn served(
         Content::Flight(mut follower) => {
             let meta = follower.meta().clone();
             let mut portion = portion(asked, &meta);
-            let first = header_text(asked, &header::RANGE).and_then(first_byte).unwrap_or_default();
-            if let Portion::Part(range) = &portion {
-                let start = range.start.max(first);
-                if start > 0 && !follower.reaches(start, RANGE_PATIENCE).await {
-                    portion = Portion::Whole;
-                }
+            if let Portion::Part(range) = &portion
+                && range.start > 0
+                && !follower.reaches(range.start, RANGE_PATIENCE).await
+            {
+                portion = Portion::Whole;
             }
             let status = cache_status(outcome, follower.is_stored());
             let head = head(&meta, &portion, &status, outcome.source());
@@ -235,6 +233,7 @@ pub(super) fn failed(failure: &Failure) -> warp::reply::Response {
                 let reason = format!("{} unreachable: {}", error.host, error.reason);
                 trouble(StatusCode::SERVICE_UNAVAILABLE, &reason)
             }
+            MirrorErrorKind::Misdirected => trouble(StatusCode::BAD_GATEWAY, &error.to_string()),
             MirrorErrorKind::Broken => trouble(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
         },
         Failure::Unusable { host, reason } => {
@@ -246,8 +245,9 @@ pub(super) fn failed(failure: &Failure) -> warp::reply::Response {
     if let Failure::Upstream { status, retry_after, .. } = failure {
         cache_status.push_str("; fwd-status=");
         cache_status.push_str(status.as_str());
-        if let Some(retry_after) = retry_after {
-            answer.headers_mut().insert(header::RETRY_AFTER, retry_after.clone());
+        let passing = status.is_server_error().then_some(RETRY_AFTER);
+        if let Some(retry_after) = retry_after.clone().or(passing) {
+            answer.headers_mut().insert(header::RETRY_AFTER, retry_after);
         }
     }
     if let Ok(cache_status) = HeaderValue::try_from(cache_status) {

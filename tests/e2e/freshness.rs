@@ -250,7 +250,7 @@ fn a_mirror_that_hangs_does_not_keep_the_stale_copy_from_its_client() {
     let mirror = Mirror::start();
     let file = File::new(noise(13, 50_000));
     let proxy = warm(&mirror, RELEASE, file.clone());
-    mirror.put(RELEASE, file.head_delay(Duration::from_secs(600)));
+    mirror.put(RELEASE, file.head_delay(Duration::from_mins(10)));
     let reply = ask_like_apt(&proxy, &mirror, RELEASE);
     assert_stale(&reply, &noise(13, 50_000), "hanging");
     assert!(reply.total < Duration::from_secs(25), "apt gives up after 30 s: {:?}", reply.total);

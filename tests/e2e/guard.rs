@@ -233,7 +233,7 @@ fn hostile_targets_are_refused() {
 /// What comes back for these bytes, until the proxy hangs up.
 fn answer_to(addr: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(addr).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
     stream.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
     // It may hang up, or stop reading, before the last byte.
     let _ = stream.write_all(bytes);
@@ -337,7 +337,7 @@ fn hung_up_after(addr: SocketAddr, piece: &[u8]) -> Duration {
     let mut stream = TcpStream::connect(addr).unwrap();
     stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(120) {
+    while start.elapsed() < Duration::from_mins(2) {
         let _ = stream.write_all(piece);
         match stream.read(&mut [0; 1024]) {
             Ok(0) => break,
@@ -357,7 +357,7 @@ fn who_does_not_get_on_with_a_request_is_hung_up_on() {
         let mut stream = TcpStream::connect(addr).unwrap();
         let target = proxy.url_for(&mirror, PACKAGE);
         stream.write_all(format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_mins(2))).unwrap();
         let start = Instant::now();
         let _ = stream.read_to_end(&mut Vec::new());
         start.elapsed()
@@ -459,17 +459,22 @@ fn secrets_are_not_printed() {
         assert!(output.status.success(), "{output:?}");
         let printed = text(&output.stdout);
         assert!(!printed.contains("hunter2"), "{printed}");
-        // It says that there is one, and with the secret given again the rest works as it is.
-        assert!(printed.contains("(secret)"), "{printed}");
+        // It says that there is one, and what it says works, with the secret given again or not.
+        assert!(printed.contains("secret"), "{printed}");
         let other = TempDir::new().unwrap();
         let file = write_file(other.path(), &printed);
         let again = aptmesh(&["config", "--config", &file], &[variable]);
         assert_eq!(text(&again.stdout), printed, "{again:?}");
+        let without = aptmesh(&["config", "--config", &file], &[]);
+        assert!(without.status.success(), "{without:?}");
     }
     // Neither is one that is wrong.
-    let output = aptmesh(&["serve"], &[("APTMESH_MIRROR_PROXY", "me:hunter2@proxy:port")]);
-    assert_eq!(output.status.code(), Some(78), "{output:?}");
-    assert!(!text(&output.stderr).contains("hunter2"), "{output:?}");
+    for wrong in ["hunter2", "me:hunter2@proxy:port", "ftp://me:hunter2@proxy/"] {
+        let output = aptmesh(&["config"], &[("APTMESH_MIRROR_PROXY", wrong)]);
+        assert_eq!(output.status.code(), Some(78), "{wrong}: {output:?}");
+        let said = text(&output.stderr);
+        assert!(said.contains("mirror.proxy") && !said.contains("hunter2"), "{said}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::kit::{Connection, File, Mirror, Proxy, aptmesh, get, noise, request, 
 use aptmesh::config::KEYS;
 use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -14,6 +14,13 @@ const PATH: &str = "/debian/pool/f/file_1.orig.tar.xz";
 const SOON: Duration = Duration::from_secs(15);
 /// More than the bound of a stop.
 const LONG: Duration = Duration::from_secs(60);
+
+/// The log of a proxy that ended well, once it has said `words`.
+fn log_of_stopped(proxy: &Proxy, words: &str) -> String {
+    assert_eq!(proxy.wait_exit(LONG).code(), Some(0), "{}", proxy.log());
+    wait_until(SOON, words, || proxy.log().contains(words));
+    proxy.log()
+}
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -48,8 +55,8 @@ fn stops_after_the_last_answer(signal: &str) {
     assert!(mirror.log()[0].open, "the download is over already: this shows nothing");
 
     assert_eq!(client.read_body_some(bytes.len()), bytes[1000..]);
-    assert_eq!(proxy.wait_exit(SOON).code(), Some(0));
-    assert!(!proxy.log().contains("stopped with"), "{}", proxy.log());
+    let log = log_of_stopped(&proxy, "stopped");
+    assert!(!log.contains("stopped with"), "{log}");
     assert_eq!(proxy.blobs().len(), 1, "what was downloaded is kept");
     proxy.check_blobs();
 }
@@ -75,9 +82,9 @@ fn idle_connections_do_not_hold_a_stop_up() {
     }
 
     proxy.signal("TERM");
-    assert_eq!(proxy.wait_exit(SOON).code(), Some(0));
-    let log = proxy.log();
-    assert!(log.contains("stopped") && !log.contains("stopped with"), "{log}");
+    // Cut connections would have it say so.
+    let log = log_of_stopped(&proxy, "stopped");
+    assert!(!log.contains("stopped with"), "{log}");
     drop((silent, kept));
 }
 
@@ -92,8 +99,7 @@ fn a_download_that_takes_too_long_is_cut_by_the_stop() {
     proxy.signal("TERM");
     let rest = client.read_body_some(bytes.len());
     assert!(rest.len() < bytes.len() / 2, "{} bytes came", rest.len());
-    assert_eq!(proxy.wait_exit(LONG).code(), Some(0));
-    assert!(proxy.log().contains("stopped with answers or downloads under way"), "{}", proxy.log());
+    log_of_stopped(&proxy, "stopped with answers or downloads under way");
     assert!(proxy.blobs().is_empty(), "half a file was kept");
 }
 
@@ -179,10 +185,8 @@ fn logs_for_machines_are_json() {
         assert_eq!(get(proxy.addr(), &proxy.url_for(&mirror, path)).status, 404);
     }
     proxy.signal("TERM");
-    proxy.wait_exit(SOON);
-
-    let log = proxy.log();
-    assert!(log.contains("could not serve") && log.contains("stopping"), "{log}");
+    let log = log_of_stopped(&proxy, "stopped");
+    assert!(log.contains("could not serve"), "{log}");
     for line in log.lines() {
         let value: serde_json::Value = serde_json::from_str(line).expect(line);
         assert!(value["level"].is_string() && value["timestamp"].is_string(), "{line}");
@@ -251,6 +255,20 @@ fn without_a_command_it_serves_and_says_how_to_use_it() {
     let apt_line = format!("Acquire::http::Proxy \"http://{}\";", proxies[0]);
     assert!(started.greeting.contains(&apt_line), "{}", started.greeting);
     assert!(started.greeting.contains(folder), "{}", started.greeting);
+}
+
+#[test]
+fn a_signal_right_after_the_greeting_is_a_stop_too() {
+    for _ in 0..20 {
+        let data = TempDir::new().unwrap();
+        let folder = data.path().to_str().unwrap();
+        let any = "127.0.0.1:0";
+        let mut started =
+            Started::with(&["--listen", any, "--admin-listen", any, "--data", folder]);
+        let kill = format!("kill -TERM {}", started.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        assert_eq!(started.child.wait().unwrap().code(), Some(0), "killed instead of stopped");
+    }
 }
 
 fn run(args: &[&str]) -> Output {

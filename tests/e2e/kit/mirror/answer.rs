@@ -188,6 +188,9 @@ fn if_range_matches(file: &File, asked: &Asked) -> bool {
     let Some(condition) = asked.header("if-range") else {
         return true;
     };
+    if !file.if_ranges {
+        return true;
+    }
     if condition.starts_with('"') {
         return file.etag.as_deref() == Some(condition);
     }

@@ -29,6 +29,7 @@ pub struct File {
     pub(super) http10: bool,
     pub(super) close: bool,
     pub(super) ranges: bool,
+    pub(super) if_ranges: bool,
     pub(super) extra: Headers,
 }
 
@@ -46,6 +47,7 @@ impl File {
             http10: false,
             close: false,
             ranges: true,
+            if_ranges: true,
             extra: Headers::new(),
         }
     }
@@ -117,6 +119,12 @@ impl File {
     /// `Connection: close` with every answer.
     pub fn close_each(mut self) -> Self {
         self.close = true;
+        self
+    }
+
+    /// Answers requests for a range with a part of whatever there is, without regard to If-Range.
+    pub fn ignore_if_range(mut self) -> Self {
+        self.if_ranges = false;
         self
     }
 
