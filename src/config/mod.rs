@@ -84,7 +84,7 @@ impl Config {
                     allow_private: reader.list("mirror.allow_private"),
                 },
                 ca_file: reader.optional("mirror.ca_file"),
-                proxy: reader.optional("mirror.proxy"),
+                proxy: reader.proxy("mirror.proxy"),
                 timeout: reader.duration("mirror.timeout"),
                 connect_ports: reader.list("mirror.connect_ports"),
                 pseudonym: values::pseudonym(),

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use url::Url;
+
 use crate::index::sqlite;
 use crate::telemetry::logs;
 
@@ -74,6 +76,16 @@ impl Reader<'_> {
                 None
             }
         }
+    }
+
+    pub(super) fn proxy(&mut self, key: &str) -> Option<Url> {
+        let url: Url = self.optional(key)?;
+        if matches!(url.scheme(), "http" | "https") && url.has_host() {
+            return Some(url);
+        }
+        // The text may be a secret.
+        self.faults.push(format!("{key}: write http://HOST:PORT"));
+        None
     }
 
     pub(super) fn list<T: FromStr<Err: Display>>(&mut self, key: &str) -> Vec<T> {

@@ -96,7 +96,8 @@ impl Mirror {
             client = client.tls_certs_merge(read_certificates(path)?);
         }
         if let Some(proxy) = &config.proxy {
-            client = client.proxy(reqwest::Proxy::all(proxy.clone())?);
+            let proxy = reqwest::Proxy::all(proxy.clone());
+            client = client.proxy(proxy.map_err(reqwest::Error::without_url)?);
         }
         Ok(Self {
             client: client.build()?,

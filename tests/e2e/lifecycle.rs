@@ -3,9 +3,10 @@
 
 use crate::kit::{Connection, File, Mirror, Proxy, aptmesh, get, noise, request, wait_until};
 use aptmesh::config::KEYS;
+use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Output, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -265,8 +266,8 @@ fn a_signal_right_after_the_greeting_is_a_stop_too() {
         let any = "127.0.0.1:0";
         let mut started =
             Started::with(&["--listen", any, "--admin-listen", any, "--data", folder]);
-        let kill = format!("kill -TERM {}", started.child.id());
-        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        // Sent from here: a program for it would be too late to meet a process still starting.
+        kill_process(Pid::from_child(&started.child), Signal::TERM).unwrap();
         assert_eq!(started.child.wait().unwrap().code(), Some(0), "killed instead of stopped");
     }
 }
