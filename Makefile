@@ -15,6 +15,8 @@ help:
 needs:
 	@tools/need.sh cc=gcc apt-get=apt dpkg-deb=dpkg bash unshare=util-linux mount ps=procps
 
+# Many tests wait for the clock of apt or of the cache: more of them at a time than there are cores.
+test: export RUST_TEST_THREADS ?= 4
 test: needs
 	$(CARGO) test --locked
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -63,8 +63,10 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     let onlookers = TaskTracker::new();
     onlookers.spawn(listener.serve(surface.into(), admin_draining, onlookers.clone()));
 
+    // Before anybody can know that it runs: until then a signal would just kill it.
+    let signals = Signals::listen()?;
     super::print_out(&greeting(&config, &proxy_addresses, admin_address))?;
-    wait_for_stop(&parts, &config, &sources).await?;
+    wait_for_stop(signals, &parts, &config, &sources).await;
     tracing::info!("stopping: no new connections, {DRAIN_MAX:?} for what is under way");
     drain.send_replace(true);
     stop(&parts, &connections).await;
@@ -96,17 +98,31 @@ Point apt at it:
     )
 }
 
+/// The signals that are obeyed.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// SIGTERM or SIGINT; SIGHUP reads the settings again.
-async fn wait_for_stop(parts: &Parts, config: &Config, sources: &Sources) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
+async fn wait_for_stop(mut signals: Signals, parts: &Parts, config: &Config, sources: &Sources) {
     let mut current = config.clone();
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = hang_up.recv() => reload(parts, &mut current, sources),
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
+            _ = signals.hang_up.recv() => reload(parts, &mut current, sources),
         }
     }
 }

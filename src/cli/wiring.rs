@@ -39,14 +39,15 @@ pub(super) fn build(config: &Config, draining: &watch::Receiver<bool>) -> anyhow
     Ok(Parts { engine, mirror, proxy, admin })
 }
 
-/// An index that can not be opened costs what it knew, not the service.
+/// An index that can not be opened costs what it would have learnt, not the service.
 fn open_index(config: &sqlite::Config) -> anyhow::Result<Arc<dyn Index>> {
-    match SqliteIndex::open(config) {
-        Ok(index) => Ok(Arc::new(index)),
-        Err(error) => {
+    match (SqliteIndex::open(config), config) {
+        (Ok(index), _) => Ok(Arc::new(index)),
+        (Err(error), sqlite::Config::File(path)) => {
             let source = &error.source;
-            tracing::error!(%error, %source, "going on with an index in memory");
-            Ok(Arc::new(SqliteIndex::open(&sqlite::Config::Memory)?))
+            tracing::error!(%error, %source, "going on with a copy of the index in memory");
+            Ok(Arc::new(SqliteIndex::copy_of(path)?))
         }
+        (Err(error), sqlite::Config::Memory) => Err(error.into()),
     }
 }

@@ -10,7 +10,7 @@ mod transfer;
 mod writer;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::header::{self, HeaderMap};
@@ -59,6 +59,17 @@ pub struct Engine {
     metrics: EngineMetrics,
 }
 
+/// Who may have what is fetched for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Everybody.
+    Shared,
+    /// Nobody after it: `no-store`.
+    NotStored,
+    /// Nobody else: it carries credentials, or names the resource by more than its path.
+    Private,
+}
+
 /// A request, as the engine sees it.
 #[derive(Clone, Debug)]
 pub struct Ask {
@@ -70,12 +81,13 @@ pub struct Ask {
     pub freshness: Freshness,
     /// Only its head.
     pub head_only: bool,
-    /// Whether it carries credentials: then it is between this client and the mirror.
-    pub private: bool,
-    /// `no-store`: what is fetched for it is not kept.
-    pub no_store: bool,
+    /// Who else may have what is fetched for it.
+    pub sharing: Sharing,
     /// The client's conditions, range and credentials, for when its question is handed on.
     pub headers: HeaderMap,
+    /// Whether a flight was begun for it before its turn: then it is a miss, even if that flight
+    /// has landed by now.
+    pub begun_early: bool,
 }
 
 impl Engine {
@@ -115,6 +127,7 @@ impl Engine {
     pub async fn serve(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
         let known = self.known(ask).await;
         let served = match (self.plan(ask, known.as_deref()), known) {
+            (Plan::Serve, Some(known)) if ask.begun_early => Ok(stored(known, Outcome::Miss)),
             (Plan::Serve, Some(known)) => Ok(stored(known, Outcome::Hit)),
             (Plan::ServeStale, Some(known)) => Ok(stored(known, Outcome::Stale)),
             (Plan::Revalidate, Some(known)) => self.revalidate(ask, known).await,
@@ -136,6 +149,8 @@ impl Engine {
             return None;
         }
         let engine = Arc::clone(self);
+        let begun = Arc::new(AtomicBool::new(false));
+        let has_begun = Arc::clone(&begun);
         let preparing = self.tasks.spawn(async move {
             let known = engine.known(&ask).await;
             let interest = match (engine.plan(&ask, known.as_deref()), known) {
@@ -143,12 +158,13 @@ impl Engine {
                 (Plan::Revalidate, Some(known)) => engine.board(&ask, Some(&known)),
                 _ => None,
             };
-            if let Some((interest, _)) = interest {
+            if let Some((interest, outcome)) = interest {
+                has_begun.store(outcome == Outcome::Miss, Ordering::Relaxed);
                 // Kept until the hint is dropped, or the flight is over.
                 interest.flight().over().await;
             }
         });
-        Some(Hint { preparing: preparing.abort_handle() })
+        Some(Hint { preparing: preparing.abort_handle(), begun })
     }
 
     fn plan(&self, ask: &Ask, known: Option<&Known>) -> Plan {
@@ -156,8 +172,8 @@ impl Engine {
             kind: ask.kind,
             freshness: ask.freshness,
             head_only: ask.head_only,
-            shareable: !ask.private && !ask.target.has_query,
-            storable: !ask.no_store && self.store.takes_blobs(),
+            shareable: ask.sharing != Sharing::Private,
+            storable: ask.sharing == Sharing::Shared && self.store.takes_blobs(),
             known: known.map(|known| known.standing(self.recheck_after())),
         })
     }
@@ -170,7 +186,7 @@ impl Engine {
     /// that fails knows nothing.
     async fn known(&self, ask: &Ask) -> Option<Arc<Known>> {
         let key = ask.target.key.as_str();
-        if !ask.kind.is_stored() || ask.private {
+        if !ask.kind.is_stored() || ask.sharing == Sharing::Private {
             return None;
         }
         if let Some(known) = self.memory.get(key) {
@@ -369,6 +385,15 @@ fn stored(known: Arc<Known>, outcome: Outcome) -> Served {
 /// A request whose turn has not come: while it is held, what it needs is under way.
 pub struct Hint {
     preparing: AbortHandle,
+    begun: Arc<AtomicBool>,
+}
+
+impl Hint {
+    /// Whether it began a flight.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
+    }
 }
 
 impl Drop for Hint {

@@ -154,7 +154,7 @@ impl Store {
     fn publish(&self, stage: Stage, digest: &Sha256) -> Result<Blob, StoreError> {
         let path = self.path_of(digest);
         let folder = path.parent().unwrap_or(&self.blobs);
-        let (file, size) = stage.finish()?;
+        let file = stage.finish()?;
         if !folder.is_dir() {
             fs::create_dir_all(folder)
                 .and_then(|()| sync_folder(&self.blobs))
@@ -162,7 +162,9 @@ impl Store {
         }
         file.keep_as(&path)?;
         sync_folder(folder).map_err(|source| StoreError::new("sync a folder of blobs", source))?;
-        Ok(Blob { file: file.into_file(), size })
+        // Opened anew: what is held open from now on can not be written.
+        self.read(digest)?
+            .ok_or_else(|| StoreError::new("find a new blob", io::ErrorKind::NotFound.into()))
     }
 
     /// Whether new blobs can be stored, in words.

@@ -7,10 +7,14 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
 use crate::store::{Health, StoreError};
+
+/// More than it takes to make a folder and lock it.
+const MAKING_MAX: Duration = Duration::from_mins(1);
 
 /// Where this process stages.
 pub(super) struct Staging {
@@ -89,10 +93,10 @@ impl OwnFolder {
 fn remove_dead(root: &Path) -> io::Result<()> {
     for folder in fs::read_dir(root)? {
         let folder = folder?;
-        if folder.file_name().as_encoded_bytes().starts_with(b".") {
+        let path = folder.path();
+        if is_being_made(&folder) {
             continue;
         }
-        let path = folder.path();
         let lock = File::open(&path)?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
             tracing::info!(?path, "removing what a dead process left unfinished");
@@ -100,6 +104,13 @@ fn remove_dead(root: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether another process may be about to lock the folder.
+fn is_being_made(folder: &fs::DirEntry) -> bool {
+    let age = folder.metadata().and_then(|metadata| metadata.modified()).map(|made| made.elapsed());
+    folder.file_name().as_encoded_bytes().starts_with(b".")
+        && age.is_ok_and(|age| age.is_ok_and(|age| age < MAKING_MAX))
 }
 
 /// A file under way: written at its end, readable by others up to there.
@@ -142,14 +153,14 @@ impl Stage {
         }
     }
 
-    pub(super) fn finish(self) -> Result<(StagedFile, u64), StoreError> {
+    pub(super) fn finish(self) -> Result<StagedFile, StoreError> {
         let sync = || {
             // Whatever was set aside beyond the end goes back.
             self.file.file.set_len(self.size)?;
             self.file.file.sync_all()
         };
         sync().map_err(|source| StoreError::new("sync a staged file", source))?;
-        Ok((self.file, self.size))
+        Ok(self.file)
     }
 }
 
@@ -161,13 +172,10 @@ pub(super) struct StagedFile {
 }
 
 impl StagedFile {
-    pub(super) fn keep_as(&self, path: &Path) -> Result<(), StoreError> {
-        fs::rename(&self.path, path).map_err(|source| StoreError::new("name a blob", source))
-    }
-
-    pub(super) fn into_file(mut self) -> Arc<File> {
+    pub(super) fn keep_as(mut self, path: &Path) -> Result<(), StoreError> {
+        fs::rename(&self.path, path).map_err(|source| StoreError::new("name a blob", source))?;
         self.kept = true;
-        Arc::clone(&self.file)
+        Ok(())
     }
 }
 

@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
 use warp::filters::BoxedFilter;
 
+use crate::engine::Hint;
 use crate::web::ahead::Ahead;
 use crate::web::body::{AnswerBody, Source};
 use crate::web::proxy::{Proxy, forbidden_client};
@@ -55,6 +56,8 @@ pub struct Visit {
     pub uri: Uri,
     /// Its header fields.
     pub headers: HeaderMap,
+    /// Whether what it needs was begun before its turn.
+    pub begun_early: bool,
     /// Where what outlives it runs.
     pub tasks: TaskTracker,
     upgrade: Arc<Mutex<Option<OnUpgrade>>>,
@@ -121,12 +124,13 @@ impl Session {
         let target = target_of(request.uri());
         self.wire.begin_answer(&target);
         // Until the request has its own place in the flight that was begun for it.
-        let _hint = self.ahead.take(&target);
+        let hint = self.ahead.take(&target);
         let answer = if self.permitted {
             let visit = Visit {
                 method: request.method().clone(),
                 uri: request.uri().clone(),
                 headers: std::mem::take(request.headers_mut()),
+                begun_early: hint.as_ref().is_some_and(Hint::has_begun),
                 tasks: self.surface.tasks.clone(),
                 upgrade: Arc::new(Mutex::new(None)),
             };

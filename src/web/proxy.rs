@@ -14,7 +14,7 @@ use warp::{Filter, Rejection};
 use crate::archive::kind::Kind;
 use crate::archive::target::{Target, TargetError};
 use crate::engine::plan::Freshness;
-use crate::engine::{Ask, Engine, Hint};
+use crate::engine::{Ask, Engine, Hint, Sharing};
 use crate::mirror::basic_authorization;
 use crate::web::connection::Visit;
 use crate::web::heads::Head;
@@ -144,14 +144,20 @@ fn ask(target: Target, headers: &HeaderMap, head_only: bool) -> Ask {
         handed_on.insert(header::AUTHORIZATION, credentials);
     }
     let (freshness, no_store) = cache_control(headers);
+    let has_credentials =
+        target.userinfo.is_some() || handed_on.contains_key(header::AUTHORIZATION);
     Ask {
         kind: Kind::of(&target.path),
-        private: target.userinfo.is_some() || handed_on.contains_key(header::AUTHORIZATION),
+        sharing: match no_store {
+            _ if has_credentials || target.has_query => Sharing::Private,
+            true => Sharing::NotStored,
+            false => Sharing::Shared,
+        },
         target: Arc::new(target),
         freshness,
         head_only,
-        no_store,
         headers: handed_on,
+        begun_early: false,
     }
 }
 
@@ -186,7 +192,8 @@ async fn answer(proxy: Arc<Proxy>, visit: Visit) -> Response {
         Err(error) => return reply::bad_target(&error),
     };
     let head_only = visit.method == Method::HEAD;
-    let ask = ask(target, &visit.headers, head_only);
+    let asked = ask(target, &visit.headers, head_only);
+    let ask = Ask { begun_early: visit.begun_early, ..asked };
     match proxy.engine.serve(&ask).await {
         Ok(served) => reply::served(&visit.headers, head_only, served).await,
         Err(failure) => {

@@ -224,7 +224,7 @@ pub(super) fn failed(failure: &Failure) -> warp::reply::Response {
             refusal(*status, status.canonical_reason().unwrap_or("Refused by the mirror"))
         }
         Failure::Upstream { status, host, .. } => {
-            trouble(StatusCode::BAD_GATEWAY, &format!("{host} answered {status}"))
+            trouble(StatusCode::SERVICE_UNAVAILABLE, &format!("{host} answered {status}"))
         }
         Failure::Mirror(error) => match error.kind {
             MirrorErrorKind::Forbidden => refusal(StatusCode::FORBIDDEN, &error.to_string()),
@@ -233,8 +233,9 @@ pub(super) fn failed(failure: &Failure) -> warp::reply::Response {
                 let reason = format!("{} unreachable: {}", error.host, error.reason);
                 trouble(StatusCode::SERVICE_UNAVAILABLE, &reason)
             }
-            MirrorErrorKind::Misdirected => trouble(StatusCode::BAD_GATEWAY, &error.to_string()),
-            MirrorErrorKind::Broken => trouble(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+            MirrorErrorKind::Misdirected | MirrorErrorKind::Broken => {
+                trouble(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
+            }
         },
         Failure::Unusable { host, reason } => {
             trouble(StatusCode::SERVICE_UNAVAILABLE, &format!("{host} {reason}"))

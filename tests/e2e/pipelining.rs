@@ -53,6 +53,8 @@ fn pipelined_requests_start_before_their_turn() {
     assert_eq!(mirror.requests(&tool(0))[0].status, 0, "the first is answered already");
     assert_answers(&mut client, 0..20);
     assert_eq!(mirror.log().len(), 20, "each was asked for once");
+    // That their flights had landed by their turn makes them no hits.
+    assert_eq!(proxy.metric("aptmesh_engine_served_total{outcome=\"hit\"}"), 0.0);
 }
 
 #[test]

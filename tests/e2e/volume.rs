@@ -234,6 +234,31 @@ fn a_volume_that_became_read_only_still_serves_what_it_has() {
 }
 
 #[test]
+fn what_is_stored_is_still_known_after_a_start_on_a_volume_that_takes_nothing() {
+    type Trouble = fn(&Volume);
+    let troubles: [(Trouble, &str); 2] = [
+        (|volume| drop(volume.fill()), "stored before it was full"),
+        (Volume::make_read_only, "stored before it was read-only"),
+    ];
+    for (trouble, what) in troubles {
+        let volume = Volume::of_megabytes(8);
+        let mirror = Mirror::start();
+        let bytes = noise(8, MEGABYTE);
+        mirror.put(BIG, File::new(bytes.clone()));
+        let mut proxy = proxy_on(&volume);
+        all_get(1, proxy.addr(), &proxy.url_for(&mirror, BIG), &bytes);
+        proxy.wait_landed();
+        proxy.signal("TERM");
+        proxy.wait_exit(Duration::from_secs(20));
+        trouble(&volume);
+        proxy.restart();
+        let replies = all_get(1, proxy.addr(), &proxy.url_for(&mirror, BIG), &bytes);
+        assert!(replies.iter().all(is_hit), "{what}: {replies:?}");
+        assert_eq!(mirror.bodies(BIG), 1, "{what}");
+    }
+}
+
+#[test]
 fn it_starts_on_a_volume_that_can_not_be_written() {
     let volume = Volume::of_megabytes(8);
     volume.make_read_only();

@@ -53,6 +53,22 @@ impl SqliteIndex {
     }
 }
 
+impl SqliteIndex {
+    /// An index in memory with what the file at `path` knows, for when that can not be written: what
+    /// is on the volume is still found. Without a readable file it begins empty.
+    ///
+    /// # Errors
+    /// When not even an index in memory can be had.
+    pub fn copy_of(path: &Path) -> Result<Self, IndexError> {
+        let connection = schema::copy_to_memory(path).or_else(|error| {
+            tracing::warn!(%error, source = %error.source, "beginning with an empty index");
+            schema::open_memory()
+        })?;
+        let actor = Actor::start("index", connection)?;
+        Ok(Self { reader: actor.clone(), writer: actor })
+    }
+}
+
 fn open_or_begin_anew(path: &Path) -> Result<Connection, IndexError> {
     match schema::open_file(path) {
         Err(error) if schema::is_corrupt(&error) => {

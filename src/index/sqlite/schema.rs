@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use rusqlite::backup::Backup;
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use crate::index::IndexError;
 
@@ -13,12 +14,44 @@ const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/sqlite/0001_res
 /// For how long a statement waits for another connection's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Pages of a copy between two looks at other work, of which there is none.
+const PAGES_AT_ONCE: std::ffi::c_int = 10_000;
+
 pub(super) fn open_file(path: &Path) -> Result<Connection, IndexError> {
     prepare(Connection::open(path)).map_err(could_not_open)
 }
 
 pub(super) fn open_memory() -> Result<Connection, IndexError> {
     prepare(Connection::open_in_memory()).map_err(could_not_open)
+}
+
+/// A copy in memory of a file that may only be read.
+pub(super) fn copy_to_memory(path: &Path) -> Result<Connection, IndexError> {
+    let copy = || -> Result<Connection, Box<dyn std::error::Error + Send + Sync>> {
+        let file = open_read_only(path)?;
+        let mut memory = Connection::open_in_memory()?;
+        Backup::new(&file, &mut memory)?.run_to_completion(PAGES_AT_ONCE, Duration::ZERO, None)?;
+        prepare(Ok(memory))
+    };
+    copy().map_err(could_not_open)
+}
+
+/// With its write-ahead log, if that is there; else the file alone is all there is, and must be
+/// called immutable for SQLite to do without a place for the log.
+fn open_read_only(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+    let readable = |connection: &Connection| {
+        connection.pragma_query_value(None, "schema_version", |row| row.get::<_, i64>(0)).map(drop)
+    };
+    let with_log = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY);
+    if let Ok(connection) = with_log
+        && readable(&connection).is_ok()
+    {
+        return Ok(connection);
+    }
+    let escaped =
+        path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    Connection::open_with_flags(format!("file:{escaped}?immutable=1"), flags)
 }
 
 /// Whether the file is no database, or a broken one.
