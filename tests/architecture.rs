@@ -30,7 +30,7 @@ const ONLY_IN: [(&str, &[&str]); 9] = [
     ("std::fs", &["store", "index", "engine", "web", "config", "mirror", "cli"]),
     ("SystemTime::now", &["store", "engine"]),
     ("SqliteIndex", &["index/sqlite", "cli/wiring.rs"]),
-    ("StatusCode", &["web", "mirror", "engine/outcome.rs"]),
+    ("StatusCode", &["web", "mirror", "engine/outcome.rs", "engine/relayed.rs"]),
 ];
 
 #[test]

@@ -32,7 +32,10 @@ impl Kind {
         {
             return Self::ByHash(Expected::from_by_hash(algorithm, name));
         }
-        if matches!(name, "InRelease" | "Release" | "Release.gpg") {
+        if name.is_empty() || has_ending(name, "html") || has_ending(name, "htm") {
+            // A page about the archive, or a folder's.
+            Self::Other
+        } else if matches!(name, "InRelease" | "Release" | "Release.gpg") {
             Self::Release
         } else if is_package(name) {
             Self::Package
@@ -41,12 +44,6 @@ impl Kind {
         } else {
             Self::Other
         }
-    }
-
-    /// Whether the content under this name never changes once it is there.
-    #[must_use]
-    pub fn is_immutable(self) -> bool {
-        matches!(self, Self::ByHash(_) | Self::Package)
     }
 
     /// Whether resources of this kind are stored.
@@ -197,6 +194,8 @@ mod tests {
             ("packages.example.org/readme.html", Kind::Other),
             ("downloads/data.tar.gz", Kind::Other),
             ("key.asc", Kind::Other),
+            ("debian/dists/", Kind::Other),
+            ("debian/dists/sid/main/installer-amd64/current/doc/manual.html", Kind::Other),
             ("distsx/Foo", Kind::Other),
             (".deb", Kind::Other),
             ("", Kind::Other),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use crate::cli::wiring::{self, Parts};
@@ -154,8 +154,9 @@ fn reload(parts: &Parts, current: &mut Config, sources: &Sources) {
 
 async fn stop(parts: &Parts, connections: &TaskTracker) {
     connections.close();
-    let seen_off = timeout(DRAIN_MAX, connections.wait()).await.is_ok();
-    let landed = parts.engine.drain(if seen_off { DRAIN_MAX } else { Duration::ZERO }).await;
+    let until = Instant::now() + DRAIN_MAX;
+    let seen_off = timeout_at(until, connections.wait()).await.is_ok();
+    let landed = parts.engine.drain(until).await;
     if seen_off && landed {
         tracing::info!("stopped");
     } else {

@@ -1,5 +1,5 @@
 //! The settings there are: name, default and what each is for. `aptmesh config` and
-//! `docs/settings.md` come from this list.
+//! `docs/settings.toml` come from this list.
 
 use std::path::PathBuf;
 
@@ -136,7 +136,8 @@ pub static KEYS: [Key; 15] = [
     key(
         "mirror.proxy",
         "",
-        "HTTP proxy through which mirrors are asked, as a URL; another aptmesh, for one.",
+        "HTTP proxy through which mirrors are asked, as a URL; another aptmesh, for one. It resolves \
+         the mirrors' names then, so that only their names are checked here, not their addresses.",
     )
     .secret(),
     key(

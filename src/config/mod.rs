@@ -18,6 +18,9 @@ use crate::index::sqlite;
 use crate::telemetry::logs;
 use crate::{engine, mirror, store};
 
+/// More connections than one process can serve.
+const CONNECTIONS_MAX: usize = 1_000_000;
+
 /// Every component's settings.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -73,7 +76,7 @@ impl Config {
             listen: Listen {
                 proxy: reader.list("listen.proxy"),
                 admin: reader.value("listen.admin"),
-                connections_max: reader.value("listen.connections"),
+                connections_max: reader.number("listen.connections", CONNECTIONS_MAX),
             },
             clients: reader.list("clients.allow"),
             index: reader.index("index.url", &data),
@@ -85,7 +88,7 @@ impl Config {
                 },
                 ca_file: reader.optional("mirror.ca_file"),
                 proxy: reader.proxy("mirror.proxy"),
-                timeout: reader.duration("mirror.timeout"),
+                timeout: reader.some_time("mirror.timeout"),
                 connect_ports: reader.list("mirror.connect_ports"),
                 pseudonym: values::pseudonym(),
             },

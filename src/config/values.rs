@@ -63,6 +63,15 @@ impl Reader<'_> {
         })
     }
 
+    pub(super) fn number(&mut self, key: &str, max: usize) -> usize {
+        let number = self.value(key);
+        if number > max {
+            let text = self.text(key);
+            self.fault(key, &text, format!("at most {max}"));
+        }
+        number
+    }
+
     pub(super) fn optional<T: FromStr<Err: Display>>(&mut self, key: &str) -> Option<T> {
         let text = self.text(key);
         if text.is_empty() {
@@ -109,6 +118,16 @@ impl Reader<'_> {
             self.fault(key, &text, format!("{why}; write 10s, 500ms, 2m"));
             Duration::ZERO
         })
+    }
+
+    /// A duration that must not be none.
+    pub(super) fn some_time(&mut self, key: &str) -> Duration {
+        let duration = self.duration(key);
+        let text = self.text(key);
+        if duration.is_zero() && humantime::parse_duration(&text).is_ok() {
+            self.fault(key, &text, "must be longer");
+        }
+        duration
     }
 
     pub(super) fn index(&mut self, key: &str, data: &Path) -> sqlite::Config {

@@ -1,4 +1,5 @@
-//! Bytes and their names: digests and byte ranges. No I/O, no clock.
+//! Bytes and their names: digests, byte ranges, versions. No I/O, no clock.
 
 pub mod digest;
 pub mod range;
+pub mod validators;

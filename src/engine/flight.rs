@@ -15,6 +15,9 @@ use crate::engine::outcome::{Failure, Meta};
 /// its connection broke.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// Flights at a time. More would share a site's line into uselessness, and each holds a file open.
+const FLIGHTS_MAX: usize = 1024;
+
 /// One download or revalidation under way.
 pub struct Flight {
     landing: watch::Sender<Option<Landing>>,
@@ -41,6 +44,8 @@ pub struct Flow {
     pub meta: Meta,
     /// Whether they will be stored.
     pub stored: bool,
+    /// Whether a digest is expected of them.
+    pub checked: bool,
     /// The staged file: readable up to [`Progress::readable`].
     pub file: Arc<File>,
 }
@@ -184,6 +189,15 @@ pub struct Flights {
     table: Mutex<HashMap<Arc<str>, Arc<Flight>>>,
 }
 
+/// Why there is no place in a flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotBoarded {
+    /// It landed just now: what memory knows will do.
+    Landed,
+    /// Too many are under way.
+    Full,
+}
+
 /// A place in a flight.
 pub struct Boarding {
     /// Keeps it going.
@@ -193,25 +207,31 @@ pub struct Boarding {
 }
 
 impl Flights {
-    /// Joins the flight for `key`, or begins it. `None` when `landed_meanwhile` finds, under the
-    /// table's lock, that there is no need any more.
+    /// Joins the flight for `key`, or begins it.
+    ///
+    /// # Errors
+    /// When `landed_meanwhile` finds, under the table's lock, that there is no need any more, or
+    /// when there is no room for another flight.
     pub fn board(
         self: &Arc<Self>,
         key: &str,
         landed_meanwhile: impl FnOnce() -> bool,
-    ) -> Option<Boarding> {
+    ) -> Result<Boarding, NotBoarded> {
         let mut table = self.table();
         if let Some(flight) = table.get(key).filter(|flight| !flight.is_cut()) {
-            return Some(Boarding { interest: Interest::new(flight), departure: None });
+            return Ok(Boarding { interest: Interest::new(flight), departure: None });
         }
         if landed_meanwhile() {
-            return None;
+            return Err(NotBoarded::Landed);
+        }
+        if table.len() >= FLIGHTS_MAX {
+            return Err(NotBoarded::Full);
         }
         let key: Arc<str> = key.into();
         let flight = Arc::new(Flight::new());
         table.insert(Arc::clone(&key), Arc::clone(&flight));
         let departure = Departure { flights: Arc::clone(self), key, flight: Arc::clone(&flight) };
-        Some(Boarding { interest: Interest::new(&flight), departure: Some(departure) })
+        Ok(Boarding { interest: Interest::new(&flight), departure: Some(departure) })
     }
 
     /// How many are under way.

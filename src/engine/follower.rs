@@ -14,13 +14,10 @@ use tokio::sync::watch;
 use crate::archive::target::Target;
 use crate::engine::flight::{Flow, Interest, Progress, State};
 use crate::engine::outcome::Meta;
-use crate::mirror::{self, Mirror, Question};
+use crate::mirror::{self, Framing, Mirror, Question};
 
 /// The longest span handed out at once, in bytes.
 pub const SPAN_MAX: u64 = 256 * 1024;
-
-/// The last second of the year 9999: later dates have no IMF-fixdate.
-const LAST_DATE: u64 = 253_402_300_799;
 
 /// Some bytes of a body.
 pub enum Chunk {
@@ -120,6 +117,10 @@ impl Follower {
             match progress.state {
                 State::Whole => return Ok(None),
                 State::Cut(reason) => return Err(Cut(reason)),
+                // The rest would go out without its digest having been checked.
+                State::Spilled if self.flow.checked => {
+                    return Err(Cut("the volume is full, and the file must be checked".into()));
+                }
                 State::Spilled => self.spilled = Some(self.ask_for_the_rest().await?),
                 State::Running => {
                     self.progress.changed().await.map_err(|_| Cut("the flight is gone".into()))?;
@@ -163,8 +164,14 @@ impl Follower {
         let question = Question { headers, head_only: false };
         let answer =
             mirror.ask(target, &question).await.map_err(|error| Cut(error.to_string().into()))?;
-        let part = answer.part().map(|(first, _)| first);
-        if answer.status == 206 && part == Some(self.position) {
+        let goes_on = match (self.position, answer.status.as_u16(), answer.part()) {
+            (0, 200, _) => answer.framing() != Framing::Close,
+            (position, 206, Some((first, total))) => {
+                first == position && (total.is_some() || self.end.is_some())
+            }
+            _ => false,
+        };
+        if goes_on && !self.flow.meta.validators.contradict(&answer.validators()) {
             Ok(answer.body)
         } else {
             Err(Cut("the volume is full, and the mirror does not resume".into()))
@@ -173,28 +180,13 @@ impl Follower {
 }
 
 /// Headers that ask for the rest of the version described by `meta`, and only of that one; `None`
-/// if it has no mark that tells it from others (RFC 9110 §13.1.5).
+/// if it has no mark that tells it from others.
 pub(super) fn resume_headers(position: u64, meta: &Meta) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
     if position > 0 {
+        let mark = meta.validators.for_if_range()?;
         headers.insert(header::RANGE, HeaderValue::try_from(format!("bytes={position}-")).ok()?);
-        headers.insert(header::IF_RANGE, strong_validator(meta)?);
+        headers.insert(header::IF_RANGE, HeaderValue::try_from(mark).ok()?);
     }
     Some(headers)
-}
-
-fn strong_validator(meta: &Meta) -> Option<HeaderValue> {
-    let marks = &meta.validators;
-    match (&marks.etag, marks.last_modified) {
-        (Some(etag), _) if etag.starts_with('"') => HeaderValue::try_from(etag).ok(),
-        (_, Some(seconds)) => HeaderValue::try_from(http_date(seconds)).ok(),
-        _ => None,
-    }
-}
-
-/// Seconds since 1970 as an IMF-fixdate (RFC 9110 §5.6.7), the one form that apt reads.
-#[must_use]
-pub fn http_date(seconds: i64) -> String {
-    let since = Duration::from_secs(u64::try_from(seconds).unwrap_or_default().min(LAST_DATE));
-    httpdate::fmt_http_date(std::time::UNIX_EPOCH + since)
 }

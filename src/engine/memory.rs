@@ -56,6 +56,14 @@ impl Known {
         Ok(Self { entry, blob, small, confirmed_at, failed_at: AtomicI64::new(0) })
     }
 
+    /// The same bytes under another description.
+    #[must_use]
+    pub fn described_anew(&self, entry: Entry) -> Self {
+        let confirmed_at = AtomicI64::new(entry.checked_at.saturating_mul(1000));
+        let (blob, small) = (self.blob.clone(), self.small.clone());
+        Self { entry, blob, small, confirmed_at, failed_at: AtomicI64::new(0) }
+    }
+
     /// The mirror confirmed it just now.
     pub fn confirm(&self) {
         self.confirmed_at.store(now_millis(), Ordering::Relaxed);
@@ -115,11 +123,6 @@ impl Memory {
     /// Holds `known`, as long as there is room.
     pub fn hold(&self, key: &str, known: Arc<Known>) {
         self.cache.insert(key.into(), known);
-    }
-
-    /// Lets go of `key`.
-    pub fn drop(&self, key: &str) {
-        self.cache.remove(key);
     }
 }
 

@@ -6,6 +6,7 @@ pub mod memory;
 mod metrics;
 pub mod outcome;
 pub mod plan;
+pub mod relayed;
 mod transfer;
 mod writer;
 
@@ -15,18 +16,19 @@ use std::time::Duration;
 
 use http::header::{self, HeaderMap};
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use crate::archive::kind::Kind;
 use crate::archive::target::Target;
 use crate::content::digest::Sha256;
-use crate::engine::flight::{Boarding, Flights, Interest, Landing};
+use crate::engine::flight::{Boarding, Flights, Interest, Landing, NotBoarded};
 use crate::engine::follower::Follower;
 use crate::engine::memory::{Known, Memory};
 pub use crate::engine::metrics::EngineMetrics;
-use crate::engine::outcome::{Content, Failure, Outcome, Relayed, Served};
+use crate::engine::outcome::{Content, Failure, Outcome, Served};
 use crate::engine::plan::{Freshness, Plan, Situation, plan};
+use crate::engine::relayed::Relayed;
 use crate::engine::transfer::Transfer;
 use crate::engine::writer::TAIL;
 use crate::index::{Entry, Index, Totals};
@@ -156,9 +158,9 @@ impl Engine {
             let interest = match (engine.plan(&ask, known.as_deref()), known) {
                 (Plan::Fetch, _) => engine.board(&ask, None),
                 (Plan::Revalidate, Some(known)) => engine.board(&ask, Some(&known)),
-                _ => None,
+                _ => return,
             };
-            if let Some((interest, outcome)) = interest {
+            if let Ok((interest, outcome)) = interest {
                 has_begun.store(outcome == Outcome::Miss, Ordering::Relaxed);
                 // Kept until the hint is dropped, or the flight is over.
                 interest.flight().over().await;
@@ -263,11 +265,15 @@ impl Engine {
         known: Option<&Arc<Known>>,
     ) -> Result<Served, Failure> {
         for _ in 0..BOARDINGS_MAX {
-            let Some((interest, outcome)) = self.board(ask, known) else {
-                return match self.memory.get(&ask.target.key) {
-                    Some(known) => Ok(stored(known, Outcome::Hit)),
+            let (interest, outcome) = match self.board(ask, known) {
+                Ok(boarded) => boarded,
+                Err(NotBoarded::Full) => {
+                    return Err(Failure::internal("too many downloads are under way"));
+                }
+                Err(NotBoarded::Landed) => match self.memory.get(&ask.target.key) {
+                    Some(known) => return Ok(stored(known, Outcome::Hit)),
                     None => continue,
-                };
+                },
             };
             let landing = interest.flight().landed().await;
             if let Landing::Flowing(flow) = &landing
@@ -292,26 +298,25 @@ impl Engine {
         Err(Failure::internal("the download broke off again and again"))
     }
 
-    /// A place in the resource's flight, begun if need be. `None` if it landed just now and what
-    /// memory knows will do.
+    /// A place in the resource's flight, begun if need be.
     fn board(
         self: &Arc<Self>,
         ask: &Ask,
         known: Option<&Arc<Known>>,
-    ) -> Option<(Interest, Outcome)> {
+    ) -> Result<(Interest, Outcome), NotBoarded> {
         let key = &ask.target.key;
         let landed_meanwhile = || {
             let known = self.memory.get(key);
             known.is_some_and(|known| self.plan(ask, Some(&known)) == Plan::Serve)
         };
         let Boarding { interest, departure } = self.flights.board(key, landed_meanwhile)?;
-        let Some(departure) = departure else { return Some((interest, Outcome::Collapsed)) };
+        let Some(departure) = departure else { return Ok((interest, Outcome::Collapsed)) };
         let transfer = Transfer {
             engine: Arc::clone(self),
             target: Arc::clone(&ask.target),
             kind: ask.kind,
             known: known.cloned(),
-            via: ask.headers.get(header::VIA).cloned(),
+            via: ask.headers.get_all(header::VIA).iter().cloned().collect(),
         };
         self.metrics.flights.inc();
         let engine = Arc::clone(self);
@@ -319,15 +324,16 @@ impl Engine {
             transfer.run(departure).await;
             engine.metrics.flights.dec();
         });
-        Some((interest, Outcome::Miss))
+        Ok((interest, Outcome::Miss))
     }
 
     /// Hands the question to the mirror and its answer to the client.
     async fn relay(&self, ask: &Ask) -> Result<Served, Failure> {
         let question = Question { head_only: ask.head_only, headers: ask.headers.clone() };
         let answer = self.mirror.ask(&ask.target, &question).await.map_err(Failure::Mirror)?;
-        let relayed =
-            Box::new(Relayed { status: answer.status, headers: answer.headers, body: answer.body });
+        // Only a whole body can be told from another.
+        let expected = ask.kind.expected().filter(|_| answer.status == 200 && !ask.head_only);
+        let relayed = Box::new(Relayed::new(answer, expected));
         Ok(Served { content: Content::Relay(relayed), outcome: Outcome::Relayed })
     }
 
@@ -340,7 +346,7 @@ impl Engine {
         self.metrics.served.with_label_values(&[ask.kind.label(), source, outcome]).inc();
     }
 
-    /// Counts bytes that were handed to a client.
+    /// What it counts.
     #[must_use]
     pub fn metrics(&self) -> &EngineMetrics {
         &self.metrics
@@ -371,10 +377,10 @@ impl Engine {
         self.mirror.connect(host, port).await.map_err(Failure::Mirror)
     }
 
-    /// Waits until all flights are over, at most for `patience`; `false` if some are not.
-    pub async fn drain(&self, patience: Duration) -> bool {
+    /// Waits until all flights are over; `false` if some are not at `until`.
+    pub async fn drain(&self, until: Instant) -> bool {
         self.tasks.close();
-        timeout(patience, self.tasks.wait()).await.is_ok()
+        timeout_at(until, self.tasks.wait()).await.is_ok()
     }
 }
 

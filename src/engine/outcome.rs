@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 
+use crate::content::validators::Validators;
 use crate::engine::follower::Follower;
 use crate::engine::memory::Known;
-use crate::index::{Entry, Validators};
+use crate::engine::relayed::Relayed;
+use crate::index::Entry;
 use crate::mirror::{self, MirrorError};
 
 /// A representation's description.
@@ -48,16 +50,6 @@ pub enum Content {
     Flight(Box<Follower>),
     /// The mirror's own answer, handed on.
     Relay(Box<Relayed>),
-}
-
-/// A mirror's answer that is handed on as it is.
-pub struct Relayed {
-    /// The mirror's.
-    pub status: StatusCode,
-    /// The mirror's.
-    pub headers: HeaderMap,
-    /// Still to come.
-    pub body: mirror::Body,
 }
 
 /// What the cache did.

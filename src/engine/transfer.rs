@@ -7,17 +7,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
+use tokio::time::{Instant, timeout_at};
 
 use crate::archive::kind::Kind;
 use crate::archive::target::Target;
+use crate::content::validators::http_date;
 use crate::engine::Engine;
 use crate::engine::flight::{Departure, Flight, Flow, Landing, State};
-use crate::engine::follower::{http_date, resume_headers};
+use crate::engine::follower::resume_headers;
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::{Failure, Meta};
 use crate::engine::writer::{Stopped, Writer, Written};
-use crate::index::{Entry, Validators};
-use crate::mirror::{Answer, Body, Framing, MirrorError, Question};
+use crate::index::Entry;
+use crate::mirror::{Answer, Body, Framing, HEAD_BUDGET, MirrorError, Question};
 use crate::store::StoreError;
 
 /// How often in a row a transfer is resumed without having come further.
@@ -35,7 +37,7 @@ pub(super) struct Transfer {
     /// What is stored already, to be confirmed or replaced.
     pub(super) known: Option<Arc<Known>>,
     /// The caches that the first client's question came through.
-    pub(super) via: Option<HeaderValue>,
+    pub(super) via: Vec<HeaderValue>,
 }
 
 /// Why a flow ended early.
@@ -50,9 +52,17 @@ impl Transfer {
     /// Runs the flight to its end, or until nobody has wanted it for a while.
     pub(super) async fn run(self, departure: Departure) {
         let flight = Arc::clone(departure.flight());
+        let abandoned = async {
+            if self.known.is_some() {
+                // However long the mirror takes to confirm it, within its bound: else what is
+                // stored would never be confirmed again.
+                flight.landed().await;
+            }
+            flight.abandoned().await;
+        };
         let arrived = tokio::select! {
             arrived = self.fly(&flight) => arrived,
-            () = flight.abandoned() => {
+            () = abandoned => {
                 tracing::debug!(url = self.target.url, "nobody waits for it any more");
                 None
             }
@@ -79,6 +89,7 @@ impl Transfer {
     /// Asks until the first bytes are there: they tell a file from a captive portal's page.
     async fn ask(&self) -> Result<Asked, Failure> {
         let question = Question { head_only: false, headers: self.conditions() };
+        let deadline = Instant::now() + HEAD_BUDGET;
         let mut fruitless = 0;
         loop {
             let mirror = &self.engine.mirror;
@@ -89,9 +100,12 @@ impl Transfer {
                 return Ok(Asked::Unchanged(Arc::clone(known)));
             }
             let mut answer = self.usable(answer)?;
-            match answer.body.chunk().await {
+            let first = timeout_at(deadline, answer.body.chunk()).await;
+            match first.unwrap_or_else(|_| Err(MirrorError::silent(&self.target.authority.host))) {
                 Ok(first) => return self.begin(answer, first.unwrap_or_default()),
-                Err(error) if fruitless == RESUMES_MAX => return Err(Failure::Mirror(error)),
+                Err(error) if fruitless == RESUMES_MAX || Instant::now() >= deadline => {
+                    return Err(Failure::Mirror(error));
+                }
                 Err(_broke_off) => {
                     fruitless += 1;
                     tokio::time::sleep(RESUME_PAUSE * fruitless).await;
@@ -107,11 +121,12 @@ impl Transfer {
             let host = self.target.authority.host.clone();
             return Err(Failure::Upstream { status: answer.status, host, retry_after });
         }
-        if let Some(coding) = answer.content_encoding() {
+        if let Some(coding) = answer.unasked_coding() {
             let reason = format!("sent the file {coding}-encoded, which was not asked for");
             return Err(self.unusable(reason));
         }
-        if answer.content_type().is_some_and(|kind| kind.starts_with("text/html")) {
+        let kind = answer.content_type().unwrap_or_default().to_ascii_lowercase();
+        if kind.starts_with("text/html") {
             return Err(self.unusable(WEB_PAGE.to_owned()));
         }
         Ok(answer)
@@ -128,7 +143,7 @@ impl Transfer {
                 Framing::Length(size) => Some(size),
                 Framing::Chunked | Framing::Close => None,
             },
-            validators: Validators { last_modified: answer.last_modified(), etag: answer.etag() },
+            validators: answer.validators(),
             content_type: answer.content_type(),
         };
         // A body that ends when the connection does may have been cut: it proves itself by its
@@ -144,8 +159,8 @@ impl Transfer {
     /// What the mirror needs to answer 304 (RFC 9110 §13.1).
     fn conditions(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        if let Some(via) = &self.via {
-            headers.insert(header::VIA, via.clone());
+        for via in &self.via {
+            headers.append(header::VIA, via.clone());
         }
         if let Some(known) = &self.known {
             let marks = &known.entry.validators;
@@ -169,7 +184,8 @@ impl Transfer {
             return None;
         };
         let meta = arrival.meta.clone();
-        let flow = Arc::new(Flow { meta, stored: arrival.provable, file: stage.reader() });
+        let checked = self.kind.expected().is_some();
+        let flow = Arc::new(Flow { meta, stored: arrival.provable, checked, file: stage.reader() });
         let writer = Writer::start(stage, self.kind.expected(), Arc::clone(flight));
         flight.land(Landing::Flowing(Arc::clone(&flow)));
 
@@ -215,6 +231,7 @@ impl Transfer {
         arrival: Arrival,
     ) -> Result<(), String> {
         let mut received = 0;
+        let mut end = flow.meta.size;
         let mut body = arrival.body;
         let mut fruitless = 0;
         let mut next = Ok(Some(arrival.first));
@@ -228,7 +245,7 @@ impl Transfer {
                     }
                     next = body.chunk().await;
                 }
-                Ok(None) if flow.meta.size.is_none_or(|size| size == received) => return Ok(()),
+                Ok(None) if end.is_none_or(|end| end == received) => return Ok(()),
                 Ok(None) => return Err("the mirror sent less than it said".to_owned()),
                 Err(error) if fruitless == RESUMES_MAX => return Err(error.to_string()),
                 Err(error) => {
@@ -239,7 +256,8 @@ impl Transfer {
                     next = match self.resume(flight, flow, received).await? {
                         Some(resumed) => {
                             self.engine.metrics.resumed.inc();
-                            body = resumed;
+                            body = resumed.body;
+                            end = resumed.end;
                             body.chunk().await
                         }
                         None => Err(error),
@@ -259,7 +277,7 @@ impl Transfer {
         flight: &Flight,
         flow: &Flow,
         received: u64,
-    ) -> Result<Option<Body>, String> {
+    ) -> Result<Option<Resumed>, String> {
         let headers = resume_headers(received, &flow.meta).unwrap_or_default();
         let question = Question { head_only: false, headers };
         let answer = match self.engine.mirror.ask(&self.target, &question).await {
@@ -268,30 +286,35 @@ impl Transfer {
         };
         let changed = || "the file changed on the mirror in mid-download".to_owned();
         // Some servers do not look at If-Range.
-        let marks = Validators { last_modified: answer.last_modified(), etag: answer.etag() };
-        if answer.status.is_success() && flow.meta.validators.contradict(&marks) {
+        if answer.status.is_success() && flow.meta.validators.contradict(&answer.validators()) {
             return Err(changed());
         }
+        let size = flow.meta.size;
         match answer.status.as_u16() {
-            206 => match answer.part() {
-                Some((first, total))
-                    if first == received
-                        && (flow.meta.size.is_none()
-                            || total.is_none()
-                            || total == flow.meta.size) =>
-                {
-                    Ok(Some(answer.body))
+            206 => match (answer.part(), size) {
+                (Some((first, _)), _) if first != received => {
+                    Err("the mirror resumed at the wrong place".to_owned())
                 }
-                _ => Err("the mirror resumed at the wrong place".to_owned()),
+                (Some((_, Some(total))), Some(size)) if total != size => Err(changed()),
+                (Some((_, Some(end))), _) | (Some((_, None)), Some(end)) => {
+                    Ok(Some(Resumed { body: answer.body, end: Some(end) }))
+                }
+                _ => Err("the mirror resumed without telling where the file ends".to_owned()),
             },
             200 => {
-                if let (Framing::Length(size), Some(expected)) = (answer.framing(), flow.meta.size)
-                    && size != expected
-                {
-                    return Err(changed());
-                }
+                let end = match (answer.framing(), size) {
+                    (Framing::Length(new), Some(size)) if new != size => return Err(changed()),
+                    (Framing::Length(end), _) | (_, Some(end)) => Some(end),
+                    (Framing::Chunked, None) => None,
+                    (Framing::Close, None) if flow.checked || !flow.stored => None,
+                    (Framing::Close, None) => {
+                        return Err(
+                            "the mirror began anew without telling where it ends".to_owned()
+                        );
+                    }
+                };
                 match self.skip(flight, flow, received, answer.body).await {
-                    Ok(Some(body)) => Ok(Some(body)),
+                    Ok(Some(body)) => Ok(Some(Resumed { body, end })),
                     Ok(None) => Err(changed()),
                     Err(_broke_off) => Ok(None),
                 }
@@ -335,8 +358,9 @@ impl Transfer {
     /// never the clients, who have their bytes.
     async fn keep(&self, meta: &Meta, written: Written) {
         let sha256 = written.verdict.sha256;
-        if let Some(known) = self.known.as_ref().filter(|known| known.entry.blob == sha256) {
-            return self.confirm(known).await;
+        let same = self.known.as_ref().filter(|known| known.entry.blob == sha256);
+        if let Some(known) = same {
+            return self.confirm_with(known, meta).await;
         }
         let size = written.stage.size();
         let entry = Entry {
@@ -366,6 +390,20 @@ impl Transfer {
         }
     }
 
+    /// The same bytes: what is new are at most their marks.
+    async fn confirm_with(&self, known: &Known, meta: &Meta) {
+        let entry = Entry {
+            validators: meta.validators.clone(),
+            content_type: meta.content_type.clone(),
+            checked_at: now_seconds(),
+            ..known.entry.clone()
+        };
+        self.engine.memory.hold(&self.target.key, Arc::new(known.described_anew(entry.clone())));
+        if let Err(error) = self.engine.index.record(&self.target.key, &entry).await {
+            tracing::warn!(url = self.target.url, %error, source = %error.source, "confirmed, but not recorded");
+        }
+    }
+
     async fn confirm(&self, known: &Known) {
         known.confirm();
         let confirmed =
@@ -374,6 +412,12 @@ impl Transfer {
             tracing::warn!(url = self.target.url, %error, source = %error.source, "confirmed, but not recorded");
         }
     }
+}
+
+/// A body that goes on where another broke off, and the whole's size where that is known.
+struct Resumed {
+    body: Body,
+    end: Option<u64>,
 }
 
 enum Asked {

@@ -1,11 +1,12 @@
-//! The blocking half of a transfer: hashes and writes what arrives, on a thread where waiting for
-//! the disk holds nobody else up, and tells the flight how far it has come.
+//! The blocking half of a transfer: hashes and writes what arrives, on threads where waiting for the
+//! disk holds nobody else up, and tells the flight how far it has come. A transfer that waits for its
+//! mirror holds no thread.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::content::digest::{Expected, Hasher, Verdict};
 use crate::engine::flight::Flight;
@@ -17,7 +18,7 @@ const WAITING_MAX: usize = 16;
 /// the client from a complete answer; a little more keeps most of a small file back too.
 pub(super) const TAIL: u64 = 4096;
 
-/// A running writer.
+/// A running writer; it ends early when it is dropped.
 pub(super) struct Writer {
     chunks: mpsc::Sender<Bytes>,
     finished: JoinHandle<Result<Written, StoreError>>,
@@ -32,18 +33,41 @@ pub(super) struct Written {
 /// The writer stopped taking chunks: its `finish` tells why.
 pub(super) struct Stopped;
 
+/// What passes from thread to thread.
+struct Work {
+    stage: Stage,
+    hasher: Hasher,
+    held_back: u64,
+    flight: Arc<Flight>,
+}
+
+impl Work {
+    /// Blocks.
+    fn take(mut self, chunks: Vec<Bytes>) -> Result<Self, StoreError> {
+        for chunk in chunks {
+            self.hasher.update(&chunk);
+            self.stage.append(&chunk)?;
+            self.flight.advance(self.stage.size(), self.held_back);
+        }
+        Ok(self)
+    }
+}
+
 impl Writer {
-    pub(super) fn start(mut stage: Stage, expected: Option<Expected>, flight: Arc<Flight>) -> Self {
+    pub(super) fn start(stage: Stage, expected: Option<Expected>, flight: Arc<Flight>) -> Self {
         let (chunks, mut waiting) = mpsc::channel::<Bytes>(WAITING_MAX);
         let held_back = if expected.is_some() { TAIL } else { 0 };
-        let finished = tokio::task::spawn_blocking(move || {
-            let mut hasher = Hasher::new(expected);
-            while let Some(chunk) = waiting.blocking_recv() {
-                hasher.update(&chunk);
-                stage.append(&chunk)?;
-                flight.advance(stage.size(), held_back);
+        let mut work = Work { stage, hasher: Hasher::new(expected), held_back, flight };
+        #[expect(clippy::disallowed_methods, reason = "its transfer waits for it")]
+        let finished = tokio::spawn(async move {
+            let mut batch = Vec::with_capacity(WAITING_MAX);
+            while waiting.recv_many(&mut batch, WAITING_MAX).await > 0 {
+                let chunks = std::mem::take(&mut batch);
+                work = spawn_blocking(move || work.take(chunks))
+                    .await
+                    .map_err(StoreError::interrupted)??;
             }
-            Ok(Written { stage, verdict: hasher.finish() })
+            Ok(Written { stage: work.stage, verdict: work.hasher.finish() })
         });
         Self { chunks, finished }
     }

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use thiserror::Error;
 
 use crate::content::digest::Sha256;
+use crate::content::validators::Validators;
 
 /// What the index knows of one resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,28 +24,6 @@ pub struct Entry {
     pub content_type: Option<String>,
     /// When the mirror last gave or confirmed it; seconds since 1970.
     pub checked_at: i64,
-}
-
-/// A version's marks (RFC 9110 §8.8), as the mirror gave them. The one canonical value per
-/// resource: what clients hold on to must not differ between two answers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Validators {
-    /// Seconds since 1970.
-    pub last_modified: Option<i64>,
-    /// With its quotes and, where weak, its `W/`.
-    pub etag: Option<String>,
-}
-
-impl Validators {
-    /// Whether the two can not be marks of one version: where both tell, they tell otherwise.
-    #[must_use]
-    pub fn contradict(&self, other: &Self) -> bool {
-        fn differ<T: PartialEq>(one: Option<&T>, other: Option<&T>) -> bool {
-            one.zip(other).is_some_and(|(one, other)| one != other)
-        }
-        differ(self.etag.as_ref(), other.etag.as_ref())
-            || differ(self.last_modified.as_ref(), other.last_modified.as_ref())
-    }
 }
 
 /// Facts by resource key. Every call may be repeated.

@@ -4,12 +4,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{self, HeaderMap, HeaderName};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use prometheus::IntCounter;
 use tokio::time::timeout;
 
 use super::error::MirrorError;
 use crate::content::range::parse_content_range;
+use crate::content::validators::Validators;
 
 /// The head of an answer, and its body still to come.
 pub struct Answer {
@@ -49,9 +50,9 @@ impl Answer {
     /// How the body's end is known.
     #[must_use]
     pub fn framing(&self) -> Framing {
-        // RFC 9112 §6.3: a transfer coding overrules a length.
-        if self.headers.contains_key(header::TRANSFER_ENCODING) {
-            return Framing::Chunked;
+        // RFC 9112 §6.3: a transfer coding overrules a length, and only `chunked` has an end.
+        if let Some(coding) = self.headers.get_all(header::TRANSFER_ENCODING).iter().next_back() {
+            return if is_chunked(coding) { Framing::Chunked } else { Framing::Close };
         }
         match self.text(&header::CONTENT_LENGTH).and_then(|length| length.parse().ok()) {
             Some(length) => Framing::Length(length),
@@ -62,14 +63,14 @@ impl Answer {
     /// `Last-Modified` in seconds since 1970; `None` where it is missing or is no date that a
     /// client could read either (RFC 9110 §5.6.7).
     #[must_use]
-    pub fn last_modified(&self) -> Option<i64> {
+    fn last_modified(&self) -> Option<i64> {
         let date = httpdate::parse_http_date(self.text(&header::LAST_MODIFIED)?).ok()?;
         seconds_since_1970(date)
     }
 
     /// `ETag`.
     #[must_use]
-    pub fn etag(&self) -> Option<String> {
+    fn etag(&self) -> Option<String> {
         self.text(&header::ETAG).map(str::to_owned)
     }
 
@@ -79,11 +80,22 @@ impl Answer {
         self.text(&header::CONTENT_TYPE).map(str::to_owned)
     }
 
-    /// A coding other than the identity, which was not asked for.
+    /// A coding other than the identity, of the content or in transfer, which was not asked for.
     #[must_use]
-    pub fn content_encoding(&self) -> Option<&str> {
-        self.text(&header::CONTENT_ENCODING)
-            .filter(|coding| !coding.eq_ignore_ascii_case("identity"))
+    pub fn unasked_coding(&self) -> Option<&str> {
+        [(&header::CONTENT_ENCODING, "identity"), (&header::TRANSFER_ENCODING, "chunked")]
+            .into_iter()
+            .filter_map(|(name, usual)| Some((self.text(name)?, usual)))
+            .find(|(coding, usual)| {
+                !coding.eq_ignore_ascii_case(usual) && !coding.eq_ignore_ascii_case("identity")
+            })
+            .map(|(coding, _)| coding)
+    }
+
+    /// The version's marks.
+    #[must_use]
+    pub fn validators(&self) -> Validators {
+        Validators { last_modified: self.last_modified(), etag: self.etag() }
     }
 
     /// The first byte of a 206's range and, where it says so, the size of the whole.
@@ -132,6 +144,11 @@ impl Body {
         }
         Ok(chunk)
     }
+}
+
+/// Whether `chunked` is the only coding: what else was done to the bytes was not asked for.
+fn is_chunked(coding: &HeaderValue) -> bool {
+    coding.to_str().is_ok_and(|coding| coding.trim().eq_ignore_ascii_case("chunked"))
 }
 
 fn seconds_since_1970(date: SystemTime) -> Option<i64> {

@@ -57,7 +57,9 @@ impl MirrorError {
         Self { kind, host: host.to_owned(), reason: reason.to_string() }
     }
 
-    pub(super) fn silent(host: &str) -> Self {
+    /// The mirror said nothing in time.
+    #[must_use]
+    pub fn silent(host: &str) -> Self {
         Self::new(MirrorErrorKind::Silent, host, "no answer in time")
     }
 

@@ -146,8 +146,8 @@ const SPECIAL_V4: [&str; 16] = [
     "255.255.255.255/32", // broadcast
 ];
 
-const SPECIAL_V6: [&str; 10] = [
-    "::/128",         // unspecified
+const SPECIAL_V6: [&str; 12] = [
+    "::/96",          // unspecified; IPv4 in its oldest clothing
     "::1/128",        // loopback
     "64:ff9b:1::/48", // local NAT64
     "100::/64",       // discard
@@ -155,6 +155,8 @@ const SPECIAL_V6: [&str; 10] = [
     "2001:db8::/32",  // documentation
     "3fff::/20",      // documentation
     "fc00::/7",       // unique local; also clouds' metadata
+    "fec0::/10",      // site-local, as it once was
+    "5f00::/16",      // segment routing
     "fe80::/10",      // link-local
     "ff00::/8",       // multicast
 ];

@@ -35,7 +35,7 @@ const ATTEMPTS_MAX: u32 = 4;
 const BACKOFF: Duration = Duration::from_millis(200);
 /// For how long an answer's head may be waited for, over all attempts: apt gives up after 30 s of
 /// silence, and should hear our reason before that.
-const HEAD_BUDGET: Duration = Duration::from_secs(24);
+pub const HEAD_BUDGET: Duration = Duration::from_secs(24);
 /// Idle connections kept per mirror.
 const IDLE_CONNECTIONS_MAX: usize = 32;
 
@@ -91,7 +91,10 @@ impl Mirror {
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .tcp_nodelay(true)
             .no_proxy()
-            .dns_resolver(GuardedResolver::new(Arc::clone(&guard)));
+            .dns_resolver(GuardedResolver::new(
+                Arc::clone(&guard),
+                config.proxy.as_ref().and_then(|proxy| proxy.host_str().map(str::to_owned)),
+            ));
         if let Some(path) = &config.ca_file {
             client = client.tls_certs_merge(read_certificates(path)?);
         }
@@ -234,21 +237,24 @@ impl Mirror {
         if !self.guard.load().permits_host(host) {
             return Err(MirrorError::not_listed(host));
         }
-        let addresses = resolver::resolve(&self.guard, host, port).await?;
         let connecting = async {
-            let mut last = None;
+            let addresses = resolver::resolve(&self.guard, host, port).await?;
+            // One that leads nowhere must leave time for the others.
+            let share = CONNECT_TIMEOUT / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+            let mut last = MirrorError::silent(host);
             for address in addresses {
-                match tokio::net::TcpStream::connect(address).await {
-                    Ok(stream) => return Ok(stream),
-                    Err(error) => last = Some(error),
+                match timeout(share, tokio::net::TcpStream::connect(address)).await {
+                    Ok(Ok(stream)) => return Ok(stream),
+                    Ok(Err(error)) => {
+                        last = MirrorError::new(MirrorErrorKind::Unreachable, host, error);
+                    }
+                    Err(_elapsed) => {}
                 }
             }
-            let reason = last.map_or_else(|| "no address".to_owned(), |error| error.to_string());
-            Err(MirrorError::new(MirrorErrorKind::Unreachable, host, reason))
+            Err(last)
         };
-        timeout(CONNECT_TIMEOUT, connecting)
-            .await
-            .unwrap_or_else(|_| Err(MirrorError::silent(host)))
+        let silent = || Err(MirrorError::silent(host));
+        timeout(CONNECT_TIMEOUT * 2, connecting).await.unwrap_or_else(|_| silent())
     }
 }
 

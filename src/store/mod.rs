@@ -138,10 +138,10 @@ impl Store {
     }
 
     /// Makes a staged file the blob `digest`, durably: synced before it is renamed, its folder
-    /// synced after. A blob that is there already stays.
+    /// synced after. It takes the place of the same blob.
     ///
     /// # Errors
-    /// When the volume fails; the staged file is gone then, and no blob is visible.
+    /// When the volume fails: then there is no blob, or a whole one that may not outlive a crash.
     pub fn commit(&self, stage: Stage, digest: &Sha256) -> Result<Blob, StoreError> {
         let committed = self.publish(stage, digest);
         match &committed {

@@ -89,19 +89,27 @@ impl OwnFolder {
     }
 }
 
-/// Removes the folders of processes that are gone: the system freed their locks.
+/// Removes the folders of processes that are gone: the system freed their locks. What can not be
+/// looked at or removed is no reason not to stage.
 fn remove_dead(root: &Path) -> io::Result<()> {
     for folder in fs::read_dir(root)? {
         let folder = folder?;
-        let path = folder.path();
-        if is_being_made(&folder) {
-            continue;
+        if let Err(error) = remove_if_dead(&folder) {
+            tracing::warn!(path = ?folder.path(), %error, "could not clean up in the staging folder");
         }
-        let lock = File::open(&path)?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            tracing::info!(?path, "removing what a dead process left unfinished");
-            fs::remove_dir_all(&path)?;
-        }
+    }
+    Ok(())
+}
+
+fn remove_if_dead(folder: &fs::DirEntry) -> io::Result<()> {
+    if !folder.file_type()?.is_dir() || is_being_made(folder) {
+        return Ok(());
+    }
+    let path = folder.path();
+    let lock = File::open(&path)?;
+    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        tracing::info!(?path, "removing what a dead process left unfinished");
+        fs::remove_dir_all(&path)?;
     }
     Ok(())
 }

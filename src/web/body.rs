@@ -11,7 +11,7 @@ use http_body::{Frame, SizeHint};
 use prometheus::IntCounter;
 
 use crate::engine::follower::{Chunk, Cut, Follower, SPAN_MAX, Span};
-use crate::mirror;
+use crate::engine::relayed::Relayed;
 use crate::web::wire::{Spans, Wire};
 
 /// A body, whatever it comes from.
@@ -56,13 +56,13 @@ impl Source {
     }
 
     /// A mirror's bytes, as they come.
-    pub(super) fn relay(body: mirror::Body) -> Self {
-        Self::Stream(Box::pin(futures_util::stream::unfold(Some(body), |body| async {
-            let mut body = body?;
-            match body.chunk().await {
-                Ok(Some(bytes)) => Some((Ok(Chunk::Bytes(bytes)), Some(body))),
+    pub(super) fn relay(relayed: Box<Relayed>) -> Self {
+        Self::Stream(Box::pin(futures_util::stream::unfold(Some(relayed), |relayed| async {
+            let mut relayed = relayed?;
+            match relayed.next().await {
+                Ok(Some(bytes)) => Some((Ok(Chunk::Bytes(bytes)), Some(relayed))),
                 Ok(None) => None,
-                Err(error) => Some((Err(Cut(error.to_string().into())), None)),
+                Err(cut) => Some((Err(cut), None)),
             }
         })))
     }

@@ -6,7 +6,7 @@ use std::time::UNIX_EPOCH;
 use http::header::{self, HeaderMap, HeaderName};
 
 use crate::content::range::{Selection, select};
-use crate::engine::follower::http_date;
+use crate::content::validators::http_date;
 use crate::engine::outcome::Meta;
 
 /// What of a representation is to be sent.
@@ -79,7 +79,7 @@ mod tests {
     use http::HeaderValue;
 
     use super::*;
-    use crate::index::Validators;
+    use crate::content::validators::Validators;
 
     const DATE: &str = "Tue, 02 Jan 2024 03:04:05 GMT";
     const EARLIER: &str = "Mon, 01 Jan 2024 03:04:05 GMT";

@@ -17,6 +17,7 @@ use hyper_util::rt::TokioTimer;
 use prometheus::IntCounterVec;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::{Sleep, sleep};
 use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
 use warp::filters::BoxedFilter;
@@ -30,6 +31,8 @@ use crate::web::wire::Wire;
 
 /// For how long a request's head may take to arrive, and a connection may wait for one.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// For how long a client may take nothing of an answer that is there for it.
+const STALLED_MAX: Duration = Duration::from_mins(2);
 /// Header fields of a request.
 const FIELDS_MAX: usize = 64;
 /// Bytes of a request's head.
@@ -60,6 +63,8 @@ pub struct Visit {
     pub begun_early: bool,
     /// Where what outlives it runs.
     pub tasks: TaskTracker,
+    /// Turns true when the process is to stop.
+    pub draining: watch::Receiver<bool>,
     upgrade: Arc<Mutex<Option<OnUpgrade>>>,
 }
 
@@ -79,13 +84,17 @@ pub(super) async fn serve(
 ) {
     let wire = Wire::new(stream);
     let ahead = Ahead::default();
+    let permitted = surface.proxy.as_ref().is_none_or(|proxy| proxy.permits(client.ip()));
     let session = Arc::new(Session {
-        permitted: surface.proxy.as_ref().is_none_or(|proxy| proxy.permits(client.ip())),
+        permitted,
         client,
         wire: wire.clone(),
         ahead: ahead.clone(),
         surface: Arc::clone(&surface),
+        draining: draining.clone(),
     });
+    // Nothing is begun for those who may not come in.
+    let proxy = surface.proxy.clone().filter(|_| permitted);
     let service = service_fn(move |request| Arc::clone(&session).answer(request));
     let http = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -94,7 +103,13 @@ pub(super) async fn serve(
         .max_buf_size(HEAD_MAX)
         .serve_connection(wire.clone(), service)
         .with_upgrades();
-    let mut attended = Attended { http: Box::pin(http), wire, ahead, surface };
+    let mut attended = Attended {
+        http: Box::pin(http),
+        wire,
+        ahead,
+        proxy,
+        patience: Box::pin(sleep(STALLED_MAX)),
+    };
     let told_to_stop = async { drop(draining.wait_for(|draining| *draining).await) };
     let ended = tokio::select! {
         ended = &mut attended => ended,
@@ -114,6 +129,7 @@ struct Session {
     wire: Wire,
     ahead: Ahead,
     surface: Arc<Surface>,
+    draining: watch::Receiver<bool>,
 }
 
 impl Session {
@@ -132,6 +148,7 @@ impl Session {
                 headers: std::mem::take(request.headers_mut()),
                 begun_early: hint.as_ref().is_some_and(Hint::has_begun),
                 tasks: self.surface.tasks.clone(),
+                draining: self.draining.clone(),
                 upgrade: Arc::new(Mutex::new(None)),
             };
             if visit.method == Method::CONNECT {
@@ -171,7 +188,9 @@ struct Attended<C> {
     http: Pin<Box<C>>,
     wire: Wire,
     ahead: Ahead,
-    surface: Arc<Surface>,
+    proxy: Option<Arc<Proxy>>,
+    /// Runs while the client takes nothing of what is there for it.
+    patience: Pin<Box<Sleep>>,
 }
 
 impl<C: Future<Output = hyper::Result<()>>> Future for Attended<C> {
@@ -182,7 +201,14 @@ impl<C: Future<Output = hyper::Result<()>>> Future for Attended<C> {
         if ended.is_pending() && self.wire.poll_left(context).is_ready() {
             return Poll::Ready(Ok(()));
         }
-        if let Some(proxy) = &self.surface.proxy {
+        if let Some(since) = self.wire.blocked_since() {
+            self.patience.as_mut().reset(since + STALLED_MAX);
+            if self.patience.as_mut().poll(context).is_ready() {
+                tracing::info!("hanging up on a client that takes nothing");
+                return Poll::Ready(Ok(()));
+            }
+        }
+        if let Some(proxy) = &self.proxy {
             self.ahead.begin(&self.wire, proxy);
         }
         ended

@@ -4,6 +4,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
 
 use crate::engine::Engine;
+use crate::index::Totals;
 use crate::web::body::Source;
 use crate::web::reply::with_payload;
 
@@ -25,22 +26,24 @@ pub(super) async fn front(engine: &Engine, headers: &HeaderMap) -> warp::reply::
         HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'"),
     );
     fields.insert(header::VARY, HeaderValue::from_static("Accept"));
-    let page = render(engine, &escape(host)).await;
+    // Tools that look for a cache ask often: they do not read it.
+    let stored = if is_browser { engine.totals().await } else { None };
+    let page = render(engine, stored, &escape(host));
     fields.insert(header::CONTENT_LENGTH, HeaderValue::from(page.len()));
     with_payload(answer, Source::Bytes(page.into()))
 }
 
-async fn render(engine: &Engine, host: &str) -> String {
+fn render(engine: &Engine, stored: Option<Totals>, host: &str) -> String {
     let version = env!("CARGO_PKG_VERSION");
     let state = match engine.store_trouble() {
         None => "All is well.".to_owned(),
         Some(trouble) => format!("Not storing: {}.", escape(&trouble)),
     };
-    let stored = match engine.totals().await {
+    let stored = match stored {
         Some(totals) => {
             format!("{} files, {} MB", totals.blobs, totals.bytes / 1_000_000)
         }
-        None => "unknown: the index does not answer".to_owned(),
+        None => "unknown".to_owned(),
     };
     let flights = engine.flights();
     format!(

@@ -134,8 +134,8 @@ fn read_target(uri: &Uri) -> Result<Target, TargetError> {
 fn ask(target: Target, headers: &HeaderMap, head_only: bool) -> Ask {
     let mut handed_on = HeaderMap::new();
     for name in &HANDED_ON {
-        if let Some(value) = headers.get(name) {
-            handed_on.insert(name.clone(), value.clone());
+        for value in headers.get_all(name) {
+            handed_on.append(name.clone(), value.clone());
         }
     }
     if let (false, Some(credentials)) =

@@ -11,10 +11,11 @@ use hyper::ext::ReasonPhrase;
 use warp::Reply as _;
 
 use crate::archive::target::TargetError;
-use crate::engine::follower::http_date;
+use crate::content::validators::http_date;
 use crate::engine::memory::Known;
-use crate::engine::outcome::{Content, Failure, Meta, Outcome, Relayed, Served};
-use crate::mirror::MirrorErrorKind;
+use crate::engine::outcome::{Content, Failure, Meta, Outcome, Served};
+use crate::engine::relayed::Relayed;
+use crate::mirror::{Framing, MirrorErrorKind};
 use crate::web::body::{FilePart, Source};
 use crate::web::conditions::{Portion, portion};
 
@@ -56,17 +57,22 @@ pub(super) async fn served(
     served: Served,
 ) -> warp::reply::Response {
     let outcome = served.outcome;
+    // RFC 9110 §14.2: a range means something to GET alone.
+    let portion = |meta: &Meta| match portion(asked, meta) {
+        Portion::Part(_) | Portion::Unsatisfiable if head_only => Portion::Whole,
+        portion => portion,
+    };
     match served.content {
         Content::Known(known) => {
             let meta = Meta::of(&known.entry);
-            let portion = portion(asked, &meta);
+            let portion = portion(&meta);
             let head = head(&meta, &portion, &cache_status(outcome, true), outcome.source());
             let source = if head_only { Source::Empty } else { stored(&known, &portion) };
             with_payload(head, source)
         }
         Content::Flight(mut follower) => {
             let meta = follower.meta().clone();
-            let mut portion = portion(asked, &meta);
+            let mut portion = portion(&meta);
             if let Portion::Part(range) = &portion
                 && range.start > 0
                 && !follower.reaches(range.start, RANGE_PATIENCE).await
@@ -86,7 +92,7 @@ pub(super) async fn served(
             };
             with_payload(head, source)
         }
-        Content::Relay(answer) => relayed(*answer),
+        Content::Relay(answer) => relayed(answer),
     }
 }
 
@@ -173,8 +179,12 @@ fn cache_status(outcome: Outcome, stored: bool) -> String {
 }
 
 /// A mirror's answer, with what is only between two neighbours taken out (RFC 9110 §7.6.1).
-fn relayed(answer: Relayed) -> warp::reply::Response {
-    let mut headers = answer.headers;
+fn relayed(mut answer: Box<Relayed>) -> warp::reply::Response {
+    let mut headers = std::mem::take(&mut answer.headers);
+    if !matches!(answer.framing, Framing::Length(_)) {
+        // Beside a transfer coding a length means nothing (RFC 9112 §6.3).
+        headers.remove(header::CONTENT_LENGTH);
+    }
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -204,7 +214,7 @@ fn relayed(answer: Relayed) -> warp::reply::Response {
     let mut head = Response::new(());
     *head.status_mut() = answer.status;
     *head.headers_mut() = headers;
-    with_payload(head, Source::relay(answer.body))
+    with_payload(head, Source::relay(answer))
 }
 
 static HOP_BY_HOP: [HeaderName; 7] = [

@@ -8,7 +8,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::archive::target::Authority;
@@ -21,6 +21,8 @@ use crate::web::reply;
 const TUNNELS_MAX: usize = 256;
 /// For how long nothing may pass through a tunnel, in either direction.
 const IDLE_MAX: Duration = Duration::from_mins(2);
+/// The same, once the process has been told to stop.
+const IDLE_WHEN_STOPPING_MAX: Duration = Duration::from_secs(2);
 /// Bytes carried at once, each way.
 const BUFFER: usize = 32 * 1024;
 
@@ -52,7 +54,8 @@ impl Tunnels {
         };
         match engine.connect(&authority.host, authority.port).await {
             Ok(stream) => {
-                visit.tasks.spawn(carry(upgrade, stream, place));
+                let draining = visit.draining.clone();
+                visit.tasks.spawn(carry(upgrade, stream, place, draining));
                 reply::with_payload(Response::new(()), Source::Empty)
             }
             Err(failure) => {
@@ -63,25 +66,37 @@ impl Tunnels {
     }
 }
 
-async fn carry(upgrade: OnUpgrade, mirror: TcpStream, _place: OwnedSemaphorePermit) {
+async fn carry(
+    upgrade: OnUpgrade,
+    mirror: TcpStream,
+    _place: OwnedSemaphorePermit,
+    mut draining: watch::Receiver<bool>,
+) {
     let Ok(upgraded) = upgrade.await else { return };
     let (from_client, to_client) = tokio::io::split(TokioIo::new(upgraded));
     let (from_mirror, to_mirror) = mirror.into_split();
-    let activity = tokio::sync::watch::Sender::new(());
+    let activity = watch::Sender::new(());
     let up = one_way(from_client, to_mirror, &activity);
     let down = one_way(from_mirror, to_client, &activity);
-    let mut seen = activity.subscribe();
-    let idle = async { while timeout(IDLE_MAX, seen.changed()).await.is_ok() {} };
+    let idle = |bound: Duration| {
+        let mut seen = activity.subscribe();
+        async move { while timeout(bound, seen.changed()).await.is_ok() {} }
+    };
+    let stopped = async {
+        drop(draining.wait_for(|draining| *draining).await);
+        idle(IDLE_WHEN_STOPPING_MAX).await;
+    };
     tokio::select! {
         _ = async { tokio::join!(up, down) } => {}
-        () = idle => tracing::debug!("closing an idle tunnel"),
+        () = stopped => tracing::debug!("closing a tunnel at the stop"),
+        () = idle(IDLE_MAX) => tracing::debug!("closing an idle tunnel"),
     }
 }
 
 async fn one_way(
     mut from: impl tokio::io::AsyncRead + Unpin,
     mut to: impl tokio::io::AsyncWrite + Unpin,
-    activity: &tokio::sync::watch::Sender<()>,
+    activity: &watch::Sender<()>,
 ) {
     let mut buffer = vec![0; BUFFER];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {

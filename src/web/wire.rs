@@ -19,6 +19,7 @@ use hyper::rt::ReadBufCursor;
 use rustix::net::SendFlags;
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use crate::engine::follower::{SPAN_MAX, Span};
 use crate::web::heads::{Head, Heads};
@@ -68,6 +69,8 @@ struct Inner {
     at_end: bool,
     /// Whether an answer is being made or sent.
     busy: bool,
+    /// Since when the client's window has been full.
+    blocked_since: Option<Instant>,
 }
 
 impl Wire {
@@ -80,6 +83,7 @@ impl Wire {
             behind: 0,
             at_end: false,
             busy: false,
+            blocked_since: None,
         };
         Self { spans: Spans::default(), inner: Arc::new(Mutex::new(inner)) }
     }
@@ -88,7 +92,8 @@ impl Wire {
         self.spans.clone()
     }
 
-    /// Reads what has come while an answer is under way. Ready when the client has left.
+    /// Reads what has come while an answer is under way. Ready when the client has left, or will
+    /// send no more, which hyper takes for the same.
     pub(super) fn poll_left(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut inner = self.lock();
         while inner.busy && !inner.at_end && inner.ahead.len() < AHEAD_MAX {
@@ -99,6 +104,11 @@ impl Wire {
             }
         }
         if inner.busy && inner.at_end { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Since when the client has taken nothing of what is there for it.
+    pub(super) fn blocked_since(&self) -> Option<Instant> {
+        self.lock().blocked_since
     }
 
     /// The next head that was found ahead of its turn.
@@ -187,11 +197,17 @@ impl Inner {
         mut write: impl FnMut(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.stream.poll_write_ready(context))?;
+            if self.stream.poll_write_ready(context)?.is_pending() {
+                self.blocked_since.get_or_insert_with(Instant::now);
+                return Poll::Pending;
+            }
             match self.stream.try_io(Interest::WRITABLE, || write(&self.stream)) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => return Poll::Ready(result),
+                result => {
+                    self.blocked_since = None;
+                    return Poll::Ready(result);
+                }
             }
         }
     }

@@ -3,7 +3,8 @@
 use std::future::Future;
 
 use aptmesh::content::digest::Sha256;
-use aptmesh::index::{Entry, Index, Totals, Validators};
+use aptmesh::content::validators::Validators;
+use aptmesh::index::{Entry, Index, Totals};
 
 /// Runs every test, each on an index of its own.
 pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {

@@ -10,7 +10,8 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use self::actor::Actor;
 use crate::content::digest::Sha256;
-use crate::index::{Entry, Index, IndexError, Totals, Validators};
+use crate::content::validators::Validators;
+use crate::index::{Entry, Index, IndexError, Totals};
 
 /// Where the embedded index is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
