@@ -2,6 +2,7 @@
 //!
 //! The kind decides how a resource is cached, never whether it may be fetched.
 
+use crate::archive::list::without_compression;
 use crate::content::digest::Expected;
 
 /// What a resource is, as far as its path tells.
@@ -52,15 +53,6 @@ impl Kind {
         self != Self::Other
     }
 
-    /// The digest that the name itself promises.
-    #[must_use]
-    pub fn expected(self) -> Option<Expected> {
-        match self {
-            Self::ByHash(expected) => expected,
-            _ => None,
-        }
-    }
-
     /// The word for logs and metric labels.
     #[must_use]
     pub fn label(self) -> &'static str {
@@ -95,7 +87,6 @@ impl Kind {
 }
 
 const BINARY_PACKAGES: [&str; 3] = ["deb", "udeb", "ddeb"];
-const COMPRESSIONS: [&str; 6] = ["gz", "xz", "zst", "bz2", "lzma", "lz4"];
 
 fn is_by_hash(algorithm: &str, hex: &str) -> bool {
     let length = match algorithm {
@@ -134,13 +125,6 @@ fn is_index(name: &str) -> bool {
             .iter()
             .any(|start| bare.starts_with(start))
         || matches!(name, "SHA256SUMS" | "SHA256SUMS.gpg" | "SHA512SUMS" | "MD5SUMS")
-}
-
-fn without_compression(name: &str) -> &str {
-    match name.rsplit_once('.') {
-        Some((bare, ending)) if COMPRESSIONS.contains(&ending) => bare,
-        _ => name,
-    }
 }
 
 fn has_ending(name: &str, ending: &str) -> bool {

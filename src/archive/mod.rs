@@ -1,5 +1,13 @@
-//! What an APT archive says: which resource a request names and of what kind it is. No I/O, no
+//! What an APT archive says: which resource a request names, of what kind it is, and what lists say of
+//! other resources. No I/O, no
 //! clock.
 
+pub mod aliases;
+pub mod compression;
+pub mod control;
 pub mod kind;
+pub mod list;
+pub mod listed;
+pub mod packages;
+pub mod release;
 pub mod target;

@@ -248,18 +248,34 @@ fn decode_segment(
         match value {
             b'/' | b'\\' => return Err(TargetError::Path("an encoded slash")),
             value if is_control(value) => return Err(TargetError::Path("a control character")),
-            value if is_plain(value) => canonical.push(char::from(value)),
-            value => {
-                canonical.push('%');
-                let digits =
-                    [value >> 4, value & 0xf].map(|digit| char::from_digit(digit.into(), 16));
-                canonical
-                    .extend(digits.into_iter().flatten().map(|digit| digit.to_ascii_uppercase()));
-            }
+            value => push_canonical(canonical, value),
         }
         decoded.push(value);
     }
     Ok(())
+}
+
+/// The canonical spelling of a decoded path, as it stands in [`Target::key`].
+#[must_use]
+pub fn canonical_path(decoded: &str) -> String {
+    let mut canonical = String::with_capacity(decoded.len());
+    for byte in decoded.bytes() {
+        match byte {
+            b'/' => canonical.push('/'),
+            byte => push_canonical(&mut canonical, byte),
+        }
+    }
+    canonical
+}
+
+fn push_canonical(canonical: &mut String, byte: u8) {
+    if is_plain(byte) {
+        canonical.push(char::from(byte));
+        return;
+    }
+    canonical.push('%');
+    let digits = [byte >> 4, byte & 0xf].map(|digit| char::from_digit(digit.into(), 16));
+    canonical.extend(digits.into_iter().flatten().map(|digit| digit.to_ascii_uppercase()));
 }
 
 fn unescape(pair: [Option<u8>; 2]) -> Option<u8> {
@@ -324,6 +340,10 @@ mod tests {
         for (target, key) in table {
             assert_eq!(Target::from_prefix(target).unwrap().key, key, "{target}");
         }
+        assert_eq!(
+            canonical_path("pool/g++_1:2~3_a b\u{e4}.deb"),
+            "pool/g++_1:2~3_a%20b%C3%A4.deb"
+        );
         let table = [
             ("http://m.org/x", "http://m.org/x"),
             ("HTTP://m.org", "http://m.org/"),

@@ -35,7 +35,9 @@ pub(super) fn run(config: Config, sources: Sources) -> anyhow::Result<()> {
 
 async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     let (drain, draining) = watch::channel(false);
-    let parts = wiring::build(&config, &draining)?;
+    // Operators look on while clients are seen off, and lists are learnt: nobody waits for these.
+    let background = TaskTracker::new();
+    let parts = wiring::build(&config, &draining, &background)?;
     let connections = TaskTracker::new();
 
     let mut proxy_addresses = Vec::new();
@@ -58,10 +60,8 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     };
     let listener = bind(config.listen.admin, "listen.admin", &config).await?;
     let admin_address = listener.address()?;
-    // Operators look on while clients are seen off: nobody waits for these.
     let (_stop_admin, admin_draining) = watch::channel(false);
-    let onlookers = TaskTracker::new();
-    onlookers.spawn(listener.serve(surface.into(), admin_draining, onlookers.clone()));
+    background.spawn(listener.serve(surface.into(), admin_draining, background.clone()));
 
     // Before anybody can know that it runs: until then a signal would just kill it.
     let signals = Signals::listen()?;

@@ -61,6 +61,7 @@ fn render(status: &Value) -> anyhow::Result<String> {
     writeln!(text, "served from the mirrors: {}", megabytes("/served_bytes/mirror"))?;
     let (blobs, bytes) = (count("/stored/blobs"), megabytes("/stored/bytes"));
     writeln!(text, "stored:                  {blobs} files, {bytes}")?;
+    writeln!(text, "learnt from lists:       {} files", count("/stored/expectations"))?;
     writeln!(text, "downloads under way:     {}", count("/flights"))?;
     let trouble = status.get("trouble").and_then(Value::as_str);
     writeln!(text, "state:                   {}", trouble.unwrap_or("all is well"))?;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::engine::Engine;
@@ -22,7 +23,12 @@ pub(super) struct Parts {
     pub(super) admin: Arc<Admin>,
 }
 
-pub(super) fn build(config: &Config, draining: &watch::Receiver<bool>) -> anyhow::Result<Parts> {
+/// What nobody waits for when the process stops runs on `background`.
+pub(super) fn build(
+    config: &Config,
+    draining: &watch::Receiver<bool>,
+    background: &TaskTracker,
+) -> anyhow::Result<Parts> {
     let metrics = Metrics::default();
     let store = Arc::new(Store::open(&config.store));
     let mirror = Arc::new(Mirror::new(&config.mirror, &metrics)?);
@@ -32,6 +38,7 @@ pub(super) fn build(config: &Config, draining: &watch::Receiver<bool>) -> anyhow
         store,
         Arc::clone(&mirror),
         &metrics,
+        background,
     ));
     let pseudonym = config.mirror.pseudonym.clone();
     let proxy = Arc::new(Proxy::new(Arc::clone(&engine), config.clients.clone(), pseudonym));

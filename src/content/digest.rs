@@ -59,6 +59,27 @@ pub enum Expected {
 }
 
 impl Expected {
+    /// The digest's bytes; their number tells the algorithm.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Sha1(bytes) => bytes,
+            Self::Sha256(digest) => digest.as_bytes(),
+            Self::Sha512(bytes) => bytes,
+        }
+    }
+
+    /// The inverse of [`Expected::as_bytes`]; `None` for another number of bytes.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        match bytes.len() {
+            20 => bytes.try_into().ok().map(Self::Sha1),
+            32 => Sha256::from_bytes(bytes).map(Self::Sha256),
+            64 => bytes.try_into().ok().map(Self::Sha512),
+            _ => None,
+        }
+    }
+
     /// Reads a digest from the directory and file name of Debian's `by-hash/ALGORITHM/HEX`.
     /// `None` for an algorithm that proves nothing (`MD5Sum`) or a name of another length.
     #[must_use]

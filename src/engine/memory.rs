@@ -3,7 +3,7 @@
 
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -37,6 +37,8 @@ pub struct Known {
     confirmed_at: AtomicI64,
     /// Milliseconds since 1970: the mirror failed to confirm it then.
     failed_at: AtomicI64,
+    /// The state of knowledge against which it was last checked; see [`Known::is_checked`].
+    checked_against: AtomicU64,
 }
 
 impl Known {
@@ -53,7 +55,14 @@ impl Known {
             None
         };
         let confirmed_at = AtomicI64::new(entry.checked_at.saturating_mul(1000));
-        Ok(Self { entry, blob, small, confirmed_at, failed_at: AtomicI64::new(0) })
+        Ok(Self {
+            entry,
+            blob,
+            small,
+            confirmed_at,
+            failed_at: AtomicI64::new(0),
+            checked_against: AtomicU64::new(0),
+        })
     }
 
     /// The same bytes under another description.
@@ -61,7 +70,8 @@ impl Known {
     pub fn described_anew(&self, entry: Entry) -> Self {
         let confirmed_at = AtomicI64::new(entry.checked_at.saturating_mul(1000));
         let (blob, small) = (self.blob.clone(), self.small.clone());
-        Self { entry, blob, small, confirmed_at, failed_at: AtomicI64::new(0) }
+        let (failed_at, checked_against) = (AtomicI64::new(0), AtomicU64::new(0));
+        Self { entry, blob, small, confirmed_at, failed_at, checked_against }
     }
 
     /// The mirror confirmed it just now.
@@ -72,6 +82,18 @@ impl Known {
     /// The mirror could not be asked just now.
     pub fn fail(&self) {
         self.failed_at.store(now_millis(), Ordering::Relaxed);
+    }
+
+    /// Whether it was checked against what lists say, `knowledge` being the number of times that
+    /// something was learnt.
+    #[must_use]
+    pub fn is_checked(&self, knowledge: u64) -> bool {
+        self.checked_against.load(Ordering::Relaxed) == knowledge
+    }
+
+    /// It is what lists say, at this state of knowledge.
+    pub fn mark_checked(&self, knowledge: u64) {
+        self.checked_against.store(knowledge, Ordering::Relaxed);
     }
 
     /// How well it stands, `window` being for how long one confirmation answers all.
@@ -123,6 +145,11 @@ impl Memory {
     /// Holds `known`, as long as there is room.
     pub fn hold(&self, key: &str, known: Arc<Known>) {
         self.cache.insert(key.into(), known);
+    }
+
+    /// Lets go of `key`.
+    pub fn forget(&self, key: &str) {
+        self.cache.remove(key);
     }
 }
 

@@ -1,7 +1,9 @@
 //! What to do with a request: known? → plan → serve, revalidate, fetch or relay.
 
+mod doubt;
 pub mod flight;
 pub mod follower;
+mod learn;
 pub mod memory;
 mod metrics;
 pub mod outcome;
@@ -21,9 +23,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::archive::kind::Kind;
 use crate::archive::target::Target;
-use crate::content::digest::Sha256;
+use crate::content::digest::{Expected, Sha256};
+use crate::engine::doubt::Doubts;
 use crate::engine::flight::{Boarding, Flights, Interest, Landing, NotBoarded};
 use crate::engine::follower::Follower;
+use crate::engine::learn::Learner;
 use crate::engine::memory::{Known, Memory};
 pub use crate::engine::metrics::EngineMetrics;
 use crate::engine::outcome::{Content, Failure, Outcome, Served};
@@ -31,7 +35,7 @@ use crate::engine::plan::{Freshness, Plan, Situation, plan};
 use crate::engine::relayed::Relayed;
 use crate::engine::transfer::Transfer;
 use crate::engine::writer::TAIL;
-use crate::index::{Entry, Index, Totals};
+use crate::index::{Entry, Expectation, Index, IndexError, Totals};
 use crate::mirror::{Mirror, Question};
 use crate::store::{Blob, Store, StoreError};
 use crate::telemetry::metrics::Metrics;
@@ -55,8 +59,12 @@ pub struct Engine {
     store: Arc<Store>,
     mirror: Arc<Mirror>,
     memory: Memory,
+    /// How often something was learnt: what was checked before has to be checked again.
+    knowledge: Arc<AtomicU64>,
+    learner: Learner,
     flights: Arc<Flights>,
     recheck_after_millis: AtomicU64,
+    doubts: Doubts,
     tasks: TaskTracker,
     metrics: EngineMetrics,
 }
@@ -93,7 +101,7 @@ pub struct Ask {
 }
 
 impl Engine {
-    /// Puts the engine together.
+    /// Puts the engine together. What nobody waits for when it stops runs on `background`.
     #[must_use]
     pub fn new(
         config: &Config,
@@ -101,14 +109,22 @@ impl Engine {
         store: Arc<Store>,
         mirror: Arc<Mirror>,
         metrics: &Metrics,
+        background: &TaskTracker,
     ) -> Self {
+        // Nothing that is loaded counts as checked against state 0.
+        let knowledge = Arc::new(AtomicU64::new(1));
+        let learner =
+            Learner::start(Arc::clone(&index), Arc::clone(&knowledge), metrics, background);
         let engine = Self {
             index,
             store,
             mirror,
             memory: Memory::default(),
+            knowledge,
+            learner,
             flights: Arc::default(),
             recheck_after_millis: AtomicU64::new(0),
+            doubts: Doubts::default(),
             tasks: TaskTracker::new(),
             metrics: EngineMetrics::new(metrics),
         };
@@ -155,9 +171,10 @@ impl Engine {
         let has_begun = Arc::clone(&begun);
         let preparing = self.tasks.spawn(async move {
             let known = engine.known(&ask).await;
+            let expectation = engine.expectation(&ask).await;
             let interest = match (engine.plan(&ask, known.as_deref()), known) {
-                (Plan::Fetch, _) => engine.board(&ask, None),
-                (Plan::Revalidate, Some(known)) => engine.board(&ask, Some(&known)),
+                (Plan::Fetch, _) => engine.board(&ask, None, expectation),
+                (Plan::Revalidate, Some(known)) => engine.board(&ask, Some(&known), expectation),
                 _ => return,
             };
             if let Ok((interest, outcome)) = interest {
@@ -184,23 +201,69 @@ impl Engine {
         Duration::from_millis(self.recheck_after_millis.load(Ordering::Relaxed))
     }
 
-    /// What is stored of the resource: from memory, else from index and store. An index or a store
-    /// that fails knows nothing.
+    /// What is stored of the resource and, as far as lists tell, is what it must be: from memory,
+    /// else from index and store. An index or a store that fails knows nothing.
     async fn known(&self, ask: &Ask) -> Option<Arc<Known>> {
         let key = ask.target.key.as_str();
         if !ask.kind.is_stored() || ask.sharing == Sharing::Private {
             return None;
         }
-        if let Some(known) = self.memory.get(key) {
-            return Some(known);
+        let knowledge = self.knowledge.load(Ordering::Acquire);
+        let held = self.memory.get(key);
+        if held.as_ref().is_some_and(|known| known.is_checked(knowledge)) {
+            return held;
         }
-        let entry = match self.index.look_up(key).await {
-            Ok(entry) => entry?,
-            Err(error) => {
-                tracing::warn!(%error, source = %error.source, "going on without the index");
-                return None;
-            }
+        let expectation = self.expectation(ask).await;
+        let fits = |entry: &Entry| {
+            expectation.is_none_or(|expected| !expected.contradicts(entry.size, &entry.blob))
         };
+        let known = match held {
+            Some(held) if fits(&held.entry) => held,
+            // Rebuilt in place under its old name, which makes it another file.
+            Some(_) => {
+                self.memory.forget(key);
+                self.loaded(key, self.under_another_name(expectation).await).await?
+            }
+            None => match self.recorded(key).await.filter(fits) {
+                Some(entry) => self.loaded(key, Some(entry)).await?,
+                None => self.loaded(key, self.under_another_name(expectation).await).await?,
+            },
+        };
+        known.mark_checked(knowledge);
+        self.learner.offer(key, &known);
+        Some(known)
+    }
+
+    /// What the resource must be: told by the list that names it or, where it is named by its
+    /// content, by its own name.
+    async fn expectation(&self, ask: &Ask) -> Option<Expectation> {
+        let by_name = match ask.kind {
+            Kind::ByHash(digest) => digest.map(|digest| Expectation { size: None, digest }),
+            Kind::Package => None,
+            // Their names stay while their content changes: they are confirmed instead.
+            Kind::Release | Kind::Index | Kind::Other => return None,
+        };
+        if matches!(by_name, Some(Expectation { digest: Expected::Sha256(_), .. })) {
+            return by_name;
+        }
+        let listed = self.index.expectation(&ask.target.key).await;
+        listed.unwrap_or_else(|error| without_index(&error)).or(by_name)
+    }
+
+    async fn recorded(&self, key: &str) -> Option<Entry> {
+        self.index.look_up(key).await.unwrap_or_else(|error| without_index(&error))
+    }
+
+    /// The same content, stored under whatever name.
+    async fn under_another_name(&self, expectation: Option<Expectation>) -> Option<Entry> {
+        let Expected::Sha256(digest) = expectation?.digest else { return None };
+        let elsewhere = self.index.by_blob(&digest).await;
+        elsewhere.unwrap_or_else(|error| without_index(&error))
+    }
+
+    /// Opens a resource's blob, and holds it in memory under `key`.
+    async fn loaded(&self, key: &str, entry: Option<Entry>) -> Option<Arc<Known>> {
+        let entry = entry?;
         let digest = entry.blob;
         match self.load(entry).await {
             Ok(Some(known)) => {
@@ -264,8 +327,9 @@ impl Engine {
         ask: &Ask,
         known: Option<&Arc<Known>>,
     ) -> Result<Served, Failure> {
+        let expectation = self.expectation(ask).await;
         for _ in 0..BOARDINGS_MAX {
-            let (interest, outcome) = match self.board(ask, known) {
+            let (interest, outcome) = match self.board(ask, known, expectation) {
                 Ok(boarded) => boarded,
                 Err(NotBoarded::Full) => {
                     return Err(Failure::internal("too many downloads are under way"));
@@ -277,7 +341,7 @@ impl Engine {
             };
             let landing = interest.flight().landed().await;
             if let Landing::Flowing(flow) = &landing
-                && ask.kind.expected().is_some()
+                && expectation.is_some()
                 && flow.meta.size.is_some_and(|size| size <= TAIL)
             {
                 // Held back to its end anyway: so there can still be a status if it is wrong.
@@ -303,6 +367,7 @@ impl Engine {
         self: &Arc<Self>,
         ask: &Ask,
         known: Option<&Arc<Known>>,
+        expectation: Option<Expectation>,
     ) -> Result<(Interest, Outcome), NotBoarded> {
         let key = &ask.target.key;
         let landed_meanwhile = || {
@@ -315,6 +380,7 @@ impl Engine {
             engine: Arc::clone(self),
             target: Arc::clone(&ask.target),
             kind: ask.kind,
+            expectation,
             known: known.cloned(),
             via: ask.headers.get_all(header::VIA).iter().cloned().collect(),
         };
@@ -332,7 +398,10 @@ impl Engine {
         let question = Question { head_only: ask.head_only, headers: ask.headers.clone() };
         let answer = self.mirror.ask(&ask.target, &question).await.map_err(Failure::Mirror)?;
         // Only a whole body can be told from another.
-        let expected = ask.kind.expected().filter(|_| answer.status == 200 && !ask.head_only);
+        let expected = match self.expectation(ask).await {
+            Some(expectation) if answer.status == 200 && !ask.head_only => Some(expectation.digest),
+            _ => None,
+        };
         let relayed = Box::new(Relayed::new(answer, expected));
         Ok(Served { content: Content::Relay(relayed), outcome: Outcome::Relayed })
     }
@@ -382,6 +451,11 @@ impl Engine {
         self.tasks.close();
         timeout_at(until, self.tasks.wait()).await.is_ok()
     }
+}
+
+fn without_index<T>(error: &IndexError) -> Option<T> {
+    tracing::warn!(%error, source = %error.source, "going on without the index");
+    None
 }
 
 fn stored(known: Arc<Known>, outcome: Outcome) -> Served {

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::archive::kind::Kind;
 use crate::archive::target::Target;
+use crate::content::digest::Expected;
 use crate::content::validators::http_date;
 use crate::engine::Engine;
 use crate::engine::flight::{Departure, Flight, Flow, Landing, State};
@@ -18,7 +19,7 @@ use crate::engine::follower::resume_headers;
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::{Failure, Meta};
 use crate::engine::writer::{Stopped, Writer, Written};
-use crate::index::Entry;
+use crate::index::{Entry, Expectation};
 use crate::mirror::{Answer, Body, Framing, HEAD_BUDGET, MirrorError, Question};
 use crate::store::StoreError;
 
@@ -34,6 +35,8 @@ pub(super) struct Transfer {
     pub(super) engine: Arc<Engine>,
     pub(super) target: Arc<Target>,
     pub(super) kind: Kind,
+    /// What it must be, where a list or its own name tells.
+    pub(super) expectation: Option<Expectation>,
     /// What is stored already, to be confirmed or replaced.
     pub(super) known: Option<Arc<Known>>,
     /// The caches that the first client's question came through.
@@ -129,7 +132,20 @@ impl Transfer {
         if kind.starts_with("text/html") {
             return Err(self.unusable(WEB_PAGE.to_owned()));
         }
+        // apt would refuse it for good, before its first byte; so it hears of a trouble that passes.
+        let promised = self.expectation.and_then(|expectation| expectation.size);
+        if let (Framing::Length(size), Some(promised)) = (answer.framing(), promised)
+            && size != promised
+        {
+            self.blame();
+            let reason = format!("has {size} bytes where the archive lists {promised}");
+            return Err(self.unusable(reason));
+        }
         Ok(answer)
+    }
+
+    fn expected(&self) -> Option<Expected> {
+        self.expectation.map(|expectation| expectation.digest)
     }
 
     fn begin(&self, answer: Answer, first: Bytes) -> Result<Asked, Failure> {
@@ -148,7 +164,7 @@ impl Transfer {
         };
         // A body that ends when the connection does may have been cut: it proves itself by its
         // digest, or is not kept.
-        let provable = framing != Framing::Close || self.kind.expected().is_some();
+        let provable = framing != Framing::Close || self.expected().is_some();
         Ok(Asked::Bytes(Box::new(Arrival { meta, first, body: answer.body, provable })))
     }
 
@@ -184,9 +200,9 @@ impl Transfer {
             return None;
         };
         let meta = arrival.meta.clone();
-        let checked = self.kind.expected().is_some();
+        let checked = self.expectation.is_some();
         let flow = Arc::new(Flow { meta, stored: arrival.provable, checked, file: stage.reader() });
-        let writer = Writer::start(stage, self.kind.expected(), Arc::clone(flight));
+        let writer = Writer::start(stage, self.expected(), Arc::clone(flight));
         flight.land(Landing::Flowing(Arc::clone(&flow)));
 
         let flowed = self.flow(flight, &flow, &writer, arrival).await;
@@ -217,9 +233,15 @@ impl Transfer {
         if written.verdict.as_expected {
             return Ok(written);
         }
-        self.engine.metrics.verify_failures.with_label_values(&["mirror"]).inc();
+        self.blame();
         let host = &self.target.authority.host;
-        Err(End::Cut(format!("{host} sent bytes that are not what the file's name promises")))
+        Err(End::Cut(format!("{host} sent bytes that are not what the archive lists")))
+    }
+
+    /// The mirror sent something else than its lists say.
+    fn blame(&self) {
+        self.engine.metrics.verify_failures.with_label_values(&["mirror"]).inc();
+        self.engine.doubt(&self.target.key);
     }
 
     /// Takes the whole body, resuming it when it breaks off.
@@ -379,6 +401,7 @@ impl Transfer {
         match committing.await.map_err(StoreError::interrupted).and_then(|committed| committed) {
             Ok(known) => {
                 self.engine.metrics.stored_bytes.inc_by(size);
+                self.engine.learner.offer(&self.target.key, &known);
                 self.engine.memory.hold(&self.target.key, Arc::new(known));
                 if let Err(error) = self.engine.index.record(&self.target.key, &entry).await {
                     tracing::warn!(url = self.target.url, %error, source = %error.source, "stored, but not recorded");

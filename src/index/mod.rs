@@ -8,7 +8,7 @@ use std::error::Error;
 use async_trait::async_trait;
 use thiserror::Error;
 
-use crate::content::digest::Sha256;
+use crate::content::digest::{Expected, Sha256};
 use crate::content::validators::Validators;
 
 /// What the index knows of one resource.
@@ -24,6 +24,34 @@ pub struct Entry {
     pub content_type: Option<String>,
     /// When the mirror last gave or confirmed it; seconds since 1970.
     pub checked_at: i64,
+}
+
+/// What an archive's list says that a resource must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expectation {
+    /// Bytes; `None` where the list does not tell.
+    pub size: Option<u64>,
+    /// Its digest.
+    pub digest: Expected,
+}
+
+impl Expectation {
+    /// Whether content of this size and name can not be what is expected. A digest of another
+    /// algorithm than the name's does not tell.
+    #[must_use]
+    pub fn contradicts(&self, size: u64, blob: &Sha256) -> bool {
+        let other_digest = matches!(&self.digest, Expected::Sha256(digest) if digest != blob);
+        other_digest || self.size.is_some_and(|expected| expected != size)
+    }
+}
+
+/// A difference between what a list says and what it was known to say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Said now.
+    pub set: Vec<(String, Expectation)>,
+    /// Not said any more.
+    pub unset: Vec<String>,
 }
 
 /// Facts by resource key. Every call may be repeated.
@@ -42,6 +70,28 @@ pub trait Index: Send + Sync {
     /// Forgets every resource whose content is `blob`, which turned out to be missing.
     async fn forget_blob(&self, blob: &Sha256) -> Result<(), IndexError>;
 
+    /// What is known of some resource with the content `blob`; `None` if no name of it is known.
+    async fn by_blob(&self, blob: &Sha256) -> Result<Option<Entry>, IndexError>;
+
+    /// What the list learnt last says of `key`; `None` if no list names it.
+    async fn expectation(&self, key: &str) -> Result<Option<Expectation>, IndexError>;
+
+    /// The lists that name `key`.
+    async fn lists_naming(&self, key: &str) -> Result<Vec<String>, IndexError>;
+
+    /// The blob from which `list` was last learnt in full.
+    async fn learnt(&self, list: &str) -> Result<Option<Sha256>, IndexError>;
+
+    /// Everything that `list` says.
+    async fn said_by(&self, list: &str) -> Result<Vec<(String, Expectation)>, IndexError>;
+
+    /// Changes what `list` says. A change that is broken off half-way is made whole by the next
+    /// learning: until [`Index::finish`] the list counts as not learnt.
+    async fn learn(&self, list: &str, change: Change) -> Result<(), IndexError>;
+
+    /// All that `blob` says of `list` is learnt; at `now`, in seconds since 1970.
+    async fn finish(&self, list: &str, blob: &Sha256, now: i64) -> Result<(), IndexError>;
+
     /// How much is known.
     async fn totals(&self) -> Result<Totals, IndexError>;
 }
@@ -55,6 +105,8 @@ pub struct Totals {
     pub blobs: u64,
     /// Bytes of those blobs.
     pub bytes: u64,
+    /// What lists say of resources.
+    pub expectations: u64,
 }
 
 /// An index that could not do what it was asked. To a request that is the same as not knowing.

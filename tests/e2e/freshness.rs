@@ -72,9 +72,9 @@ fn by_hash(bytes: &[u8]) -> String {
 #[test]
 fn files_that_never_change_are_never_asked_for_again() {
     let (mirror, proxy) = (Mirror::start(), proxy_with("0s"));
-    let bytes = noise(1, 50_000);
-    let by_hash = by_hash(&bytes);
-    for path in [PACKAGE, &by_hash] {
+    let (package, metadata) = (noise(1, 50_000), noise(2, 50_000));
+    let by_hash = by_hash(&metadata);
+    for (path, bytes) in [(PACKAGE, package), (&by_hash, metadata)] {
         mirror.put(path, File::new(bytes.as_slice()).etag("\"1\""));
         fetch(&proxy, &mirror, path);
         for fields in [&[][..], &[("Cache-Control", "max-age=0")]] {
@@ -87,7 +87,19 @@ fn files_that_never_change_are_never_asked_for_again() {
     let reply = ask(&proxy, &mirror, &by_hash, &[("Cache-Control", "no-cache")]);
     assert_eq!(cache_status(&reply), HIT);
     assert_eq!(mirror.requests(&by_hash).len(), 1);
-    assert_eq!(proxy.blobs().len(), 1, "the same bytes are one blob");
+}
+
+#[test]
+fn the_same_bytes_under_another_name_are_one_blob() {
+    let (mirror, proxy) = (Mirror::start(), proxy_with("0s"));
+    let bytes = noise(1, 50_000);
+    let by_hash = by_hash(&bytes);
+    for path in [PACKAGE, &by_hash] {
+        mirror.put(path, File::new(bytes.as_slice()));
+        assert_eq!(fetch(&proxy, &mirror, path), bytes);
+    }
+    assert_eq!(mirror.requests(&by_hash).len(), 0, "its name tells that it is there");
+    assert_eq!(proxy.blobs().len(), 1);
 }
 
 #[test]

@@ -650,13 +650,14 @@ fn one_cache_may_stand_behind_another() {
 
 #[test]
 fn real_apt_pipelines_at_every_depth() {
-    let (mirror, proxy) = (Mirror::start(), Proxy::start());
+    let mirror = Mirror::start();
     let names: Vec<String> = (0..12).map(|number| format!("mesh-{number}")).collect();
     let archive =
         names.iter().enumerate().fold(LocalArchive::new("demo"), |archive, (at, name)| {
             archive.package(name, "1.0", 1_000 + at * 5_000)
         });
     for depth in ["0", "1", "10"] {
+        let proxy = Proxy::start();
         let base = format!("/depth{depth}");
         archive.publish(&mirror, &base);
         let apt = Apt::new(None);

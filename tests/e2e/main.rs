@@ -9,6 +9,7 @@ mod freshness;
 mod guard;
 mod http;
 mod https;
+mod learning;
 mod lifecycle;
 mod misbehaviour;
 mod pipelining;

@@ -2,9 +2,9 @@
 
 use std::future::Future;
 
-use aptmesh::content::digest::Sha256;
+use aptmesh::content::digest::{Expected, Sha256};
 use aptmesh::content::validators::Validators;
-use aptmesh::index::{Entry, Index, Totals};
+use aptmesh::index::{Change, Entry, Expectation, Index, Totals};
 
 /// Runs every test, each on an index of its own.
 pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {
@@ -14,6 +14,10 @@ pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {
     wait(forgets_every_name_of_a_blob(&open()));
     wait(counts_blobs_once(&open()));
     wait(takes_calls_from_many_tasks(&open()));
+    wait(finds_a_blob_under_any_name(&open()));
+    wait(knows_what_lists_say(&open()));
+    wait(believes_the_list_learnt_last(&open()));
+    wait(a_list_counts_as_learnt_only_when_finished(&open()));
 }
 
 /// The shortest proof that an index works.
@@ -26,6 +30,11 @@ pub(crate) fn survives<I: Index>(mut open: impl FnMut() -> I) {
     wait(async { open().record("http://m/a", &entry("a")).await.unwrap() });
     wait(async {
         assert_eq!(open().look_up("http://m/a").await.unwrap(), Some(entry("a")));
+    });
+    wait(async { learn(&open(), "http://m/list", &[("http://m/a", "a")], 1).await });
+    wait(async {
+        assert_eq!(open().expectation("http://m/a").await.unwrap(), Some(expectation("a")));
+        assert_eq!(open().learnt("http://m/list").await.unwrap(), Some(Sha256::of(b"list 1")));
     });
 }
 
@@ -86,7 +95,7 @@ async fn counts_blobs_once(index: &impl Index) {
     for (key, body) in [("http://m/a", "a"), ("http://n/a", "a"), ("http://m/b", "bb")] {
         index.record(key, &entry(body)).await.unwrap();
     }
-    let totals = Totals { resources: 3, blobs: 2, bytes: 3 };
+    let totals = Totals { resources: 3, blobs: 2, bytes: 3, expectations: 0 };
     assert_eq!(index.totals().await.unwrap(), totals);
 }
 
@@ -98,6 +107,84 @@ async fn takes_calls_from_many_tasks(index: &impl Index) {
     });
     futures_util::future::join_all(calls).await;
     assert_eq!(index.totals().await.unwrap().resources, 200);
+}
+
+async fn finds_a_blob_under_any_name(index: &impl Index) {
+    assert_eq!(index.by_blob(&Sha256::of(b"a")).await.unwrap(), None);
+    let bare = Entry { validators: Validators::default(), ..entry("a") };
+    index.record("http://m/a", &bare).await.unwrap();
+    assert_eq!(index.by_blob(&Sha256::of(b"a")).await.unwrap(), Some(bare));
+    index.record("http://n/a", &entry("a")).await.unwrap();
+    assert_eq!(
+        index.by_blob(&Sha256::of(b"a")).await.unwrap(),
+        Some(entry("a")),
+        "with marks first"
+    );
+}
+
+async fn knows_what_lists_say(index: &impl Index) {
+    assert_eq!(index.expectation("http://m/a").await.unwrap(), None);
+    assert_eq!(index.said_by("http://m/list").await.unwrap(), vec![]);
+    let digests =
+        [Expected::Sha1([1; 20]), Expected::Sha256(Sha256::of(b"x")), Expected::Sha512([5; 64])];
+    let set: Vec<(String, Expectation)> = digests
+        .into_iter()
+        .zip([None, Some(0), Some(1 << 40)])
+        .enumerate()
+        .map(|(at, (digest, size))| (format!("http://m/{at}"), Expectation { size, digest }))
+        .collect();
+    let change = Change { set: set.clone(), unset: vec!["http://m/unknown".to_owned()] };
+    index.learn("http://m/list", change).await.unwrap();
+    for (key, expectation) in &set {
+        assert_eq!(index.expectation(key).await.unwrap(), Some(*expectation));
+    }
+    let mut said = index.said_by("http://m/list").await.unwrap();
+    said.sort_by(|one, other| one.0.cmp(&other.0));
+    assert_eq!(said, set);
+    assert_eq!(index.totals().await.unwrap().expectations, 3);
+
+    let change = Change {
+        set: vec![("http://m/1".to_owned(), expectation("new"))],
+        unset: vec!["http://m/0".to_owned()],
+    };
+    index.learn("http://m/list", change).await.unwrap();
+    assert_eq!(index.expectation("http://m/0").await.unwrap(), None);
+    assert_eq!(index.expectation("http://m/1").await.unwrap(), Some(expectation("new")));
+    assert_eq!(index.expectation("http://m/2").await.unwrap(), Some(set[2].1));
+}
+
+async fn believes_the_list_learnt_last(index: &impl Index) {
+    learn(index, "http://m/one", &[("http://m/a", "old"), ("http://m/b", "b")], 1).await;
+    learn(index, "http://m/two", &[("http://m/a", "new")], 2).await;
+    assert_eq!(index.expectation("http://m/a").await.unwrap(), Some(expectation("new")));
+    assert_eq!(index.expectation("http://m/b").await.unwrap(), Some(expectation("b")));
+    let naming = index.lists_naming("http://m/a").await.unwrap();
+    assert_eq!(naming, ["http://m/two", "http://m/one"]);
+    assert_eq!(index.lists_naming("http://m/c").await.unwrap(), Vec::<String>::new());
+    learn(index, "http://m/one", &[("http://m/a", "newer")], 3).await;
+    assert_eq!(index.expectation("http://m/a").await.unwrap(), Some(expectation("newer")));
+}
+
+async fn a_list_counts_as_learnt_only_when_finished(index: &impl Index) {
+    assert_eq!(index.learnt("http://m/list").await.unwrap(), None);
+    learn(index, "http://m/list", &[("http://m/a", "a")], 1).await;
+    assert_eq!(index.learnt("http://m/list").await.unwrap(), Some(Sha256::of(b"list 1")));
+    index.learn("http://m/list", Change::default()).await.unwrap();
+    assert_eq!(index.learnt("http://m/list").await.unwrap(), None);
+}
+
+async fn learn(index: &impl Index, list: &str, says: &[(&str, &str)], now: i64) {
+    let set = says.iter().map(|(key, body)| ((*key).to_owned(), expectation(body))).collect();
+    index.learn(list, Change { set, unset: Vec::new() }).await.unwrap();
+    let blob = Sha256::of(format!("list {now}").as_bytes());
+    index.finish(list, &blob, now).await.unwrap();
+}
+
+fn expectation(body: &str) -> Expectation {
+    Expectation {
+        size: Some(body.len() as u64),
+        digest: Expected::Sha256(Sha256::of(body.as_bytes())),
+    }
 }
 
 fn entry(body: &str) -> Entry {

@@ -1,6 +1,7 @@
 //! The embedded index: one SQLite file, for one process.
 
 mod actor;
+mod expectations;
 mod schema;
 
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use self::actor::Actor;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
-use crate::index::{Entry, Index, IndexError, Totals};
+use crate::index::{Change, Entry, Expectation, Index, IndexError, Totals};
 
 /// Where the embedded index is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,11 +158,58 @@ impl Index for SqliteIndex {
             .await
     }
 
+    async fn by_blob(&self, blob: &Sha256) -> Result<Option<Entry>, IndexError> {
+        let blob = *blob;
+        self.reader
+            .call("look up a blob", move |connection| {
+                connection
+                    .prepare_cached(
+                        "SELECT blob, size, last_modified, etag, content_type, checked_at
+                         FROM resources WHERE blob = ?1
+                         ORDER BY last_modified IS NULL LIMIT 1",
+                    )?
+                    .query_row([blob.as_bytes()], entry_from)
+                    .optional()
+            })
+            .await
+    }
+
+    async fn expectation(&self, key: &str) -> Result<Option<Expectation>, IndexError> {
+        let key = key.to_owned();
+        self.reader.call("look up an expectation", move |c| expectations::of(c, &key)).await
+    }
+
+    async fn lists_naming(&self, key: &str) -> Result<Vec<String>, IndexError> {
+        let key = key.to_owned();
+        self.reader.call("look up lists", move |c| expectations::lists_naming(c, &key)).await
+    }
+
+    async fn learnt(&self, list: &str) -> Result<Option<Sha256>, IndexError> {
+        let list = list.to_owned();
+        self.reader.call("look up a list", move |c| expectations::learnt(c, &list)).await
+    }
+
+    async fn said_by(&self, list: &str) -> Result<Vec<(String, Expectation)>, IndexError> {
+        let list = list.to_owned();
+        self.writer.call("read a list", move |c| expectations::said_by(c, &list)).await
+    }
+
+    async fn learn(&self, list: &str, change: Change) -> Result<(), IndexError> {
+        let list = list.to_owned();
+        self.writer.call("learn a list", move |c| expectations::learn(c, &list, &change)).await
+    }
+
+    async fn finish(&self, list: &str, blob: &Sha256, now: i64) -> Result<(), IndexError> {
+        let (list, blob) = (list.to_owned(), *blob);
+        self.writer.call("finish a list", move |c| expectations::finish(c, &list, blob, now)).await
+    }
+
     async fn totals(&self) -> Result<Totals, IndexError> {
         self.reader
             .call("count resources", |connection| {
                 connection.query_row(
-                    "SELECT (SELECT count(*) FROM resources), count(*), coalesce(sum(size), 0)
+                    "SELECT (SELECT count(*) FROM resources), count(*), coalesce(sum(size), 0),
+                         (SELECT count(*) FROM expectations)
                      FROM (SELECT max(size) AS size FROM resources GROUP BY blob)",
                     [],
                     |row| {
@@ -169,6 +217,7 @@ impl Index for SqliteIndex {
                             resources: unsigned(row, 0)?,
                             blobs: unsigned(row, 1)?,
                             bytes: unsigned(row, 2)?,
+                            expectations: unsigned(row, 3)?,
                         })
                     },
                 )

@@ -9,7 +9,10 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use crate::index::IndexError;
 
 /// Each brings the schema one version up; the version is SQLite's `user_version`.
-const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/sqlite/0001_resources.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../../../migrations/sqlite/0001_resources.sql"),
+    include_str!("../../../migrations/sqlite/0002_expectations.sql"),
+];
 
 /// For how long a statement waits for another connection's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

@@ -174,7 +174,8 @@ impl Proxy {
 
     /// A metric that only takes whole numbers.
     pub fn count(&self, name_with_labels: &str) -> u64 {
-        format!("{:.0}", self.metric(name_with_labels)).parse().expect("a whole number")
+        // No sample at all sums up to minus zero.
+        format!("{:.0}", self.metric(name_with_labels).abs()).parse().expect("a whole number")
     }
 
     /// The memory that it really occupies.

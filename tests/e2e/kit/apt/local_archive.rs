@@ -76,6 +76,16 @@ impl LocalArchive {
         &self.find(name).deb
     }
 
+    /// The same archive, but for the bytes of one package, made a minute later.
+    pub fn with_deb(&self, name: &str, deb: Vec<u8>) -> Self {
+        let mut other = self.clone();
+        for package in other.packages.iter_mut().filter(|package| package.name == name) {
+            package.deb.clone_from(&deb);
+        }
+        other.date += Duration::from_secs(60);
+        other
+    }
+
     fn find(&self, name: &str) -> &Package {
         let mut packages = self.packages.iter().rev();
         packages
@@ -132,6 +142,18 @@ impl LocalArchive {
     /// Puts the archive on a mirror, below `base` (`/debian`).
     pub fn publish(&self, mirror: &Mirror, base: &str) {
         self.publish_with(mirror, base, |_, file| file);
+    }
+
+    /// The same, with the release file also under the name `InRelease`, unsigned.
+    pub fn publish_with_inrelease(&self, mirror: &Mirror, base: &str) {
+        self.publish(mirror, base);
+        let text = format!(
+            "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\n{}-----BEGIN PGP SIGNATURE-----\n\n\
+             AAAA\n-----END PGP SIGNATURE-----\n",
+            self.release()
+        );
+        let path = format!("{}/dists/{}/InRelease", base.trim_end_matches('/'), self.suite);
+        mirror.put(&path, File::new(text.into_bytes()).last_modified(self.date));
     }
 
     /// The same, where `alter` may change how each file (named by its path

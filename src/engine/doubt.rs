@@ -1,0 +1,98 @@
+//! Doubt: a mirror sends something else than its archive's lists say. The mirror may be wrong, or
+//! what was learnt may be out of date: some archives rebuild a package under its old name, and a
+//! client may know newer lists than passed through here. So the lists are fetched and learnt anew;
+//! apt tries again after a second, and is judged by what they say then.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::HeaderMap;
+use tokio::time::Instant;
+
+use crate::archive::kind::Kind;
+use crate::archive::list::List;
+use crate::archive::target::Target;
+use crate::engine::plan::Freshness;
+use crate::engine::{Ask, Engine, Sharing, without_index};
+
+/// How often one list is doubted.
+const PAUSE: Duration = Duration::from_secs(30);
+/// Lists of which it is remembered when they were last doubted.
+const DOUBTED_MAX: usize = 1024;
+/// Lists that are fetched anew because of one resource.
+const LISTS_MAX: usize = 4;
+
+/// When lists were last doubted, by key.
+#[derive(Default)]
+pub(super) struct Doubts(Mutex<HashMap<String, Instant>>);
+
+impl Doubts {
+    /// Whether it is time to doubt `list`; then it counts as done.
+    fn is_due(&self, list: &str) -> bool {
+        let mut doubted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        doubted.retain(|_, at| at.elapsed() < PAUSE);
+        let due = doubted.len() < DOUBTED_MAX && !doubted.contains_key(list);
+        if due {
+            doubted.insert(list.to_owned(), Instant::now());
+        }
+        due
+    }
+}
+
+impl Engine {
+    /// Has the lists that name the resource `key` fetched and learnt anew, in the background.
+    pub(super) fn doubt(self: &Arc<Self>, key: &str) {
+        let (engine, key) = (Arc::clone(self), key.to_owned());
+        self.tasks.spawn(async move {
+            for list in engine.lists_naming(&key).await.into_iter().take(LISTS_MAX) {
+                if engine.doubts.is_due(&list) {
+                    engine.fetch_anew(&list).await;
+                }
+            }
+        });
+    }
+
+    async fn lists_naming(&self, key: &str) -> Vec<String> {
+        let lists = self.index.lists_naming(key).await;
+        lists.unwrap_or_else(|error| without_index(&error).unwrap_or_default())
+    }
+
+    /// The release file that names the list, then the list.
+    async fn fetch_anew(self: &Arc<Self>, list: &str) {
+        let Some(list) = List::at(list) else { return };
+        let mut published = Vec::new();
+        for file in list.files() {
+            for release in self.lists_naming(&file).await {
+                let release = release.replace("/Release", "/InRelease");
+                if self.doubts.is_due(&release) {
+                    self.confirm_now(&release).await;
+                }
+                published.push(file.clone());
+            }
+        }
+        // Of the list's files, the smallest is as good as any: archives compress best with xz.
+        let file = published.iter().find(|file| file.rsplit('.').next() == Some("xz"));
+        if let Some(file) = file.or_else(|| published.first()) {
+            self.confirm_now(file).await;
+        }
+    }
+
+    /// Asks the mirror for a metadata file as if for a client, and waits until it is there.
+    async fn confirm_now(self: &Arc<Self>, url: &str) {
+        let Ok(target) = Target::from_absolute(url) else { return };
+        let ask = Ask {
+            kind: Kind::of(&target.path),
+            target: Arc::new(target),
+            freshness: Freshness::Now,
+            head_only: false,
+            sharing: Sharing::Shared,
+            headers: HeaderMap::new(),
+            begun_early: false,
+        };
+        let known = self.known(&ask).await;
+        if let Ok((interest, _)) = self.board(&ask, known.as_ref(), None) {
+            interest.flight().over().await;
+        }
+    }
+}

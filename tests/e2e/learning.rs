@@ -1,0 +1,244 @@
+//! What an archive's lists say is learnt from what passes through, and everything is held against it:
+//! a package is known before it is fetched, under whatever name it is asked for.
+
+use crate::kit::*;
+use std::time::Duration;
+
+const LEARNT: &str = "aptmesh_engine_learnt_lists_total{outcome=\"learnt\"}";
+const REFUSED: &str = "aptmesh_engine_learnt_lists_total{outcome=\"refused\"}";
+const VERIFY_FAILURES: &str = "aptmesh_engine_verify_failures_total";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A proxy that confirms metadata with the mirror each time.
+fn proxy() -> Proxy {
+    Proxy::build().env("APTMESH_MIRROR_RECHECK_AFTER", "0s").start()
+}
+
+fn demo() -> LocalArchive {
+    LocalArchive::new("demo").package("tool", "1.0", 200_000).package("toy", "1.0", 50_000)
+}
+
+/// The same names and versions, other bytes of the same number.
+fn rebuilt(archive: &LocalArchive) -> LocalArchive {
+    let other = LocalArchive::new("demo").package("tool", "1.0~", 200_000);
+    archive.with_deb("tool", other.deb("tool").to_vec())
+}
+
+fn fetch(proxy: &Proxy, mirror: &Mirror, path: &str) -> Reply {
+    get(proxy.addr(), &proxy.url_for(mirror, path))
+}
+
+/// What `apt-get update` fetches.
+fn update(proxy: &Proxy, mirror: &Mirror, archive: &LocalArchive) {
+    let before = proxy.count(LEARNT);
+    for path in ["dists/demo/Release".to_owned(), archive.index_path()] {
+        let reply = fetch(proxy, mirror, &format!("/debian/{path}"));
+        assert_eq!((reply.status, reply.complete), (200, true), "{path}");
+    }
+    wait_until(PATIENCE, "both lists are learnt", || proxy.count(LEARNT) >= before + 2);
+}
+
+fn pool(archive: &LocalArchive, name: &str) -> String {
+    format!("/debian/{}", archive.deb_path(name))
+}
+
+fn expectations(proxy: &Proxy) -> u64 {
+    let status = get(proxy.admin(), "/status.json").body;
+    let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
+    status.pointer("/stored/expectations").and_then(serde_json::Value::as_u64).unwrap()
+}
+
+#[test]
+fn what_lists_say_is_learnt_once_and_outlives_the_process() {
+    let (mirror, mut proxy, archive) = (Mirror::start(), proxy(), demo());
+    archive.publish(&mirror, "/debian");
+    assert_eq!(expectations(&proxy), 0);
+    update(&proxy, &mirror, &archive);
+    // Two packages, and the packages file.
+    let learnt = expectations(&proxy);
+    assert_eq!(learnt, 3);
+
+    proxy.restart();
+    assert_eq!(expectations(&proxy), learnt);
+    for path in ["dists/demo/Release".to_owned(), archive.index_path()] {
+        assert_eq!(fetch(&proxy, &mirror, &format!("/debian/{path}")).status, 200);
+    }
+    let known = "aptmesh_engine_learnt_lists_total{outcome=\"known\"}";
+    wait_until(PATIENCE, "both lists are looked at", || proxy.count(known) == 2);
+    assert_eq!(proxy.count(LEARNT), 0, "nothing is learnt twice");
+}
+
+#[test]
+fn of_a_changed_list_only_the_difference_is_written() {
+    let (mirror, proxy, archive) = (Mirror::start(), proxy(), demo());
+    archive.publish(&mirror, "/debian");
+    update(&proxy, &mirror, &archive);
+    let grown = archive.package("third", "1.0", 1000);
+    grown.publish(&mirror, "/debian");
+    update(&proxy, &mirror, &grown);
+    let packages = proxy.log();
+    let line = packages.lines().rfind(|line| line.contains("binary-") && line.contains("learnt"));
+    assert!(line.is_some_and(|line| line.contains("changes=1")), "{packages}");
+    assert_eq!(expectations(&proxy), 4);
+}
+
+#[test]
+fn a_package_that_is_not_what_its_list_says_never_comes_whole() {
+    let (mirror, proxy, archive) = (Mirror::start(), proxy(), demo());
+    archive.publish(&mirror, "/debian");
+    update(&proxy, &mirror, &archive);
+    let path = pool(&archive, "tool");
+    let right = archive.deb("tool").to_vec();
+    let mut wrong = right.clone();
+    wrong[100_000] ^= 1;
+
+    for file in [File::new(wrong.clone()), File::new(wrong).chunked()] {
+        mirror.put(&path, file);
+        let reply = fetch(&proxy, &mirror, &path);
+        assert!(!reply.complete, "{} {}", reply.status, reply.body.len());
+        assert!(reply.body.len() < right.len());
+    }
+    assert!(proxy.count(VERIFY_FAILURES) >= 2);
+
+    mirror.put(&path, File::new(&right[..1000]));
+    let reply = fetch(&proxy, &mirror, &path);
+    assert_eq!(reply.status, 503, "a wrong size is refused before the first byte");
+    assert!(reply.reason.contains("1000 bytes"), "{}", reply.reason);
+
+    mirror.put(&path, File::new(right.clone()));
+    assert_eq!(fetch(&proxy, &mirror, &path).body, right);
+    proxy.wait_landed();
+    proxy.check_blobs();
+}
+
+#[test]
+fn a_wrong_package_is_not_relayed_either() {
+    let (mirror, proxy, archive) = (Mirror::start(), proxy(), demo());
+    archive.publish(&mirror, "/debian");
+    update(&proxy, &mirror, &archive);
+    let path = pool(&archive, "tool");
+    let mut wrong = archive.deb("tool").to_vec();
+    wrong[100_000] ^= 1;
+    mirror.put(&path, File::new(wrong));
+    let target = proxy.url_for(&mirror, &path);
+    let reply = request(proxy.addr(), "GET", &target, &[("Cache-Control", "no-store")]);
+    assert!(!reply.complete, "{}", reply.status);
+}
+
+#[test]
+fn the_same_package_on_another_mirror_is_a_hit() {
+    let (one, other) = (Mirror::start(), Mirror::start_at("127.0.0.2"));
+    let (proxy, archive) = (proxy(), demo());
+    for mirror in [&one, &other] {
+        archive.publish(mirror, "/debian");
+        update(&proxy, mirror, &archive);
+    }
+    let path = pool(&archive, "tool");
+    let first = fetch(&proxy, &one, &path);
+    proxy.wait_landed();
+    let second = fetch(&proxy, &other, &path);
+    assert_eq!(second.body, archive.deb("tool"));
+    assert_eq!(second.header("cache-status"), Some("aptmesh; hit"));
+    assert_eq!(second.header("last-modified"), first.header("last-modified"));
+    assert_eq!(other.requests(&path).len(), 0);
+}
+
+#[test]
+fn names_of_weak_digests_are_answered_from_the_store() {
+    let (mirror, proxy, archive) = (Mirror::start(), proxy(), demo());
+    archive.publish(&mirror, "/debian");
+    let index = archive.index();
+    let folder = archive.index_path().replace("dists/demo/", "").replace("/Packages", "");
+    let names = [("MD5Sum", "0123456789abcdef".repeat(2)), ("SHA1", "0123456789".repeat(4))];
+    let sections: String = names
+        .iter()
+        .map(|(name, hex)| format!("{name}:\n {hex} {} {folder}/Packages\n", index.len()))
+        .collect();
+    let release = format!("{}{sections}", archive.release());
+    mirror.put("/debian/dists/demo/Release", File::new(release.into_bytes()));
+    update(&proxy, &mirror, &archive);
+    for (name, hex) in names {
+        let path = format!("/debian/dists/demo/{folder}/by-hash/{name}/{hex}");
+        let reply = fetch(&proxy, &mirror, &path);
+        assert_eq!(reply.status, 200, "{name} {}", reply.reason);
+        assert_eq!(reply.body, index.as_bytes());
+        assert_eq!(mirror.requests(&path).len(), 0, "{name}");
+    }
+}
+
+#[test]
+fn a_package_rebuilt_under_its_old_name_is_a_new_file() {
+    let (mirror, proxy, archive) = (Mirror::start(), proxy(), demo());
+    archive.publish(&mirror, "/debian");
+    update(&proxy, &mirror, &archive);
+    let path = pool(&archive, "tool");
+    assert_eq!(fetch(&proxy, &mirror, &path).body, archive.deb("tool"));
+    proxy.wait_landed();
+
+    let rebuilt = rebuilt(&archive);
+    rebuilt.publish(&mirror, "/debian");
+    update(&proxy, &mirror, &rebuilt);
+    assert_eq!(fetch(&proxy, &mirror, &path).body, rebuilt.deb("tool"));
+    proxy.wait_landed();
+    let again = fetch(&proxy, &mirror, &path);
+    assert_eq!(again.body, rebuilt.deb("tool"));
+    assert_eq!(again.header("cache-status"), Some("aptmesh; hit"));
+}
+
+#[test]
+fn what_was_learnt_too_long_ago_is_learnt_anew_instead_of_refusing_for_ever() {
+    let (mirror, proxy, archive) = (Mirror::start(), proxy(), demo());
+    archive.publish_with_inrelease(&mirror, "/debian");
+    update(&proxy, &mirror, &archive);
+    // This client knows the new lists from elsewhere.
+    let rebuilt = rebuilt(&archive);
+    rebuilt.publish_with_inrelease(&mirror, "/debian");
+    let path = pool(&archive, "tool");
+    assert!(!fetch(&proxy, &mirror, &path).complete, "against what is known");
+    wait_until(PATIENCE, "the new package", || {
+        let reply = fetch(&proxy, &mirror, &path);
+        reply.complete && reply.body == rebuilt.deb("tool")
+    });
+}
+
+#[test]
+fn hostile_lists_reach_the_client_and_teach_nothing() {
+    let (mirror, proxy) = (Mirror::start(), proxy());
+    let bodies: [(&str, Vec<u8>); 4] = [
+        ("garbage.gz", [b"\x1f\x8b\x08\x00".as_slice(), &noise(1, 50_000)].concat()),
+        ("truncated.xz", [b"\xfd7zXZ\x00".as_slice(), &noise(2, 10_000)].concat()),
+        ("paragraph", [b"Package: x\nDescription: ".as_slice(), &vec![b'x'; 30_000_000]].concat()),
+        ("zeros", vec![0; 5_000_000]),
+    ];
+    let before = proxy.resident_bytes();
+    for (number, (name, body)) in bodies.iter().enumerate() {
+        let ending = name.rsplit_once('.').map(|(_, ending)| format!(".{ending}"));
+        let path = format!("/flat{number}/Packages{}", ending.unwrap_or_default());
+        mirror.put(&path, File::new(body.clone()));
+        assert_eq!(&fetch(&proxy, &mirror, &path).body, body, "{name}");
+    }
+    wait_until(PATIENCE, "all are refused", || proxy.count(REFUSED) >= 3);
+    assert_eq!(expectations(&proxy), 0);
+    assert!(proxy.log().contains("could not learn a list"), "{}", proxy.log());
+    let grown = proxy.resident_bytes().saturating_sub(before);
+    assert!(grown < 100_000_000, "{grown} bytes more");
+}
+
+#[test]
+fn the_machines_own_archive_is_learnt() {
+    let archive = HostArchive::read();
+    let mut allowed = archive.hosts();
+    allowed.push("127.0.0.0/8".to_owned());
+    let proxy = Proxy::build().env("APTMESH_MIRROR_ALLOW_PRIVATE", allowed.join(",")).start();
+    let apt = Apt::new(None);
+    apt.sources(&archive.lines_prefix(proxy.addr()));
+    let update = apt.update();
+    assert!(update.ok, "{}", update.output);
+    wait_until(Duration::from_secs(60), "a real archive's packages are known", || {
+        expectations(&proxy) > 10_000
+    });
+    let download = apt.download(&["hostname"]);
+    assert!(download.ok, "{}", download.output);
+    assert_eq!(proxy.count(VERIFY_FAILURES), 0);
+    assert_eq!(proxy.count(REFUSED), 0, "{}", proxy.log());
+}
