@@ -15,7 +15,7 @@ const MAY_USE: [(&str, &[&str]); 10] = [
     ("mirror", &["archive", "content", "telemetry"]),
     ("engine", &["archive", "content", "telemetry", "index", "store", "mirror"]),
     ("web", &["archive", "content", "telemetry", "mirror", "index", "engine"]),
-    ("config", &["telemetry", "index", "store", "mirror", "engine"]),
+    ("config", &["archive", "telemetry", "index", "store", "mirror", "engine"]),
     ("cli", &["telemetry", "index", "store", "mirror", "engine", "web", "config"]),
 ];
 

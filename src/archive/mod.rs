@@ -10,4 +10,5 @@ pub mod list;
 pub mod listed;
 pub mod packages;
 pub mod release;
+pub mod signature;
 pub mod target;

@@ -170,6 +170,10 @@ impl Target {
         };
         let raw_path = if raw_path.is_empty() { "/" } else { raw_path };
         let path = Path::parse(raw_path)?;
+        // A key `http://https///m.org` would be read as apt-cacher-ng's way to say `https://m.org`.
+        if authority.for_scheme(scheme) == "https" && path.canonical.starts_with("///") {
+            return Err(TargetError::Host(authority.host));
+        }
         if query.is_some_and(|query| query.bytes().any(is_control)) {
             return Err(TargetError::Path("a control character"));
         }
@@ -394,10 +398,19 @@ mod tests {
             "/[::1/x",
             "/-/x?\u{1}",
             "/a..b/x",
+            "/https:80///m.org/x",
+            "/https:80/.///m.org/x",
         ] {
             assert!(Target::from_prefix(target).is_err(), "{target}");
         }
-        for target in ["ftp://m.org/x", "m.org/x", "http:///x", "http://a b/x"] {
+        for target in [
+            "ftp://m.org/x",
+            "m.org/x",
+            "http:///x",
+            "http://a b/x",
+            "http://https:80///m.org/x",
+            "https://user@https///m.org/x",
+        ] {
             assert!(Target::from_absolute(target).is_err(), "{target}");
         }
         let long = format!("/m.org/{}", "x".repeat(TARGET_MAX));

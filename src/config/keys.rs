@@ -75,7 +75,7 @@ impl Key {
 }
 
 /// All settings.
-pub static KEYS: [Key; 15] = [
+pub static KEYS: [Key; 17] = [
     key(
         "listen.proxy",
         "127.0.0.1:9977",
@@ -152,6 +152,19 @@ pub static KEYS: [Key; 15] = [
          revalidated, though those at the same time share one.",
     )
     .live(),
+    key(
+        "archive.verify",
+        "auto",
+        "What is asked of release files. `auto`: not to be proven wrong, by a bad signature of a \
+         known key, by having expired, by being older than one accepted before. `enforce`: to be \
+         signed by a known key. `off`: nothing.",
+    ),
+    key(
+        "archive.keyring",
+        "",
+        "Files, or folders of files, with keys that archives sign with, a list; besides those in \
+         /usr/share/keyrings, /etc/apt/keyrings and /etc/apt/trusted.gpg.d.",
+    ),
     key(
         "clients.allow",
         "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,169.254.0.0/16,fc00::/7,fe80::/10",

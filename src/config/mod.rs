@@ -1,6 +1,7 @@
 //! Settings: read from flags, environment, file and defaults, in that order, and turned into each
 //! component's own `Config`. All faults are told at once.
 
+mod keyrings;
 mod keys;
 mod sources;
 mod values;
@@ -92,7 +93,13 @@ impl Config {
                 connect_ports: reader.list("mirror.connect_ports"),
                 pseudonym: values::pseudonym(),
             },
-            engine: engine::Config { recheck_after: reader.duration("mirror.recheck_after") },
+            engine: engine::Config {
+                recheck_after: reader.duration("mirror.recheck_after"),
+                judge: engine::judge::Config {
+                    verify: reader.verify("archive.verify"),
+                    keyring: reader.keyring("archive.keyring"),
+                },
+            },
             log: logs::Config {
                 format: reader.log_format("log.format"),
                 level: reader.log_level("log.level"),

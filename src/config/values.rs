@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use url::Url;
 
+use crate::archive::signature::Keyring;
+use crate::config::keyrings;
+use crate::engine::judge::Verify;
 use crate::index::sqlite;
 use crate::telemetry::logs;
 
@@ -140,6 +143,26 @@ impl Reader<'_> {
                 sqlite::Config::Memory
             }
         }
+    }
+
+    pub(super) fn verify(&mut self, key: &str) -> Verify {
+        match self.text(key).as_str() {
+            "off" => Verify::Off,
+            "auto" => Verify::Auto,
+            "enforce" => Verify::Enforce,
+            other => {
+                self.fault(key, other, "write off, auto or enforce");
+                Verify::Auto
+            }
+        }
+    }
+
+    pub(super) fn keyring(&mut self, key: &str) -> Keyring {
+        let named: Vec<PathBuf> = self.list(key);
+        keyrings::read(&named).unwrap_or_else(|(path, why)| {
+            self.fault(key, &path.display().to_string(), why);
+            Keyring::default()
+        })
     }
 
     pub(super) fn log_format(&mut self, key: &str) -> logs::Format {

@@ -131,10 +131,15 @@ impl Flight {
         });
     }
 
-    /// Whether its flow broke off: a newcomer should begin another flight.
+    /// Whether its flow broke off: who has nothing of it yet should begin another flight.
     #[must_use]
     pub fn is_cut(&self) -> bool {
         matches!(self.progress.borrow().state, State::Cut(_))
+    }
+
+    /// Whether nothing will come of it: a newcomer should begin another one.
+    fn has_failed(&self) -> bool {
+        self.is_cut() || matches!(*self.landing.borrow(), Some(Landing::Failed(_)))
     }
 
     /// Waits until nothing more will come of it.
@@ -218,7 +223,7 @@ impl Flights {
         landed_meanwhile: impl FnOnce() -> bool,
     ) -> Result<Boarding, NotBoarded> {
         let mut table = self.table();
-        if let Some(flight) = table.get(key).filter(|flight| !flight.is_cut()) {
+        if let Some(flight) = table.get(key).filter(|flight| !flight.has_failed()) {
             return Ok(Boarding { interest: Interest::new(flight), departure: None });
         }
         if landed_meanwhile() {

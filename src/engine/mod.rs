@@ -3,6 +3,7 @@
 mod doubt;
 pub mod flight;
 pub mod follower;
+pub mod judge;
 mod learn;
 pub mod memory;
 mod metrics;
@@ -23,10 +24,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::archive::kind::Kind;
 use crate::archive::target::Target;
-use crate::content::digest::{Expected, Sha256};
+use crate::content::digest::{Expected, Hasher, Sha256};
 use crate::engine::doubt::Doubts;
 use crate::engine::flight::{Boarding, Flights, Interest, Landing, NotBoarded};
 use crate::engine::follower::Follower;
+use crate::engine::judge::Judge;
 use crate::engine::learn::Learner;
 use crate::engine::memory::{Known, Memory};
 pub use crate::engine::metrics::EngineMetrics;
@@ -36,7 +38,7 @@ use crate::engine::relayed::Relayed;
 use crate::engine::transfer::Transfer;
 use crate::engine::writer::TAIL;
 use crate::index::{Entry, Expectation, Index, IndexError, Totals};
-use crate::mirror::{Mirror, Question};
+use crate::mirror::{Framing, Mirror, Question};
 use crate::store::{Blob, Store, StoreError};
 use crate::telemetry::metrics::Metrics;
 
@@ -46,11 +48,13 @@ const STALE_PATIENCE: Duration = Duration::from_secs(5);
 const BOARDINGS_MAX: u32 = 3;
 
 /// How the engine works.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// For how long one revalidation answers all; zero: every request is revalidated, though those
     /// at the same time share one.
     pub recheck_after: Duration,
+    /// How release files are judged.
+    pub judge: judge::Config,
 }
 
 /// The engine: one for all surfaces.
@@ -62,6 +66,7 @@ pub struct Engine {
     /// How often something was learnt: what was checked before has to be checked again.
     knowledge: Arc<AtomicU64>,
     learner: Learner,
+    judge: Judge,
     flights: Arc<Flights>,
     recheck_after_millis: AtomicU64,
     doubts: Doubts,
@@ -122,6 +127,7 @@ impl Engine {
             memory: Memory::default(),
             knowledge,
             learner,
+            judge: Judge::new(config.judge.clone(), metrics),
             flights: Arc::default(),
             recheck_after_millis: AtomicU64::new(0),
             doubts: Doubts::default(),
@@ -397,11 +403,25 @@ impl Engine {
     async fn relay(&self, ask: &Ask) -> Result<Served, Failure> {
         let question = Question { head_only: ask.head_only, headers: ask.headers.clone() };
         let answer = self.mirror.ask(&ask.target, &question).await.map_err(Failure::Mirror)?;
+        let mut expected = None;
         // Only a whole body can be told from another.
-        let expected = match self.expectation(ask).await {
-            Some(expectation) if answer.status == 200 && !ask.head_only => Some(expectation.digest),
-            _ => None,
-        };
+        if let Some(expectation) = self.expectation(ask).await
+            && answer.status == 200
+            && !ask.head_only
+        {
+            let promised = expectation.size;
+            // A body of no bytes ends with its head, and can not be cut off any more.
+            let is_wrong = |size| {
+                promised.is_some_and(|promised| promised != size)
+                    || (size == 0 && !Hasher::new(Some(expectation.digest)).finish().as_expected)
+            };
+            if matches!(answer.framing(), Framing::Length(size) if is_wrong(size)) {
+                let host = ask.target.authority.host.clone();
+                let reason = "sent a file of the wrong size".to_owned();
+                return Err(Failure::Unusable { host, reason });
+            }
+            expected = Some(expectation.digest);
+        }
         let relayed = Box::new(Relayed::new(answer, expected));
         Ok(Served { content: Content::Relay(relayed), outcome: Outcome::Relayed })
     }

@@ -10,12 +10,14 @@ use http::header::{self, HeaderMap, HeaderValue};
 use tokio::time::{Instant, timeout_at};
 
 use crate::archive::kind::Kind;
+use crate::archive::signature::SIGNATURE_BYTES_MAX;
 use crate::archive::target::Target;
 use crate::content::digest::Expected;
 use crate::content::validators::http_date;
 use crate::engine::Engine;
 use crate::engine::flight::{Departure, Flight, Flow, Landing, State};
 use crate::engine::follower::resume_headers;
+use crate::engine::judge::{Case, Judgement};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::{Failure, Meta};
 use crate::engine::writer::{Stopped, Writer, Written};
@@ -203,7 +205,11 @@ impl Transfer {
         let checked = self.expectation.is_some();
         let flow = Arc::new(Flow { meta, stored: arrival.provable, checked, file: stage.reader() });
         let writer = Writer::start(stage, self.expected(), Arc::clone(flight));
-        flight.land(Landing::Flowing(Arc::clone(&flow)));
+        // Nobody sees a release file before it is judged; it is small.
+        let is_judged = self.kind == Kind::Release && self.engine.judge.is_in_session();
+        if !is_judged {
+            flight.land(Landing::Flowing(Arc::clone(&flow)));
+        }
 
         let flowed = self.flow(flight, &flow, &writer, arrival).await;
         let ended = match (flowed, writer.finish().await) {
@@ -212,21 +218,90 @@ impl Transfer {
             (Ok(()), Ok(written)) => self.check(written),
         };
         match ended {
-            Ok(written) => {
-                flight.advance(written.stage.size(), 0);
-                flight.end(State::Whole);
-                return flow.stored.then(|| (flow.meta.clone(), written));
+            Ok(written) if is_judged => {
+                if let Err(landing) = self.judge(&flow).await {
+                    flight.land(landing);
+                    return None;
+                }
+                flight.land(Landing::Flowing(Arc::clone(&flow)));
+                return Self::arrive(flight, &flow, written);
             }
+            Ok(written) => return Self::arrive(flight, &flow, written),
             Err(End::Cut(reason)) => {
                 tracing::warn!(url = self.target.url, reason, "a download broke off");
+                // Heard only where nothing has landed yet.
+                flight.land(Landing::Failed(self.unusable(reason.clone())));
                 flight.end(State::Cut(reason.into()));
             }
             Err(End::Spilled(error)) => {
                 self.engine.store.report(&error);
+                flight.land(Landing::Unstorable);
                 flight.end(State::Spilled);
             }
         }
         None
+    }
+
+    fn arrive(flight: &Flight, flow: &Flow, written: Written) -> Option<(Meta, Written)> {
+        flight.advance(written.stage.size(), 0);
+        flight.end(State::Whole);
+        flow.stored.then(|| (flow.meta.clone(), written))
+    }
+
+    /// Judges a release file that has arrived.
+    async fn judge(&self, flow: &Flow) -> Result<(), Landing> {
+        let detached = match self.target.file_name() {
+            "InRelease" => None,
+            "Release" => self.detached_signature().await,
+            // The signature alone: it is judged with its file.
+            _ => return Ok(()),
+        };
+        let (engine, known) = (Arc::clone(&self.engine), self.known.clone());
+        let file = Arc::clone(&flow.file);
+        let judging = tokio::task::spawn_blocking(move || {
+            let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX)];
+            file.read_exact_at(&mut bytes, 0)?;
+            Ok::<_, std::io::Error>(engine.judge.judge(&Case {
+                file: &bytes,
+                detached: detached.as_deref(),
+                accepted: known.as_deref(),
+                now: now_seconds(),
+            }))
+        });
+        match (judging.await, &self.known) {
+            (Ok(Ok(Judgement::Accepted)), _) => Ok(()),
+            (Ok(Ok(Judgement::Refused(reason))), _) => {
+                tracing::warn!(url = self.target.url, reason, "refusing a release file");
+                Err(Landing::Failed(self.unusable(reason)))
+            }
+            (Ok(Ok(Judgement::Older)), Some(known)) => {
+                tracing::warn!(
+                    url = self.target.url,
+                    "the mirror went back: serving the newer one"
+                );
+                known.confirm();
+                Err(Landing::Unchanged(Arc::clone(known)))
+            }
+            _ => Err(Landing::Failed(Failure::internal("a release file could not be judged"))),
+        }
+    }
+
+    /// `Release.gpg` beside a `Release`; `None` if there is none to be had.
+    async fn detached_signature(&self) -> Option<Vec<u8>> {
+        let beside = Target::from_absolute(&format!("{}.gpg", self.target.key)).ok()?;
+        let question = Question { head_only: false, headers: HeaderMap::new() };
+        let mut answer = self.engine.mirror.ask(&beside, &question).await.ok()?;
+        if answer.status != 200 {
+            return None;
+        }
+        let mut signature = Vec::new();
+        while let Some(chunk) = answer.body.chunk().await.ok()? {
+            signature.extend_from_slice(&chunk);
+            if signature.len() > SIGNATURE_BYTES_MAX {
+                return None;
+            }
+        }
+        Some(signature)
     }
 
     fn check(&self, written: Written) -> Result<Written, End> {

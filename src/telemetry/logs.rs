@@ -35,7 +35,9 @@ impl Config {
 
 /// Sends the process's logs to standard error. Called once.
 pub fn start(config: &Config) {
-    let filter = EnvFilter::try_new(&config.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    // The OpenPGP library tells about each odd packet; what matters of it we say ourselves.
+    let directives = format!("pgp=error,{}", config.level);
+    let filter = EnvFilter::try_new(directives).unwrap_or_else(|_| EnvFilter::new("info"));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

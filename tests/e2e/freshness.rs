@@ -402,3 +402,50 @@ fn a_lost_index_costs_speed_and_nothing_else() {
     }
     proxy.check_blobs();
 }
+
+#[test]
+fn marks_that_change_while_the_bytes_do_not_are_kept_up_with() {
+    let mirror = Mirror::start();
+    let bytes = noise(24, 50_000);
+    let marked = |etag: &str| File::new(bytes.as_slice()).etag(etag);
+    let mut proxy = warm(&mirror, RELEASE, marked("\"0\""));
+    for number in 1..=3 {
+        let etag = format!("\"{number}\"");
+        mirror.replace(RELEASE, marked(&etag));
+        assert!(fetch(&proxy, &mirror, RELEASE) == bytes);
+        // From here on the mirror knows the mark that it gave last.
+        for _ in 0..2 {
+            let reply = ask_like_apt(&proxy, &mirror, RELEASE);
+            assert_eq!((cache_status(&reply), reply.body == bytes), (CONFIRMED, true));
+            assert_eq!(reply.header("etag"), Some(etag.as_str()));
+            proxy.wait_landed();
+        }
+        let unchanged = ask(&proxy, &mirror, RELEASE, &[("If-None-Match", &etag)]);
+        assert_eq!(unchanged.status, 304);
+        proxy.wait_landed();
+        assert_eq!(mirror.bodies(RELEASE), number, "{:#?}", mirror.log());
+    }
+    proxy.restart();
+    assert_eq!(cache_status(&ask_like_apt(&proxy, &mirror, RELEASE)), CONFIRMED);
+    assert_eq!(mirror.log().pop().unwrap().header("if-none-match"), Some("\"3\""));
+    assert_eq!(proxy.blobs().len(), 1);
+}
+
+#[test]
+fn a_slow_confirmation_arrives_behind_the_stale_copy() {
+    let (mirror, proxy) = (Mirror::start(), proxy_with("1s"));
+    let (old, new) = (noise(25, 50_000), noise(26, 60_000));
+    mirror.put(RELEASE, File::new(old.as_slice()).etag("\"1\""));
+    fetch(&proxy, &mirror, RELEASE);
+    thread::sleep(Duration::from_secs(2));
+    // Longer than clients wait who could have a copy, and longer than a flight that nobody wants.
+    let slow = File::new(new.as_slice()).etag("\"2\"").head_delay(Duration::from_secs(12));
+    mirror.replace(RELEASE, slow);
+    assert_stale(&ask_like_apt(&proxy, &mirror, RELEASE), &old, "slow");
+    assert_eq!(mirror.bodies(RELEASE), 1, "the answer was not waited for");
+    wait_until(Duration::from_secs(40), "the answer", || mirror.requests(RELEASE)[1].finished);
+    proxy.wait_landed();
+    mirror.stop();
+    assert!(ask_like_apt(&proxy, &mirror, RELEASE).body == new);
+    assert_eq!(mirror.requests(RELEASE).len(), 2);
+}

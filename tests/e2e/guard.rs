@@ -488,3 +488,67 @@ fn a_port_that_is_taken_is_named() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(text(&output.stderr).contains(&addr), "{output:?}");
 }
+
+#[test]
+fn nothing_is_begun_for_who_may_not_come_in() {
+    let mirror = Mirror::start();
+    let proxy = Proxy::build().env("APTMESH_CLIENTS_ALLOW", "10.9.9.9/32").start();
+    let pipeline: String = (0..100)
+        .map(|number| {
+            let path = format!("/debian/pool/p/p{number}_1.orig.tar.xz");
+            mirror.put(&path, File::new(noise(5, 1_000)));
+            format!("GET {} HTTP/1.1\r\nHost: h\r\n\r\n", proxy.url_for(&mirror, &path))
+        })
+        .collect();
+    for _ in 0..5 {
+        let mut client = Connection::open(proxy.addr());
+        client.send_raw(pipeline.as_bytes());
+        for number in 0..100 {
+            assert_eq!(client.read_reply("GET").status, 403, "{number}");
+        }
+    }
+    proxy.wait_landed();
+    assert_eq!(mirror.connections(), 0);
+    assert_eq!(proxy.metric("aptmesh_mirror_requests_total"), 0.0);
+    assert!(proxy.blobs().is_empty());
+}
+
+#[test]
+fn the_parent_proxy_may_be_anywhere_and_no_other_host() {
+    let parent = stocked("127.0.0.1");
+    let url = format!("http://localhost:{}", parent.addr().port());
+    let proxy = strict()
+        .env("APTMESH_MIRROR_PROXY", url)
+        .env("APTMESH_MIRROR_ALLOW", "deb.example.org,127.0.0.1")
+        .start();
+    for path in [PACKAGE, PAGE] {
+        let reply = get(proxy.addr(), &format!("/deb.example.org{path}"));
+        assert!(reply.complete && reply.body == noise(1, 1_000), "{path}: {reply:?}");
+    }
+    proxy.wait_landed();
+    let asked = parent.log();
+    assert_eq!(asked.len(), 2, "{asked:#?}");
+    assert!(asked[0].path.starts_with("http://deb.example.org/"), "{}", asked[0].path);
+    for host in ["other.example.org", "localhost"] {
+        assert_forbidden(&proxy, &format!("/{host}{PACKAGE}"), "mirror.allow");
+    }
+    let literal = format!("/{}{PACKAGE}", parent.host());
+    assert_forbidden(&proxy, &literal, "mirror.allow_private");
+    assert_eq!(parent.log().len(), 2);
+}
+
+#[test]
+fn numbers_that_can_not_work_are_named() {
+    let cases = [
+        ("APTMESH_LISTEN_CONNECTIONS", "9999999999999999999", "listen.connections"),
+        ("APTMESH_LISTEN_CONNECTIONS", "99999999999999999999999999", "listen.connections"),
+        ("APTMESH_LISTEN_CONNECTIONS", "0", "listen.connections"),
+        ("APTMESH_MIRROR_TIMEOUT", "0s", "mirror.timeout"),
+        ("APTMESH_MIRROR_TIMEOUT", "0", "mirror.timeout"),
+    ];
+    for (variable, value, key) in cases {
+        let output = aptmesh(&["serve"], &[(variable, value)]);
+        assert_eq!(output.status.code(), Some(78), "{variable}={value}: {output:?}");
+        assert!(text(&output.stderr).contains(key), "{variable}={value}: {output:?}");
+    }
+}

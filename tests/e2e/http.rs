@@ -729,3 +729,75 @@ fn real_apt_goes_on_where_it_was_interrupted() {
     assert_eq!(asked.len(), 1, "{asked:#?}");
     assert_eq!(asked[0].header("range"), None);
 }
+
+#[test]
+fn a_chunked_answer_that_also_tells_a_length_is_handed_on_whole() {
+    let (mirror, proxy) = (Mirror::start(), Proxy::start());
+    mirror.put(PAGE, File::new(noise(29, 20_000)).chunked().header("Content-Length", "5"));
+    let reply = ask(&proxy, &mirror, PAGE, &[]);
+    assert!(reply.complete && reply.status == 200, "{reply:?}");
+    assert!(reply.body == noise(29, 20_000), "{} bytes", reply.body.len());
+    assert_eq!(reply.header("content-length"), None);
+}
+
+#[test]
+fn two_caches_that_ask_each_other_notice_it() {
+    // An address that nobody else uses, so that its port stays free.
+    let any = std::net::TcpListener::bind("127.0.0.77:0").unwrap();
+    let meeting = any.local_addr().unwrap();
+    drop(any);
+    let first = Proxy::build().env("APTMESH_MIRROR_PROXY", format!("http://{meeting}")).start();
+    let parent = format!("http://{}", first.addr());
+    let second = Proxy::build()
+        .env("APTMESH_MIRROR_PROXY", parent)
+        .arg("--listen")
+        .arg(meeting.to_string())
+        .start();
+    let front: Fields = &[("Via", "1.1 front")];
+    for path in ["/x.txt", PACKAGE, RELEASE] {
+        for (fields, proxy) in [(&[][..], &first), (front, &first), (front, &second)] {
+            let url = format!("http://deb.example.org{path}");
+            let reply = request(proxy.addr(), "GET", &url, fields);
+            assert!(reply.complete && reply.status >= 500, "{path}: {reply:?}");
+            proxy.wait_landed();
+        }
+    }
+    for proxy in [&first, &second] {
+        let asked = proxy.count("aptmesh_mirror_requests_total");
+        assert!((1..40).contains(&asked), "{asked} requests");
+        assert!(proxy.blobs().is_empty());
+    }
+}
+
+#[test]
+fn pages_about_an_archive_pass_through() {
+    let (mirror, proxy) = (Mirror::start(), Proxy::start());
+    let page = b"<!DOCTYPE html><html><title>Index of</title></html>".to_vec();
+    for path in ["/debian/dists/", "/debian/dists/sid/manual.html", "/debian/pool/main/h/hello/"] {
+        mirror.put(path, File::new(page.as_slice()).content_type("text/html;charset=utf-8"));
+        for asked in 1..=2 {
+            let reply = ask(&proxy, &mirror, path, &[]);
+            assert!(reply.complete && reply.status == 200 && reply.body == page, "{reply:?}");
+            assert_eq!(reply.header("content-type"), Some("text/html;charset=utf-8"));
+            assert_eq!(cache_status(&reply), "aptmesh; fwd=bypass");
+            assert_eq!(mirror.requests(path).len(), asked);
+        }
+    }
+    assert!(proxy.blobs().is_empty());
+}
+
+#[test]
+fn a_head_knows_no_ranges() {
+    // RFC 9110 §14.2: a range means something to GET alone.
+    let (proxy, target) = warm(&noise(30, 100_000));
+    for range in ["bytes=0-9", "bytes=-5", "bytes=500000-"] {
+        let head = request(proxy.addr(), "HEAD", &target, &[("Range", range)]);
+        assert!(head.complete && head.status == 200 && head.body.is_empty(), "{range}: {head:?}");
+        assert_eq!(head.header("content-length"), Some("100000"), "{range}");
+        assert_eq!(head.header("content-range"), None, "{range}");
+    }
+    let fields = [("Range", "bytes=0-9"), ("If-None-Match", "\"v1\"")];
+    assert_eq!(request(proxy.addr(), "HEAD", &target, &fields).status, 304);
+    let part = request(proxy.addr(), "GET", &target, &[("Range", "bytes=0-9")]);
+    assert_eq!(part.status, 206);
+}

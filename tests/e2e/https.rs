@@ -390,3 +390,20 @@ fn a_web_page_does_not_replace_what_is_stored() {
     }
     assert_eq!(proxy.blobs().len(), 3);
 }
+
+#[test]
+fn an_idle_tunnel_does_not_hold_a_stop_up() {
+    let far = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = far.local_addr().unwrap();
+    let proxy = tunnelling_to(addr);
+    let mut near = open(&proxy, addr);
+    let (mut end, _) = far.accept().unwrap();
+    end.write_all(b"hello").unwrap();
+    assert_eq!(read_some(&mut near, 5), b"hello");
+
+    proxy.signal("TERM");
+    // Less than a stop takes that waits for what is under way.
+    assert_eq!(proxy.wait_exit(Duration::from_secs(20)).code(), Some(0), "{}", proxy.log());
+    assert!(!proxy.log().contains("stopped with"), "{}", proxy.log());
+    drop((near, end));
+}

@@ -13,5 +13,6 @@ mod learning;
 mod lifecycle;
 mod misbehaviour;
 mod pipelining;
+mod signatures;
 mod streaming;
 mod volume;

@@ -351,6 +351,7 @@ fn a_redirect_to_a_forbidden_address_is_not_followed() {
         assert!(reply.status == 403 && reply.complete, "{target}: {reply:?}");
         assert!(reply.reason.contains("allow_private"), "{}", reply.reason);
         scene.mirror.heal(TOOL);
+        scene.proxy.wait_landed();
     }
     assert_eq!(inside.connections(), 0);
     assert_eq!(scene.requests(TOOL), 3, "asking again would not help");
@@ -435,8 +436,10 @@ fn a_mirror_that_stays_in_trouble_is_not_asked_for_ever() {
     let shut = "/debian/pool/shut_1.tar.xz";
     scene.put(shut, File::new(bytes.clone()), vec![Fault::Refuse; 100]);
     assert_trouble(&scene.get(shut), "127.0.0.1");
+    scene.proxy.wait_landed();
     scene.mirror.stop();
     assert_trouble(&scene.get(shut), "unreachable");
+    scene.proxy.wait_landed();
     scene.mirror.restart();
     scene.mirror.heal(shut);
     assert_whole(&scene.get(shut), &bytes);
@@ -451,6 +454,156 @@ fn a_clear_no_stays_what_it_is() {
         let reply = scene.get(&path);
         assert!(reply.status == status && reply.complete, "{reply:?}");
         assert_eq!(scene.requests(&path), 1, "asking again would not help");
+        scene.proxy.wait_landed();
         assert_whole(&scene.get(&path), &noise(20, 1000));
     }
+}
+
+/// Says how long it is, and in a way that makes this mean nothing (RFC 9112 §6.3).
+fn doubly_framed(file: File, coding: &str) -> File {
+    let length = LEN.to_string();
+    file.unsized_().header("Content-Length", &length).header("Transfer-Encoding", coding)
+}
+
+#[test]
+fn a_length_beside_a_transfer_coding_proves_nothing() {
+    let scene = Scene::new();
+    let bytes = noise(22, LEN);
+    let file = doubly_framed(File::new(bytes.clone()), "identity");
+    scene.put(TOOL, file, vec![Fault::Cut { after: CUT }; 2]);
+    for asked in 1..=2 {
+        let reply = scene.get(TOOL);
+        assert!(reply.body == bytes[..CUT] || reply.status >= 500, "{}", reply.body.len());
+        assert_ne!(reply.header("content-length"), Some("1000000"), "it was believed");
+        scene.proxy.wait_landed();
+        assert_eq!(scene.requests(TOOL), asked);
+    }
+    scene.assert_not_stored(TOOL, &bytes);
+}
+
+#[test]
+fn a_transfer_coding_that_was_not_asked_for_is_refused() {
+    for coding in ["gzip", "gzip, chunked"] {
+        let scene = Scene::new();
+        let bytes = noise(23, LEN);
+        scene.put(TOOL, doubly_framed(File::new(bytes.clone()), coding), []);
+        assert_trouble(&scene.get(TOOL), "gzip");
+        scene.assert_not_stored(TOOL, &bytes);
+    }
+}
+
+#[test]
+fn a_resumed_body_that_ends_with_its_connection_must_have_its_whole_length() {
+    let bytes = noise(24, LEN);
+    let file = || File::new(bytes.clone()).etag("\"v1\"");
+    let fallen_silent = Fault::Stall { after: CUT, for_: Duration::from_secs(1) };
+    for (rest, sent) in
+        [(file().unsized_(), 10_000), (file().unsized_().ignore_range(), CUT + 10_000)]
+    {
+        let scene = Scene::new();
+        let mut faults = vec![fallen_silent.clone(), Fault::Cut { after: sent }];
+        faults.extend(vec![Fault::Cut { after: 0 }; 20]);
+        scene.put(TOOL, file().chunked(), faults);
+        let mut client = Connection::open(scene.proxy.addr());
+        client.send("GET", &scene.proxy.url_for(&scene.mirror, TOOL), &[]);
+        assert_eq!(client.read_head().header("content-length"), None);
+        assert!(client.read_body_some(CUT) == bytes[..CUT]);
+        scene.mirror.replace(TOOL, rest);
+        assert!(client.read_body_some(LEN).len() <= 10_000);
+        // The last chunk of a whole body would be followed by the next answer.
+        client.send("GET", "/", &[]);
+        assert_eq!(client.read_head().status, 0, "what is truncated was ended cleanly");
+        assert!(scene.requests(TOOL) > 1);
+        scene.assert_not_stored(TOOL, &bytes);
+    }
+}
+
+#[test]
+fn wrong_bytes_under_a_digest_are_not_handed_on_either() {
+    let (right, wrong) = (noise(25, LEN), noise(26, LEN));
+    let path = by_hash(&right);
+    let scene = Scene::new();
+    let target = scene.proxy.url_for(&scene.mirror, &path);
+    for private in [("Cache-Control", "no-store"), ("Authorization", "Basic Zm9vOmJhcg==")] {
+        let ask = || request(scene.proxy.addr(), "GET", &target, &[private]);
+        for file in [
+            File::new(wrong.clone()),
+            File::new(wrong.clone()).chunked(),
+            File::new(wrong.clone()).unsized_(),
+            File::new(b"small".to_vec()),
+            File::new(b"".to_vec()).chunked(),
+            File::new(right[..CUT].to_vec()),
+        ] {
+            scene.put(&path, file, []);
+            let reply = ask();
+            let len = reply.body.len();
+            assert!(reply.status != 200 || !reply.complete, "{len} wrong bytes, {private:?}");
+        }
+        for file in [File::new(right.clone()), File::new(right.clone()).chunked()] {
+            scene.put(&path, file, []);
+            assert_whole(&ask(), &right);
+        }
+    }
+    assert!(scene.proxy.blobs().is_empty());
+}
+
+#[test]
+fn an_empty_body_under_a_digest_is_not_handed_on_either() {
+    let scene = Scene::new();
+    for (right, is_empty) in [(noise(30, LEN), false), (Vec::new(), true)] {
+        let path = by_hash(&right);
+        scene.put(&path, File::new(b"".to_vec()), []);
+        let target = scene.proxy.url_for(&scene.mirror, &path);
+        let reply = request(scene.proxy.addr(), "GET", &target, &[("Cache-Control", "no-store")]);
+        assert_eq!(reply.status == 200 && reply.complete, is_empty, "{reply:?}");
+    }
+}
+
+#[test]
+fn slow_mirrors_do_not_keep_stored_files_from_their_clients() {
+    const CLIENTS: usize = 40;
+    const REQUESTS: usize = 14;
+    let mut scene = Scene::new();
+    let bytes = noise(27, LEN);
+    scene.put(TOOL, File::new(bytes.clone()), []);
+    assert_whole(&scene.get(TOOL), &bytes);
+    scene.proxy.wait_landed();
+    // So that it is on the disk, and not in memory.
+    scene.proxy.restart();
+
+    let slow = File::new(noise(28, LEN));
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| Connection::open(scene.proxy.addr())).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        for request in 0..REQUESTS {
+            let path = format!("/debian/pool/slow-{number}-{request}_1.tar.xz");
+            let stall = Fault::Stall { after: 1000, for_: Duration::from_mins(5) };
+            scene.put(&path, slow.clone(), vec![stall; 50]);
+            client.send("GET", &scene.proxy.url_for(&scene.mirror, &path), &[]);
+        }
+    }
+    wait_until(Duration::from_secs(30), "hundreds of slow flights", || {
+        let begun = scene.mirror.log().iter().filter(|seen| seen.body_bytes == 1000).count();
+        begun == CLIENTS * REQUESTS
+    });
+    assert!(scene.proxy.count("aptmesh_engine_flights") >= 512, "too few to show anything");
+    let reply = scene.get(TOOL);
+    assert_whole(&reply, &bytes);
+    assert_eq!(reply.header("cache-status"), Some("aptmesh; hit"));
+    // A mirror that is quick is not in their way either, and its name is looked up.
+    let quick = "/debian/pool/quick_1.tar.xz";
+    scene.put(quick, File::new(bytes.clone()), []);
+    let by_name = format!("/localhost:{}{quick}", scene.mirror.addr().port());
+    assert_whole(&get(scene.proxy.addr(), &by_name), &bytes);
+    drop(clients);
+}
+
+#[test]
+fn silence_after_the_head_again_and_again_is_told_before_apt_gives_up() {
+    let scene = Scene::new();
+    let bytes = noise(29, LEN);
+    let silence = Fault::Stall { after: 0, for_: Duration::from_mins(5) };
+    scene.put(TOOL, File::new(bytes.clone()), vec![silence; 50]);
+    // The kit's client, as apt, gives up after 30 s of silence.
+    assert_trouble(&scene.get(TOOL), "127.0.0.1");
+    scene.assert_not_stored(TOOL, &bytes);
 }

@@ -275,3 +275,43 @@ fn it_starts_on_a_volume_that_can_not_be_written() {
     assert_eq!(times_said(&proxy, "the volume can not be written"), 1, "{}", proxy.log());
     assert!(readiness(&proxy).contains("not storing"));
 }
+
+#[test]
+fn a_chunked_file_comes_whole_from_a_volume_without_any_room() {
+    let bytes = noise(9, 2 * MEGABYTE);
+    for file in [File::new(bytes.clone()), File::new(bytes.clone()).no_validators()] {
+        let volume = Volume::of_megabytes(8);
+        let mirror = Mirror::start();
+        mirror.put(BIG, file.chunked());
+        let proxy = proxy_on(&volume);
+        volume.fill();
+        let target = proxy.url_for(&mirror, BIG);
+        all_get(1, proxy.addr(), &target, &bytes);
+        all_get(2, proxy.addr(), &target, &bytes);
+        assert!(proxy.blobs().is_empty());
+        assert!(readiness(&proxy).contains("not storing"));
+    }
+}
+
+#[test]
+fn a_stray_file_among_the_staged_ones_is_in_nobodys_way() {
+    let folder = TempDir::new().unwrap();
+    let staging = folder.path().join("staging");
+    fs::create_dir(&staging).unwrap();
+    fs::write(staging.join("stray"), "not of ours").unwrap();
+    let mirror = Mirror::start();
+    let bytes = noise(10, MEGABYTE);
+    mirror.put(SMALL, File::new(bytes.clone()));
+    let mut proxy = Proxy::build().data(folder.path()).start();
+    for _ in 0..2 {
+        assert_eq!(readiness(&proxy), "ready\n");
+        all_get(1, proxy.addr(), &proxy.url_for(&mirror, SMALL), &bytes);
+        proxy.wait_landed();
+        assert!(is_hit(&get(proxy.addr(), &proxy.url_for(&mirror, SMALL))));
+        // As it may be at the next start.
+        fs::write(staging.join("stray"), "not of ours").unwrap();
+        proxy.restart();
+    }
+    assert_eq!(mirror.bodies(SMALL), 1);
+    assert_eq!(proxy.blobs().len(), 1);
+}

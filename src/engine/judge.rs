@@ -1,0 +1,137 @@
+//! Judging release files before anybody gets to see them: who signed them, have they expired, and
+//! are they older than what was accepted before. What is decisively wrong is refused; what can not
+//! be judged is let through and counted, unless the operator wants it refused too.
+
+use std::os::unix::fs::FileExt as _;
+
+use prometheus::IntCounterVec;
+
+use crate::archive::release::{self, Release};
+use crate::archive::signature::{Keyring, Verdict};
+use crate::content::validators::http_date;
+use crate::engine::memory::Known;
+use crate::telemetry::metrics::Metrics;
+
+/// What is asked of release files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verify {
+    /// Nothing.
+    Off,
+    /// Not to be proven wrong.
+    Auto,
+    /// To be proven right.
+    Enforce,
+}
+
+/// How release files are judged.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What is asked of them.
+    pub verify: Verify,
+    /// Whose signatures count.
+    pub keyring: Keyring,
+}
+
+/// Who judges.
+pub(super) struct Judge {
+    config: Config,
+    judged: IntCounterVec,
+}
+
+/// What is to be done with a release file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Judgement {
+    /// Served and stored.
+    Accepted,
+    /// Neither; the reason completes "HOST …".
+    Refused(String),
+    /// The one accepted before is served in its place.
+    Older,
+}
+
+/// A release file and what belongs to it.
+pub(super) struct Case<'a> {
+    /// The file as it came.
+    pub(super) file: &'a [u8],
+    /// `Release.gpg`, for a file without a signature of its own.
+    pub(super) detached: Option<&'a [u8]>,
+    /// What was accepted before under the same name.
+    pub(super) accepted: Option<&'a Known>,
+    /// Seconds since 1970.
+    pub(super) now: i64,
+}
+
+impl Judge {
+    pub(super) fn new(config: Config, metrics: &Metrics) -> Self {
+        let judged = metrics.counters(
+            "aptmesh_engine_release_verdicts_total",
+            "Release files that were judged, by verdict.",
+            &["verdict"],
+        );
+        Self { config, judged }
+    }
+
+    /// Whether anything is asked of release files.
+    pub(super) fn is_in_session(&self) -> bool {
+        self.config.verify != Verify::Off
+    }
+
+    pub(super) fn judge(&self, case: &Case<'_>) -> Judgement {
+        let (verdict, judgement) = self.examine(case);
+        self.judged.with_label_values(&[verdict]).inc();
+        judgement
+    }
+
+    fn examine(&self, case: &Case<'_>) -> (&'static str, Judgement) {
+        let verdict = self.check_signature(case);
+        let is_enough = verdict.is_good() || self.config.verify == Verify::Auto;
+        if verdict.is_decisive() || !is_enough {
+            let reason = format!("sent a release file that is refused: {verdict}");
+            return (verdict.label(), Judgement::Refused(reason));
+        }
+        let Some(release) = read(case.file) else {
+            // The client is the one to say what it makes of it.
+            return ("unreadable", Judgement::Accepted);
+        };
+        if let Some(until) = release.valid_until.filter(|until| *until < case.now) {
+            let reason = format!("sent a release file that expired on {}", http_date(until));
+            return ("expired", Judgement::Refused(reason));
+        }
+        if is_older(&release, case.accepted) {
+            return ("older", Judgement::Older);
+        }
+        (verdict.label(), Judgement::Accepted)
+    }
+
+    fn check_signature(&self, case: &Case<'_>) -> Verdict {
+        let keyring = &self.config.keyring;
+        match (release::content(case.file), case.detached) {
+            (Ok(content), Some(signature)) if content.signature.is_none() => {
+                keyring.check_detached(case.file, signature, case.now)
+            }
+            (Ok(content), None) if content.signature.is_none() => Verdict::Unsigned,
+            _ => keyring.check_inline(case.file, case.now),
+        }
+    }
+}
+
+fn read(file: &[u8]) -> Option<Release> {
+    let content = release::content(file).ok()?;
+    Release::parse(&content.text).ok()
+}
+
+/// A mirror may lag behind, or be made to: what was accepted once is never gone back on.
+fn is_older(release: &Release, accepted: Option<&Known>) -> bool {
+    let accepted = accepted.and_then(|known| read(&bytes_of(known)?)).and_then(|old| old.date);
+    release.date.zip(accepted).is_some_and(|(date, accepted)| date < accepted)
+}
+
+fn bytes_of(known: &Known) -> Option<Vec<u8>> {
+    if let Some(bytes) = &known.small {
+        return Some(bytes.to_vec());
+    }
+    let size = usize::try_from(known.blob.size).ok()?;
+    let mut bytes = vec![0; size.min(release::TEXT_MAX)];
+    known.blob.file.read_exact_at(&mut bytes, 0).ok()?;
+    Some(bytes)
+}
