@@ -38,5 +38,5 @@ docs/settings.toml: src/config/keys.rs
 	APTMESH_DATA_DIR=/var/lib/aptmesh $(CARGO) run --locked --quiet -- config > $@
 
 bench: needs
-	@tools/need.sh nginx=nginx-light wrk apt-cacher-ng
+	@tools/need.sh nginx=nginx-light wrk apt-cacher-ng xz=xz-utils
 	$(CARGO) bench --locked --bench side_by_side

@@ -121,7 +121,7 @@ fn measure(contenders: &[Contender], size: usize) -> Vec<Measured> {
         .collect()
 }
 
-fn wrk(url: &str) -> f64 {
+pub fn wrk(url: &str) -> f64 {
     let output = Command::new("wrk")
         .args(["-t1", "-c16", &format!("-d{SECONDS}s"), "--timeout", "20s", url])
         .output()

@@ -2,13 +2,14 @@
 //! machine, in one run. Prints figures and ratios; passes or fails nothing.
 //!
 //! `make bench` installs what it needs. `cargo bench --bench side_by_side -- hits` runs one part of
-//! `hits`, `misses`, `crowd`, `pipelining`.
+//! `hits`, `misses`, `crowd`, `pipelining`, `learning`.
 
 #[path = "../../tests/e2e/kit/mod.rs"]
 mod kit;
 
 mod crowd;
 mod hits;
+mod learning;
 mod misses;
 mod pipelining;
 mod rivals;
@@ -37,6 +38,9 @@ fn main() {
     }
     if wanted("pipelining") {
         pipelining::run();
+    }
+    if wanted("learning") {
+        learning::run();
     }
 }
 

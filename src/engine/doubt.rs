@@ -85,6 +85,7 @@ impl Engine {
             kind: Kind::of(&target.path),
             target: Arc::new(target),
             freshness: Freshness::Now,
+            client: None,
             head_only: false,
             sharing: Sharing::Shared,
             headers: HeaderMap::new(),

@@ -77,6 +77,9 @@ impl Judge {
     }
 
     pub(super) fn judge(&self, case: &Case<'_>) -> Judgement {
+        if !self.is_in_session() {
+            return Judgement::Accepted;
+        }
         let (verdict, judgement) = self.examine(case);
         self.judged.with_label_values(&[verdict]).inc();
         judgement

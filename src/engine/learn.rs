@@ -31,6 +31,8 @@ use crate::telemetry::metrics::Metrics;
 const WAITING_MAX: usize = 256;
 /// Blobs of which it is remembered that they were looked at; then they are looked at anew.
 const SEEN_MAX: usize = 4096;
+/// Lists kept for another look, each with its file open.
+const EARLY_MAX: usize = 32;
 /// The most plain bytes of a list, compressed or not. Debian's largest packages file has 60 MB.
 const PLAIN_MAX: u64 = 1024 * 1024 * 1024;
 /// The most bytes of a release file. Debian's have 200 kB.
@@ -48,6 +50,7 @@ pub(super) struct Learner {
     jobs: mpsc::Sender<Job>,
 }
 
+#[derive(Clone)]
 struct Job {
     list: List,
     digest: Sha256,
@@ -67,6 +70,7 @@ impl Learner {
             index,
             knowledge,
             seen: HashSet::new(),
+            early: Vec::new(),
             learnt: metrics.counters(
                 "aptmesh_engine_learnt_lists_total",
                 "Lists that were looked at to learn from, by outcome.",
@@ -106,34 +110,62 @@ struct Student {
     index: Arc<dyn Index>,
     knowledge: Arc<AtomicU64>,
     seen: HashSet<(String, Sha256)>,
+    /// Lists that came before their release file was learnt, oldest first.
+    early: Vec<Job>,
     learnt: IntCounterVec,
 }
 
 impl Student {
     async fn run(mut self, mut waiting: mpsc::Receiver<Job>) {
         while let Some(job) = waiting.recv().await {
-            let looked_at = (job.list.key.clone(), job.digest);
-            if self.seen.contains(&looked_at) {
-                continue;
+            let release = (job.list.kind == ListKind::Release).then(|| job.list.base.clone());
+            self.look_at(job).await;
+            // What came before its release file was learnt gets another look.
+            for job in release.map(|base| self.take_early(&base)).unwrap_or_default() {
+                self.look_at(job).await;
             }
-            let key = job.list.key.clone();
-            let begun = Instant::now();
-            let outcome = match self.learn(job).await {
-                Ok(None) => "known",
-                Ok(Some(changes)) => {
-                    let millis = begun.elapsed().as_millis();
-                    tracing::info!(list = key, changes, millis, "learnt a list");
-                    "learnt"
-                }
-                Err(Refusal::NotCurrent) => "not_current",
-                Err(refusal) => {
-                    tracing::warn!(list = key, %refusal, "could not learn a list");
-                    "refused"
-                }
-            };
-            self.learnt.with_label_values(&[outcome]).inc();
-            self.remember(looked_at, outcome);
         }
+    }
+
+    async fn look_at(&mut self, job: Job) {
+        let looked_at = (job.list.key.clone(), job.digest);
+        if self.seen.contains(&looked_at) {
+            return;
+        }
+        let key = job.list.key.clone();
+        let begun = Instant::now();
+        let outcome = match self.learn(&job).await {
+            Ok(None) => "known",
+            Ok(Some(changes)) => {
+                let millis = begun.elapsed().as_millis();
+                tracing::info!(list = key, changes, millis, "learnt a list");
+                "learnt"
+            }
+            Err(Refusal::NotCurrent) => {
+                self.keep_early(job);
+                "not_current"
+            }
+            Err(refusal) => {
+                tracing::warn!(list = key, %refusal, "could not learn a list");
+                "refused"
+            }
+        };
+        self.learnt.with_label_values(&[outcome]).inc();
+        self.remember(looked_at, outcome);
+    }
+
+    fn keep_early(&mut self, job: Job) {
+        if self.early.len() == EARLY_MAX {
+            self.early.remove(0);
+        }
+        self.early.push(job);
+    }
+
+    fn take_early(&mut self, base: &str) -> Vec<Job> {
+        let early = std::mem::take(&mut self.early);
+        let (now, later) = early.into_iter().partition(|job| job.list.key.starts_with(base));
+        self.early = later;
+        now
     }
 
     /// A list that is not current may become so, when its release file is learnt.
@@ -149,17 +181,18 @@ impl Student {
     }
 
     /// The number of changes; `None` if this very file was learnt before.
-    async fn learn(&self, job: Job) -> Result<Option<usize>, Refusal> {
+    async fn learn(&self, job: &Job) -> Result<Option<usize>, Refusal> {
         let list = job.list.key.clone();
         if self.index.learnt(&list).await.map_err(Refusal::Index)? == Some(job.digest) {
             return Ok(None);
         }
-        if job.list.kind != ListKind::Release && !self.is_current(&job).await? {
+        if job.list.kind != ListKind::Release && !self.is_current(job).await? {
             return Err(Refusal::NotCurrent);
         }
         let digest = job.digest;
         let said = self.index.said_by(&list).await.map_err(Refusal::Index)?;
         let (batches, mut written) = mpsc::channel(BATCHES_MAX);
+        let job = job.clone();
         let reading = tokio::task::spawn_blocking(move || {
             let mut difference = Difference::new(said, batches);
             read(&job, &mut |key, expectation| difference.say(key, expectation))?;

@@ -10,9 +10,11 @@ mod metrics;
 pub mod outcome;
 pub mod plan;
 pub mod relayed;
+mod suites;
 mod transfer;
 mod writer;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -35,6 +37,7 @@ pub use crate::engine::metrics::EngineMetrics;
 use crate::engine::outcome::{Content, Failure, Outcome, Served};
 use crate::engine::plan::{Freshness, Plan, Situation, plan};
 use crate::engine::relayed::Relayed;
+use crate::engine::suites::Suites;
 use crate::engine::transfer::Transfer;
 use crate::engine::writer::TAIL;
 use crate::index::{Entry, Expectation, Index, IndexError, Totals};
@@ -70,6 +73,7 @@ pub struct Engine {
     flights: Arc<Flights>,
     recheck_after_millis: AtomicU64,
     doubts: Doubts,
+    suites: Suites,
     tasks: TaskTracker,
     metrics: EngineMetrics,
 }
@@ -94,6 +98,8 @@ pub struct Ask {
     pub kind: Kind,
     /// How fresh it must be.
     pub freshness: Freshness,
+    /// Who asks; `None`: we ourselves.
+    pub client: Option<IpAddr>,
     /// Only its head.
     pub head_only: bool,
     /// Who else may have what is fetched for it.
@@ -131,6 +137,7 @@ impl Engine {
             flights: Arc::default(),
             recheck_after_millis: AtomicU64::new(0),
             doubts: Doubts::default(),
+            suites: Suites::default(),
             tasks: TaskTracker::new(),
             metrics: EngineMetrics::new(metrics),
         };
@@ -149,8 +156,20 @@ impl Engine {
     /// # Errors
     /// When there is no answer to be had.
     pub async fn serve(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
+        let served = match self.pinned(ask).await {
+            Some(served) => Ok(served),
+            None => self.serve_as_anybody(ask).await,
+        };
+        self.count(ask, &served);
+        if let Ok(served) = &served {
+            self.remember_given(ask, served);
+        }
+        served
+    }
+
+    async fn serve_as_anybody(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
         let known = self.known(ask).await;
-        let served = match (self.plan(ask, known.as_deref()), known) {
+        match (self.plan(ask, known.as_deref()), known) {
             (Plan::Serve, Some(known)) if ask.begun_early => Ok(stored(known, Outcome::Miss)),
             (Plan::Serve, Some(known)) => Ok(stored(known, Outcome::Hit)),
             (Plan::ServeStale, Some(known)) => Ok(stored(known, Outcome::Stale)),
@@ -159,9 +178,7 @@ impl Engine {
             (Plan::Relay | Plan::Serve | Plan::ServeStale | Plan::Revalidate, _) => {
                 self.relay(ask).await
             }
-        };
-        self.count(ask, &served);
-        served
+        }
     }
 
     /// Begins what a request will need, without waiting: for requests whose turn to be answered has

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::archive::kind::Kind;
 use crate::archive::signature::SIGNATURE_BYTES_MAX;
 use crate::archive::target::Target;
-use crate::content::digest::Expected;
+use crate::content::digest::{Expected, Sha256};
 use crate::content::validators::http_date;
 use crate::engine::Engine;
 use crate::engine::flight::{Departure, Flight, Flow, Landing, State};
@@ -203,10 +203,11 @@ impl Transfer {
         };
         let meta = arrival.meta.clone();
         let checked = self.expectation.is_some();
-        let flow = Arc::new(Flow { meta, stored: arrival.provable, checked, file: stage.reader() });
+        let (stored, file) = (arrival.provable, stage.reader());
+        let flow = Arc::new(Flow { meta, stored, checked, digest: None, file });
         let writer = Writer::start(stage, self.expected(), Arc::clone(flight));
-        // Nobody sees a release file before it is judged; it is small.
-        let is_judged = self.kind == Kind::Release && self.engine.judge.is_in_session();
+        // Nobody sees a release file before it is whole and judged; it is small.
+        let is_judged = self.kind == Kind::Release;
         if !is_judged {
             flight.land(Landing::Flowing(Arc::clone(&flow)));
         }
@@ -219,11 +220,14 @@ impl Transfer {
         };
         match ended {
             Ok(written) if is_judged => {
-                if let Err(landing) = self.judge(&flow).await {
+                let digest = written.verdict.sha256;
+                if let Err(landing) = self.judge(&flow, digest).await {
                     flight.land(landing);
                     return None;
                 }
-                flight.land(Landing::Flowing(Arc::clone(&flow)));
+                let (meta, file) = (flow.meta.clone(), Arc::clone(&flow.file));
+                let whole = Flow { meta, file, digest: Some(digest), ..*flow };
+                flight.land(Landing::Flowing(Arc::new(whole)));
                 return Self::arrive(flight, &flow, written);
             }
             Ok(written) => return Self::arrive(flight, &flow, written),
@@ -249,24 +253,28 @@ impl Transfer {
     }
 
     /// Judges a release file that has arrived.
-    async fn judge(&self, flow: &Flow) -> Result<(), Landing> {
+    async fn judge(&self, flow: &Flow, digest: Sha256) -> Result<(), Landing> {
         let detached = match self.target.file_name() {
-            "InRelease" => None,
-            "Release" => self.detached_signature().await,
             // The signature alone: it is judged with its file.
-            _ => return Ok(()),
+            "Release.gpg" => return Ok(()),
+            "Release" if self.engine.judge.is_in_session() => self.detached_signature().await,
+            _ => None,
         };
         let (engine, known) = (Arc::clone(&self.engine), self.known.clone());
         let file = Arc::clone(&flow.file);
         let judging = tokio::task::spawn_blocking(move || {
             let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX)];
             file.read_exact_at(&mut bytes, 0)?;
-            Ok::<_, std::io::Error>(engine.judge.judge(&Case {
+            let judgement = engine.judge.judge(&Case {
                 file: &bytes,
                 detached: detached.as_deref(),
                 accepted: known.as_deref(),
                 now: now_seconds(),
-            }))
+            });
+            if judgement == Judgement::Accepted {
+                engine.suites.hold(digest, &bytes);
+            }
+            Ok::<_, std::io::Error>(judgement)
         });
         match (judging.await, &self.known) {
             (Ok(Ok(Judgement::Accepted)), _) => Ok(()),

@@ -1,7 +1,7 @@
 //! One client's connection: requests in, answers out, in order; what waits behind is begun early.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -59,6 +59,8 @@ pub struct Visit {
     pub uri: Uri,
     /// Its header fields.
     pub headers: HeaderMap,
+    /// Who sent it.
+    pub client: IpAddr,
     /// Whether what it needs was begun before its turn.
     pub begun_early: bool,
     /// Where what outlives it runs.
@@ -108,6 +110,7 @@ pub(super) async fn serve(
         wire,
         ahead,
         proxy,
+        client: client.ip(),
         patience: Box::pin(sleep(STALLED_MAX)),
     };
     let told_to_stop = async { drop(draining.wait_for(|draining| *draining).await) };
@@ -146,6 +149,7 @@ impl Session {
                 method: request.method().clone(),
                 uri: request.uri().clone(),
                 headers: std::mem::take(request.headers_mut()),
+                client: self.client.ip(),
                 begun_early: hint.as_ref().is_some_and(Hint::has_begun),
                 tasks: self.surface.tasks.clone(),
                 draining: self.draining.clone(),
@@ -189,6 +193,7 @@ struct Attended<C> {
     wire: Wire,
     ahead: Ahead,
     proxy: Option<Arc<Proxy>>,
+    client: IpAddr,
     /// Runs while the client takes nothing of what is there for it.
     patience: Pin<Box<Sleep>>,
 }
@@ -209,7 +214,7 @@ impl<C: Future<Output = hyper::Result<()>>> Future for Attended<C> {
             }
         }
         if let Some(proxy) = &self.proxy {
-            self.ahead.begin(&self.wire, proxy);
+            self.ahead.begin(&self.wire, proxy, self.client);
         }
         ended
     }

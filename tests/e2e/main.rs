@@ -3,6 +3,7 @@
 mod kit;
 
 mod apt;
+mod consistency;
 mod durability;
 mod flights;
 mod freshness;

@@ -164,14 +164,15 @@ impl LocalArchive {
             mirror.put(&full, alter(path, file));
         };
         let dated = |text: String| File::new(text.into_bytes()).last_modified(self.date);
-        put(&format!("dists/{}/Release", self.suite), dated(self.release()));
-        put(&self.index_path(), dated(self.index()));
-        put(&self.by_hash_path(), dated(self.index()));
+        // What is named before what names it, as archives do it.
         for package in &self.packages {
             let file = File::new(package.deb.as_slice())
                 .content_type("application/vnd.debian.binary-package");
             put(&package.path(), file);
         }
+        put(&self.by_hash_path(), dated(self.index()));
+        put(&self.index_path(), dated(self.index()));
+        put(&format!("dists/{}/Release", self.suite), dated(self.release()));
     }
 
     /// The line for sources.list; `base_url` is where the base can be found.
