@@ -85,7 +85,12 @@ fn plain_name_in(folder: &str) -> Option<&'static str> {
 
 /// Where `pool/…` begins: beside `dists`, or in the list's own folder in a flat repository.
 fn archive_root(folder: &str) -> &str {
-    folder.split_once("/dists/").map_or(folder, |(root, _)| root)
+    // A host may be called `dists` too.
+    let host = folder.find("://").map_or(0, |at| at + 3);
+    let path =
+        folder.get(host..).and_then(|rest| rest.find('/')).map_or(folder.len(), |at| host + at);
+    let dists = folder.get(path..).and_then(|rest| rest.find("/dists/"));
+    dists.and_then(|at| folder.get(..path + at)).unwrap_or(folder)
 }
 
 /// `name` without the ending of a compressed file.
@@ -138,6 +143,18 @@ mod tests {
                 Patches,
                 format!("{amd64}/Packages.diff/Index"),
                 format!("{amd64}/Packages.diff/"),
+            ),
+            (
+                "http://dists/evil/Packages".to_owned(),
+                Packages,
+                "http://dists/evil/Packages".to_owned(),
+                "http://dists/evil/".to_owned(),
+            ),
+            (
+                "http://dists/dists/sid/main/binary-all/Packages".to_owned(),
+                Packages,
+                "http://dists/dists/sid/main/binary-all/Packages".to_owned(),
+                "http://dists/".to_owned(),
             ),
             (
                 "http://m/flat/Packages.gz".to_owned(),

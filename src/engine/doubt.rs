@@ -20,6 +20,8 @@ use crate::engine::{Ask, Engine, Sharing, without_index};
 const PAUSE: Duration = Duration::from_secs(30);
 /// Lists of which it is remembered when they were last doubted.
 const DOUBTED_MAX: usize = 1024;
+/// Files of a list that are tried where no release file tells which there are.
+const FILES_TRIED: usize = 3;
 /// Lists that are fetched anew because of one resource.
 const LISTS_MAX: usize = 4;
 
@@ -64,11 +66,19 @@ impl Engine {
         let mut published = Vec::new();
         for file in list.files() {
             for release in self.lists_naming(&file).await {
-                let release = release.replace("/Release", "/InRelease");
-                if self.doubts.is_due(&release) {
+                if self.doubts.is_due(&release)
+                    && let Some(folder) = release.strip_suffix("Release")
+                {
+                    self.confirm_now(&format!("{folder}InRelease")).await;
                     self.confirm_now(&release).await;
                 }
                 published.push(file.clone());
+            }
+        }
+        if published.is_empty() {
+            // No release file names it: whichever of its files there is.
+            for file in list.files().take(FILES_TRIED) {
+                self.confirm_now(&file).await;
             }
         }
         // Of the list's files, the smallest is as good as any: archives compress best with xz.
@@ -85,7 +95,6 @@ impl Engine {
             kind: Kind::of(&target.path),
             target: Arc::new(target),
             freshness: Freshness::Now,
-            client: None,
             head_only: false,
             sharing: Sharing::Shared,
             headers: HeaderMap::new(),

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::content::digest::Sha256;
 use crate::engine::memory::Known;
 use crate::engine::outcome::{Failure, Meta};
 
@@ -47,8 +46,6 @@ pub struct Flow {
     pub stored: bool,
     /// Whether a digest is expected of them.
     pub checked: bool,
-    /// Their digest, where all of them were there before the first was handed out.
-    pub digest: Option<Sha256>,
     /// The staged file: readable up to [`Progress::readable`].
     pub file: Arc<File>,
 }

@@ -12,7 +12,6 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::archive::target::Target;
-use crate::content::digest::Sha256;
 use crate::engine::flight::{Flow, Interest, Progress, State};
 use crate::engine::outcome::Meta;
 use crate::mirror::{self, Framing, Mirror, Question};
@@ -78,12 +77,6 @@ impl Follower {
     #[must_use]
     pub fn is_stored(&self) -> bool {
         self.flow.stored
-    }
-
-    /// The digest of what is arriving, where that is known already.
-    #[must_use]
-    pub fn digest(&self) -> Option<Sha256> {
-        self.flow.digest
     }
 
     /// Only these bytes, which must be within the body.

@@ -12,6 +12,9 @@ use crate::content::validators::http_date;
 use crate::engine::memory::Known;
 use crate::telemetry::metrics::Metrics;
 
+/// By how much clocks may differ, in seconds.
+const DAY: i64 = 24 * 60 * 60;
+
 /// What is asked of release files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verify {
@@ -71,15 +74,17 @@ impl Judge {
         Self { config, judged }
     }
 
+    /// Whether what was not judged must not pass.
+    pub(super) fn demands_proof(&self) -> bool {
+        self.config.verify == Verify::Enforce
+    }
+
     /// Whether anything is asked of release files.
     pub(super) fn is_in_session(&self) -> bool {
         self.config.verify != Verify::Off
     }
 
     pub(super) fn judge(&self, case: &Case<'_>) -> Judgement {
-        if !self.is_in_session() {
-            return Judgement::Accepted;
-        }
         let (verdict, judgement) = self.examine(case);
         self.judged.with_label_values(&[verdict]).inc();
         judgement
@@ -87,8 +92,11 @@ impl Judge {
 
     fn examine(&self, case: &Case<'_>) -> (&'static str, Judgement) {
         let verdict = self.check_signature(case);
+        // A signature that came as a file of its own may be of the mirror's next state: that proves
+        // nothing yet.
+        let is_decisive = verdict.is_decisive() && case.detached.is_none();
         let is_enough = verdict.is_good() || self.config.verify == Verify::Auto;
-        if verdict.is_decisive() || !is_enough {
+        if is_decisive || !is_enough {
             let reason = format!("sent a release file that is refused: {verdict}");
             return (verdict.label(), Judgement::Refused(reason));
         }
@@ -100,7 +108,7 @@ impl Judge {
             let reason = format!("sent a release file that expired on {}", http_date(until));
             return ("expired", Judgement::Refused(reason));
         }
-        if is_older(&release, case.accepted) {
+        if is_older(&release, verdict.is_good(), case, &self.config.keyring) {
             return ("older", Judgement::Older);
         }
         (verdict.label(), Judgement::Accepted)
@@ -123,10 +131,16 @@ fn read(file: &[u8]) -> Option<Release> {
     Release::parse(&content.text).ok()
 }
 
-/// A mirror may lag behind, or be made to: what was accepted once is never gone back on.
-fn is_older(release: &Release, accepted: Option<&Known>) -> bool {
-    let accepted = accepted.and_then(|known| read(&bytes_of(known)?)).and_then(|old| old.date);
-    release.date.zip(accepted).is_some_and(|(date, accepted)| date < accepted)
+/// A mirror may lag behind, or be made to: what was accepted once is not gone back on. But what
+/// nobody vouched for must not keep out what a known key signed, and no date in the future counts.
+fn is_older(release: &Release, is_good: bool, case: &Case<'_>, keyring: &Keyring) -> bool {
+    let accepted = || {
+        let bytes = bytes_of(case.accepted?)?;
+        let date = read(&bytes)?.date.filter(|date| *date <= case.now.saturating_add(DAY))?;
+        let is_as_good = !is_good || keyring.check_inline(&bytes, case.now).is_good();
+        is_as_good.then_some(date)
+    };
+    release.date.zip(accepted()).is_some_and(|(date, accepted)| date < accepted)
 }
 
 fn bytes_of(known: &Known) -> Option<Vec<u8>> {

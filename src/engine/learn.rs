@@ -102,6 +102,8 @@ enum Refusal {
     Release(#[from] ReleaseError),
     #[error("could not be read: {0}")]
     Read(io::Error),
+    #[error("could not be read to its end: {0}")]
+    Interrupted(tokio::task::JoinError),
     #[error("could not be remembered: {}", .0.source)]
     Index(IndexError),
 }
@@ -145,6 +147,10 @@ impl Student {
                 self.keep_early(job);
                 "not_current"
             }
+            Err(refusal @ (Refusal::Index(_) | Refusal::Interrupted(_))) => {
+                tracing::warn!(list = key, %refusal, "could not learn a list now");
+                "failed"
+            }
             Err(refusal) => {
                 tracing::warn!(list = key, %refusal, "could not learn a list");
                 "refused"
@@ -155,6 +161,10 @@ impl Student {
     }
 
     fn keep_early(&mut self, job: Job) {
+        let is_same = |early: &Job| early.list.key == job.list.key && early.digest == job.digest;
+        if self.early.iter().any(is_same) {
+            return;
+        }
         if self.early.len() == EARLY_MAX {
             self.early.remove(0);
         }
@@ -168,12 +178,13 @@ impl Student {
         now
     }
 
-    /// A list that is not current may become so, when its release file is learnt.
+    /// A list that is not current may become so, when its release file is learnt; and a fault of
+    /// ours passes.
     fn remember(&mut self, looked_at: (String, Sha256), outcome: &str) {
         if self.seen.len() == SEEN_MAX {
             self.seen.clear();
         }
-        if outcome != "not_current" {
+        if !matches!(outcome, "not_current" | "failed") {
             // What else was seen of this list may come back.
             self.seen.retain(|(key, _)| *key != looked_at.0);
             self.seen.insert(looked_at);
@@ -205,7 +216,7 @@ impl Student {
             changes += change.set.len() + change.unset.len();
             self.index.learn(&list, change).await.map_err(Refusal::Index)?;
         }
-        reading.await.map_err(|error| Refusal::Read(io::Error::other(error)))??;
+        reading.await.map_err(Refusal::Interrupted)??;
         self.index.finish(&list, &digest, now_seconds()).await.map_err(Refusal::Index)?;
         if changes > 0 {
             self.knowledge.fetch_add(1, Ordering::Release);

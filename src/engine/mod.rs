@@ -10,11 +10,9 @@ mod metrics;
 pub mod outcome;
 pub mod plan;
 pub mod relayed;
-mod suites;
 mod transfer;
 mod writer;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -37,7 +35,6 @@ pub use crate::engine::metrics::EngineMetrics;
 use crate::engine::outcome::{Content, Failure, Outcome, Served};
 use crate::engine::plan::{Freshness, Plan, Situation, plan};
 use crate::engine::relayed::Relayed;
-use crate::engine::suites::Suites;
 use crate::engine::transfer::Transfer;
 use crate::engine::writer::TAIL;
 use crate::index::{Entry, Expectation, Index, IndexError, Totals};
@@ -73,7 +70,6 @@ pub struct Engine {
     flights: Arc<Flights>,
     recheck_after_millis: AtomicU64,
     doubts: Doubts,
-    suites: Suites,
     tasks: TaskTracker,
     metrics: EngineMetrics,
 }
@@ -98,8 +94,6 @@ pub struct Ask {
     pub kind: Kind,
     /// How fresh it must be.
     pub freshness: Freshness,
-    /// Who asks; `None`: we ourselves.
-    pub client: Option<IpAddr>,
     /// Only its head.
     pub head_only: bool,
     /// Who else may have what is fetched for it.
@@ -137,7 +131,6 @@ impl Engine {
             flights: Arc::default(),
             recheck_after_millis: AtomicU64::new(0),
             doubts: Doubts::default(),
-            suites: Suites::default(),
             tasks: TaskTracker::new(),
             metrics: EngineMetrics::new(metrics),
         };
@@ -156,20 +149,8 @@ impl Engine {
     /// # Errors
     /// When there is no answer to be had.
     pub async fn serve(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
-        let served = match self.pinned(ask).await {
-            Some(served) => Ok(served),
-            None => self.serve_as_anybody(ask).await,
-        };
-        self.count(ask, &served);
-        if let Ok(served) = &served {
-            self.remember_given(ask, served);
-        }
-        served
-    }
-
-    async fn serve_as_anybody(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
         let known = self.known(ask).await;
-        match (self.plan(ask, known.as_deref()), known) {
+        let served = match (self.plan(ask, known.as_deref()), known) {
             (Plan::Serve, Some(known)) if ask.begun_early => Ok(stored(known, Outcome::Miss)),
             (Plan::Serve, Some(known)) => Ok(stored(known, Outcome::Hit)),
             (Plan::ServeStale, Some(known)) => Ok(stored(known, Outcome::Stale)),
@@ -178,7 +159,9 @@ impl Engine {
             (Plan::Relay | Plan::Serve | Plan::ServeStale | Plan::Revalidate, _) => {
                 self.relay(ask).await
             }
-        }
+        };
+        self.count(ask, &served);
+        served
     }
 
     /// Begins what a request will need, without waiting: for requests whose turn to be answered has
@@ -420,6 +403,13 @@ impl Engine {
     async fn relay(&self, ask: &Ask) -> Result<Served, Failure> {
         let question = Question { head_only: ask.head_only, headers: ask.headers.clone() };
         let answer = self.mirror.ask(&ask.target, &question).await.map_err(Failure::Mirror)?;
+        let is_release = ask.kind == Kind::Release && !ask.head_only && answer.status == 200;
+        if is_release && self.judge.demands_proof() {
+            let host = ask.target.authority.host.clone();
+            let reason =
+                "has a release file that can not be stored, and so not be judged".to_owned();
+            return Err(Failure::Unusable { host, reason });
+        }
         let mut expected = None;
         // Only a whole body can be told from another.
         if let Some(expectation) = self.expectation(ask).await

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::archive::kind::Kind;
 use crate::archive::signature::SIGNATURE_BYTES_MAX;
 use crate::archive::target::Target;
-use crate::content::digest::{Expected, Sha256};
+use crate::content::digest::Expected;
 use crate::content::validators::http_date;
 use crate::engine::Engine;
 use crate::engine::flight::{Departure, Flight, Flow, Landing, State};
@@ -29,6 +29,14 @@ use crate::store::StoreError;
 const RESUMES_MAX: u32 = 3;
 /// Before a transfer is resumed.
 const RESUME_PAUSE: Duration = Duration::from_millis(200);
+
+/// The most bytes of a release file; apt takes ten million.
+const RELEASE_MAX: u64 = 32 * 1024 * 1024;
+/// For how long a release file may take: nobody has a byte of it before it is judged, and apt gives
+/// up after 30 s of silence.
+const RELEASE_BUDGET: Duration = Duration::from_secs(20);
+/// For how long its signature is waited for, where it is a file of its own.
+const SIGNATURE_BUDGET: Duration = Duration::from_secs(5);
 
 const WEB_PAGE: &str = "answered with a web page instead of the file (captive portal?)";
 
@@ -203,16 +211,21 @@ impl Transfer {
         };
         let meta = arrival.meta.clone();
         let checked = self.expectation.is_some();
-        let (stored, file) = (arrival.provable, stage.reader());
-        let flow = Arc::new(Flow { meta, stored, checked, digest: None, file });
+        let flow = Arc::new(Flow { meta, stored: arrival.provable, checked, file: stage.reader() });
         let writer = Writer::start(stage, self.expected(), Arc::clone(flight));
-        // Nobody sees a release file before it is whole and judged; it is small.
-        let is_judged = self.kind == Kind::Release;
+        // Nobody sees a release file before it is judged; it is small.
+        let is_judged = self.kind == Kind::Release && self.engine.judge.is_in_session();
         if !is_judged {
             flight.land(Landing::Flowing(Arc::clone(&flow)));
         }
 
-        let flowed = self.flow(flight, &flow, &writer, arrival).await;
+        let flowing = self.flow(flight, &flow, &writer, arrival);
+        let flowed = if is_judged {
+            let too_slow = || Err("the release file took too long".to_owned());
+            timeout(RELEASE_BUDGET, flowing).await.unwrap_or_else(|_| too_slow())
+        } else {
+            flowing.await
+        };
         let ended = match (flowed, writer.finish().await) {
             (_, Err(error)) => Err(End::Spilled(error)),
             (Err(reason), Ok(_)) => Err(End::Cut(reason)),
@@ -220,14 +233,11 @@ impl Transfer {
         };
         match ended {
             Ok(written) if is_judged => {
-                let digest = written.verdict.sha256;
-                if let Err(landing) = self.judge(&flow, digest).await {
+                if let Err(landing) = self.judge(&flow).await {
                     flight.land(landing);
                     return None;
                 }
-                let (meta, file) = (flow.meta.clone(), Arc::clone(&flow.file));
-                let whole = Flow { meta, file, digest: Some(digest), ..*flow };
-                flight.land(Landing::Flowing(Arc::new(whole)));
+                flight.land(Landing::Flowing(Arc::clone(&flow)));
                 return Self::arrive(flight, &flow, written);
             }
             Ok(written) => return Self::arrive(flight, &flow, written),
@@ -253,28 +263,24 @@ impl Transfer {
     }
 
     /// Judges a release file that has arrived.
-    async fn judge(&self, flow: &Flow, digest: Sha256) -> Result<(), Landing> {
+    async fn judge(&self, flow: &Flow) -> Result<(), Landing> {
         let detached = match self.target.file_name() {
+            "InRelease" => None,
+            "Release" => timeout(SIGNATURE_BUDGET, self.detached_signature()).await.ok().flatten(),
             // The signature alone: it is judged with its file.
-            "Release.gpg" => return Ok(()),
-            "Release" if self.engine.judge.is_in_session() => self.detached_signature().await,
-            _ => None,
+            _ => return Ok(()),
         };
         let (engine, known) = (Arc::clone(&self.engine), self.known.clone());
         let file = Arc::clone(&flow.file);
         let judging = tokio::task::spawn_blocking(move || {
             let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX)];
             file.read_exact_at(&mut bytes, 0)?;
-            let judgement = engine.judge.judge(&Case {
+            Ok::<_, std::io::Error>(engine.judge.judge(&Case {
                 file: &bytes,
                 detached: detached.as_deref(),
                 accepted: known.as_deref(),
                 now: now_seconds(),
-            });
-            if judgement == Judgement::Accepted {
-                engine.suites.hold(digest, &bytes);
-            }
-            Ok::<_, std::io::Error>(judgement)
+            }))
         });
         match (judging.await, &self.known) {
             (Ok(Ok(Judgement::Accepted)), _) => Ok(()),
@@ -344,6 +350,9 @@ impl Transfer {
             match next {
                 Ok(Some(chunk)) => {
                     received += chunk.len() as u64;
+                    if self.kind == Kind::Release && received > RELEASE_MAX {
+                        return Err("the release file is too large".to_owned());
+                    }
                     fruitless = 0;
                     if let Err(Stopped) = writer.write(chunk).await {
                         return Ok(());

@@ -73,7 +73,8 @@ pub trait Index: Send + Sync {
     /// What is known of some resource with the content `blob`; `None` if no name of it is known.
     async fn by_blob(&self, blob: &Sha256) -> Result<Option<Entry>, IndexError>;
 
-    /// What the list learnt last says of `key`; `None` if no list names it.
+    /// What the lists that were learnt in full say of `key`; `None` if none names it, or if they
+    /// disagree.
     async fn expectation(&self, key: &str) -> Result<Option<Expectation>, IndexError>;
 
     /// The lists that name `key`.

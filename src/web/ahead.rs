@@ -1,7 +1,6 @@
 //! Requests of one connection that were begun before their turn.
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::engine::Hint;
@@ -22,12 +21,12 @@ struct Begun {
 
 impl Ahead {
     /// Begins what the heads waiting on the wire will need, as far as there is room.
-    pub(super) fn begin(&self, wire: &Wire, proxy: &Arc<Proxy>, client: IpAddr) {
+    pub(super) fn begin(&self, wire: &Wire, proxy: &Arc<Proxy>) {
         let mut begun = self.lock();
         while begun.len() < BEGUN_MAX {
             let Some(head) = wire.next_head() else { return };
             let target = head.target.clone();
-            begun.push_back(Begun { target, hint: proxy.prepare(head, client) });
+            begun.push_back(Begun { target, hint: proxy.prepare(head) });
         }
     }
 

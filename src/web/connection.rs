@@ -1,7 +1,9 @@
 //! One client's connection: requests in, answers out, in order; what waits behind is begun early.
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::error::Error as _;
+use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -59,8 +61,6 @@ pub struct Visit {
     pub uri: Uri,
     /// Its header fields.
     pub headers: HeaderMap,
-    /// Who sent it.
-    pub client: IpAddr,
     /// Whether what it needs was begun before its turn.
     pub begun_early: bool,
     /// Where what outlives it runs.
@@ -110,7 +110,6 @@ pub(super) async fn serve(
         wire,
         ahead,
         proxy,
-        client: client.ip(),
         patience: Box::pin(sleep(STALLED_MAX)),
     };
     let told_to_stop = async { drop(draining.wait_for(|draining| *draining).await) };
@@ -121,9 +120,26 @@ pub(super) async fn serve(
             attended.await
         }
     };
-    if let Err(error) = ended {
-        tracing::debug!(%client, %error, "a connection ended early");
+    match ended {
+        Err(error) if is_ours(&error) => {
+            tracing::warn!(%client, %error, cause = ?error.source(), "a connection broke");
+        }
+        Err(error) => tracing::debug!(%client, %error, "a client left, or sent what is no HTTP"),
+        Ok(()) => {}
     }
+}
+
+/// Whether it was not the client that ended the connection.
+fn is_ours(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| {
+        !matches!(
+            cause.kind(),
+            io::ErrorKind::BrokenPipe
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::NotConnected
+        )
+    })
 }
 
 struct Session {
@@ -149,7 +165,6 @@ impl Session {
                 method: request.method().clone(),
                 uri: request.uri().clone(),
                 headers: std::mem::take(request.headers_mut()),
-                client: self.client.ip(),
                 begun_early: hint.as_ref().is_some_and(Hint::has_begun),
                 tasks: self.surface.tasks.clone(),
                 draining: self.draining.clone(),
@@ -193,7 +208,6 @@ struct Attended<C> {
     wire: Wire,
     ahead: Ahead,
     proxy: Option<Arc<Proxy>>,
-    client: IpAddr,
     /// Runs while the client takes nothing of what is there for it.
     patience: Pin<Box<Sleep>>,
 }
@@ -214,7 +228,7 @@ impl<C: Future<Output = hyper::Result<()>>> Future for Attended<C> {
             }
         }
         if let Some(proxy) = &self.proxy {
-            self.ahead.begin(&self.wire, proxy, self.client);
+            self.ahead.begin(&self.wire, proxy);
         }
         ended
     }

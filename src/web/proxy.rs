@@ -83,7 +83,7 @@ impl Proxy {
     }
 
     /// Begins what a request will need before its turn.
-    pub(super) fn prepare(self: &Arc<Self>, head: Head, client: IpAddr) -> Option<Hint> {
+    pub(super) fn prepare(self: &Arc<Self>, head: Head) -> Option<Hint> {
         let mut headers = HeaderMap::new();
         for (name, value) in head.fields {
             if let (Ok(name), Ok(value)) =
@@ -96,7 +96,7 @@ impl Proxy {
         if self.is_circular(&headers) {
             return None;
         }
-        self.engine.prepare(ask(target, &headers, client, false))
+        self.engine.prepare(ask(target, &headers, false))
     }
 
     fn is_circular(&self, headers: &HeaderMap) -> bool {
@@ -131,7 +131,7 @@ fn read_target(uri: &Uri) -> Result<Target, TargetError> {
     }
 }
 
-fn ask(target: Target, headers: &HeaderMap, client: IpAddr, head_only: bool) -> Ask {
+fn ask(target: Target, headers: &HeaderMap, head_only: bool) -> Ask {
     let mut handed_on = HeaderMap::new();
     for name in &HANDED_ON {
         for value in headers.get_all(name) {
@@ -155,7 +155,6 @@ fn ask(target: Target, headers: &HeaderMap, client: IpAddr, head_only: bool) -> 
         },
         target: Arc::new(target),
         freshness,
-        client: Some(client),
         head_only,
         headers: handed_on,
         begun_early: false,
@@ -193,7 +192,7 @@ async fn answer(proxy: Arc<Proxy>, visit: Visit) -> Response {
         Err(error) => return reply::bad_target(&error),
     };
     let head_only = visit.method == Method::HEAD;
-    let asked = ask(target, &visit.headers, visit.client, head_only);
+    let asked = ask(target, &visit.headers, head_only);
     let ask = Ask { begun_early: visit.begun_early, ..asked };
     match proxy.engine.serve(&ask).await {
         Ok(served) => reply::served(&visit.headers, head_only, served).await,

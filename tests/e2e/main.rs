@@ -3,7 +3,6 @@
 mod kit;
 
 mod apt;
-mod consistency;
 mod durability;
 mod flights;
 mod freshness;

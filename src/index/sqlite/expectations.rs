@@ -6,15 +6,20 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use crate::content::digest::{Expected, Sha256};
 use crate::index::{Change, Expectation};
 
-/// Of several lists that name a resource, the one learnt last tells what it is now.
+/// Lists that are half learnt do not count; and where lists disagree, one of them is out of date, and
+/// it can not be told which.
 pub(super) fn of(connection: &Connection, key: &str) -> rusqlite::Result<Option<Expectation>> {
-    connection
-        .prepare_cached(
-            "SELECT size, digest FROM expectations JOIN lists ON list = id
-             WHERE expectations.key = ?1 ORDER BY learnt_at DESC, id DESC LIMIT 1",
-        )?
-        .query_row([key], |row| expectation_from(row, 0))
-        .optional()
+    let mut statement = connection.prepare_cached(
+        "SELECT DISTINCT size, digest FROM expectations JOIN lists ON list = id
+         WHERE expectations.key = ?1 AND blob IS NOT NULL LIMIT 2",
+    )?;
+    let said: Vec<Expectation> = statement
+        .query_map([key], |row| expectation_from(row, 0))?
+        .collect::<rusqlite::Result<_>>()?;
+    Ok(match said.as_slice() {
+        [only] => Some(*only),
+        _ => None,
+    })
 }
 
 pub(super) fn lists_naming(connection: &Connection, key: &str) -> rusqlite::Result<Vec<String>> {
