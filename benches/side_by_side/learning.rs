@@ -132,6 +132,7 @@ fn look_ups() {
                 .collect();
             index.learn("list", Change { set, unset: Vec::new() }).await.unwrap();
         }
+        index.finish("list", &Sha256::of(b"list"), 1).await.unwrap();
         let mut times = Vec::with_capacity(LOOKUPS);
         for number in 0..LOOKUPS {
             let key = key(number * 7919 % MANY);
