@@ -10,6 +10,7 @@ mod metrics;
 pub mod outcome;
 pub mod plan;
 pub mod relayed;
+mod resume;
 mod transfer;
 mod writer;
 

@@ -16,7 +16,6 @@ use crate::content::digest::Expected;
 use crate::content::validators::http_date;
 use crate::engine::Engine;
 use crate::engine::flight::{Departure, Flight, Flow, Landing, State};
-use crate::engine::follower::resume_headers;
 use crate::engine::judge::{Case, Judgement};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::{Failure, Meta};
@@ -381,93 +380,6 @@ impl Transfer {
         }
     }
 
-    /// A body that goes on at byte `received` of the same version. `None` when the mirror could not
-    /// be asked.
-    ///
-    /// # Errors
-    /// When the version is gone, or it can not be told whether it is.
-    async fn resume(
-        &self,
-        flight: &Flight,
-        flow: &Flow,
-        received: u64,
-    ) -> Result<Option<Resumed>, String> {
-        let headers = resume_headers(received, &flow.meta).unwrap_or_default();
-        let question = Question { head_only: false, headers };
-        let answer = match self.engine.mirror.ask(&self.target, &question).await {
-            Ok(answer) => answer,
-            Err(error) => return if error.may_pass() { Ok(None) } else { Err(error.to_string()) },
-        };
-        let changed = || "the file changed on the mirror in mid-download".to_owned();
-        // Some servers do not look at If-Range.
-        if answer.status.is_success() && flow.meta.validators.contradict(&answer.validators()) {
-            return Err(changed());
-        }
-        let size = flow.meta.size;
-        match answer.status.as_u16() {
-            206 => match (answer.part(), size) {
-                (Some((first, _)), _) if first != received => {
-                    Err("the mirror resumed at the wrong place".to_owned())
-                }
-                (Some((_, Some(total))), Some(size)) if total != size => Err(changed()),
-                (Some((_, Some(end))), _) | (Some((_, None)), Some(end)) => {
-                    Ok(Some(Resumed { body: answer.body, end: Some(end) }))
-                }
-                _ => Err("the mirror resumed without telling where the file ends".to_owned()),
-            },
-            200 => {
-                let end = match (answer.framing(), size) {
-                    (Framing::Length(new), Some(size)) if new != size => return Err(changed()),
-                    (Framing::Length(end), _) | (_, Some(end)) => Some(end),
-                    (Framing::Chunked, None) => None,
-                    (Framing::Close, None) if flow.checked || !flow.stored => None,
-                    (Framing::Close, None) => {
-                        return Err(
-                            "the mirror began anew without telling where it ends".to_owned()
-                        );
-                    }
-                };
-                match self.skip(flight, flow, received, answer.body).await {
-                    Ok(Some(body)) => Ok(Some(Resumed { body, end })),
-                    Ok(None) => Err(changed()),
-                    Err(_broke_off) => Ok(None),
-                }
-            }
-            500.. => Ok(None),
-            status => Err(format!("the mirror answered {status} when asked for the rest")),
-        }
-    }
-
-    /// Skips what is there already of a body that began anew; `None` if it is not the same bytes.
-    async fn skip(
-        &self,
-        flight: &Flight,
-        flow: &Flow,
-        received: u64,
-        mut body: Body,
-    ) -> Result<Option<Body>, MirrorError> {
-        let mut progress = flight.progress();
-        // An error means that the writer stopped: then the file does not match below.
-        drop(progress.wait_for(|progress| progress.written >= received).await);
-        let mut position = 0;
-        while position < received {
-            let Some(chunk) = body.chunk().await? else { return Ok(None) };
-            let known = usize::try_from(received - position).unwrap_or(usize::MAX).min(chunk.len());
-            let (old, new) = chunk.split_at(known);
-            let mut staged = vec![0; old.len()];
-            let same = flow.file.read_exact_at(&mut staged, position).is_ok() && staged == old;
-            if !same {
-                return Ok(None);
-            }
-            position += old.len() as u64;
-            if !new.is_empty() {
-                let new = chunk.slice(known..);
-                return Ok(Some(body.preceded_by(new)));
-            }
-        }
-        Ok(Some(body))
-    }
-
     /// Commits what was written and remembers it. A volume or index that fails costs the storing,
     /// never the clients, who have their bytes.
     async fn keep(&self, meta: &Meta, written: Written) {
@@ -527,12 +439,6 @@ impl Transfer {
             tracing::warn!(url = self.target.url, %error, source = %error.source, "confirmed, but not recorded");
         }
     }
-}
-
-/// A body that goes on where another broke off, and the whole's size where that is known.
-struct Resumed {
-    body: Body,
-    end: Option<u64>,
 }
 
 enum Asked {
