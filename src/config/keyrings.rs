@@ -25,6 +25,12 @@ pub(super) fn read(named: &[PathBuf]) -> Result<Keyring, (PathBuf, String)> {
             tracing::debug!(?file, error, "passing over a keyring");
         }
     }
+    add_named(&mut keyring, named)?;
+    Ok(keyring)
+}
+
+/// Adds the keys in files and folders that the operator named.
+pub(super) fn add_named(keyring: &mut Keyring, named: &[PathBuf]) -> Result<(), (PathBuf, String)> {
     for path in named {
         let fault = |why: String| (path.clone(), why);
         let files = if path.is_dir() {
@@ -33,10 +39,10 @@ pub(super) fn read(named: &[PathBuf]) -> Result<Keyring, (PathBuf, String)> {
             vec![path.clone()]
         };
         for file in files {
-            add(&mut keyring, &file).map_err(fault)?;
+            add(keyring, &file).map_err(fault)?;
         }
     }
-    Ok(keyring)
+    Ok(())
 }
 
 fn add(keyring: &mut Keyring, file: &Path) -> Result<(), String> {

@@ -75,7 +75,7 @@ impl Key {
 }
 
 /// All settings.
-pub static KEYS: [Key; 17] = [
+pub static KEYS: [Key; 18] = [
     key(
         "listen.proxy",
         "127.0.0.1:9977",
@@ -164,6 +164,16 @@ pub static KEYS: [Key; 17] = [
         "",
         "Files, or folders of files, with keys that archives sign with, a list; besides those in \
          /usr/share/keyrings, /etc/apt/keyrings and /etc/apt/trusted.gpg.d.",
+    ),
+    key(
+        "archive.groups",
+        "",
+        "Archives that several mirrors serve, a list; each is `NAME URL URL …`, your favourite first. \
+         A file fetched from one is a hit under the others; a mirror that fails, lags or lies is \
+         passed over for the next, in mid-file too. `http://CACHE:9977/NAME/…` stands for any of \
+         them. With `signed-by=KEY`, once or more, only these keys may sign the archive's release \
+         files: a fingerprint, or the path of a keyring file. In a file it may be written \
+         `[[archive.groups]]` with `name`, `mirrors` and `signed_by`.",
     ),
     key(
         "clients.allow",

@@ -149,17 +149,49 @@ fn text_of(value: &toml::Value) -> Option<String> {
         toml::Value::Integer(number) => Some(number.to_string()),
         toml::Value::Boolean(flag) => Some(flag.to_string()),
         toml::Value::Array(items) => {
-            let items: Option<Vec<String>> = items.iter().map(text_of).collect();
+            let text =
+                |item: &toml::Value| item.as_table().map_or_else(|| text_of(item), group_text);
+            let items: Option<Vec<String>> = items.iter().map(text).collect();
             items.map(|items| items.join(","))
         }
         toml::Value::Float(_) | toml::Value::Datetime(_) | toml::Value::Table(_) => None,
     }
 }
 
+/// An `[[archive.groups]]` table as the text of a group; `None` with any other key in it.
+fn group_text(table: &toml::Table) -> Option<String> {
+    let mut words = vec![table.get("name")?.as_str()?.to_owned()];
+    for (key, value) in table {
+        let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        let mut values = values.iter().map(toml::Value::as_str);
+        match key.as_str() {
+            "name" => {}
+            "mirrors" => values.try_for_each(|url| Some(words.push(url?.to_owned())))?,
+            "signed_by" => {
+                values.try_for_each(|by| Some(words.push(format!("signed-by={}", by?))))?
+            }
+            _ => return None,
+        }
+    }
+    Some(words.join(" "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::Config;
+
+    #[test]
+    fn groups_may_be_written_as_tables() {
+        let text = "[archive]\nverify = \"off\"\n[[archive.groups]]\nname = \"demo\"\n\
+                    mirrors = [\"http://a/x\", \"http://b/x\"]\nsigned_by = \"AB\"\n";
+        let mut faults = Vec::new();
+        let texts = flatten(&text.parse().unwrap(), &mut faults);
+        assert_eq!(texts["archive.groups"], "demo http://a/x http://b/x signed-by=AB");
+        let wrong = text.replace("mirrors", "mirors");
+        drop(flatten(&wrong.parse().unwrap(), &mut faults));
+        assert_eq!(faults.len(), 1, "{faults:?}");
+    }
 
     fn sources(flags: &[(&'static str, &str)], environment: &[(&str, &str)]) -> Sources {
         Sources {

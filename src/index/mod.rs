@@ -73,6 +73,10 @@ pub trait Index: Send + Sync {
     /// What is known of some resource with the content `blob`; `None` if no name of it is known.
     async fn by_blob(&self, blob: &Sha256) -> Result<Option<Entry>, IndexError>;
 
+    /// The keys of at most `limit` resources that begin with `folder` (which ends with a slash), other
+    /// than by-hash names.
+    async fn names_below(&self, folder: &str, limit: usize) -> Result<Vec<String>, IndexError>;
+
     /// What the lists that were learnt in full say of `key`; `None` if none names it, or if they
     /// disagree.
     async fn expectation(&self, key: &str) -> Result<Option<Expectation>, IndexError>;

@@ -4,6 +4,7 @@
 mod answer;
 mod error;
 pub mod guard;
+mod health;
 mod resolver;
 
 use std::sync::Arc;
@@ -14,14 +15,16 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
-use prometheus::IntCounterVec;
+use prometheus::{IntCounter, IntCounterVec};
 use tokio::time::{Instant, sleep, timeout};
 use url::Url;
 
 pub use self::answer::{Answer, Body, Framing};
 pub use self::error::{MirrorError, MirrorErrorKind};
 use self::guard::Guard;
+use self::health::Health;
 use self::resolver::GuardedResolver;
+use crate::archive::groups::Groups;
 use crate::archive::target::Target;
 use crate::telemetry::metrics::Metrics;
 
@@ -52,6 +55,8 @@ pub struct Config {
     pub timeout: Duration,
     /// Ports that tunnels may lead to.
     pub connect_ports: Vec<u16>,
+    /// Which mirrors are one archive.
+    pub groups: Groups,
     /// This process in `Via` (RFC 9110 §7.6.3), so that a circle of caches is noticed.
     pub pseudonym: String,
 }
@@ -63,9 +68,22 @@ pub struct Mirror {
     timeout: Duration,
     has_proxy: bool,
     connect_ports: Vec<u16>,
+    groups: Groups,
+    health: Arc<Health>,
     via: HeaderValue,
     requests: IntCounterVec,
-    bytes: prometheus::IntCounter,
+    failovers: IntCounter,
+    bytes: IntCounter,
+}
+
+/// A resource on one mirror.
+#[derive(Clone)]
+struct Source {
+    url: Url,
+    host: Arc<str>,
+    /// `SCHEME://HOST[:PORT]`
+    origin: Arc<str>,
+    health: Arc<Health>,
 }
 
 /// What is asked of a mirror besides the resource's bytes.
@@ -108,11 +126,17 @@ impl Mirror {
             timeout: config.timeout,
             has_proxy: config.proxy.is_some(),
             connect_ports: config.connect_ports.clone(),
+            groups: config.groups.clone(),
+            health: Arc::default(),
             via: HeaderValue::try_from(format!("1.1 {}", config.pseudonym))?,
             requests: metrics.counters(
                 "aptmesh_mirror_requests_total",
                 "Requests sent to mirrors, by the class of their answer.",
                 &["answer"],
+            ),
+            failovers: metrics.counter(
+                "aptmesh_mirror_failovers_total",
+                "Answers that came from another than the first mirror of the archive.",
             ),
             bytes: metrics.counter(
                 "aptmesh_mirror_received_bytes_total",
@@ -126,8 +150,8 @@ impl Mirror {
         self.guard.store(Arc::new(guard));
     }
 
-    /// Asks, and asks again when the mirror fails in a way that may pass: it can not be reached, is
-    /// silent, or answers 500, 502, 503 or 504. The last such answer is handed on.
+    /// Asks, and asks again when all that serve the archive fail in a way that may pass: they can not
+    /// be reached, are silent, or answer 500, 502, 503 or 504. The last such answer is handed on.
     ///
     /// # Errors
     /// When no attempt got an answer within the budget, or the host may not be asked.
@@ -135,12 +159,8 @@ impl Mirror {
         let deadline = Instant::now() + HEAD_BUDGET;
         let mut attempt = 1;
         loop {
-            let patience = self.timeout.min(deadline.saturating_duration_since(Instant::now()));
-            let answered = self.ask_once(target, question, patience).await;
-            let may_pass = match &answered {
-                Ok(answer) => is_passing_failure(answer.status),
-                Err(error) => error.may_pass(),
-            };
+            let answered = self.ask_around(target, question, deadline).await;
+            let may_pass = is_trouble(&answered);
             let pause = BACKOFF * 2_u32.pow(attempt - 1);
             let out_of_time = Instant::now() + pause >= deadline;
             if !may_pass || attempt == ATTEMPTS_MAX || out_of_time {
@@ -152,15 +172,84 @@ impl Mirror {
         }
     }
 
-    async fn ask_once(
+    /// Whether the target can be had from more than one mirror.
+    #[must_use]
+    pub fn has_several(&self, target: &Target) -> bool {
+        self.groups.sources(target).is_some_and(|sources| sources.len() > 1)
+    }
+
+    /// The mirror of that origin sent something else than its archive's lists say: others are asked
+    /// first for a while.
+    pub fn blame(&self, origin: &str) {
+        self.health.sent_wrong_bytes(origin, Instant::now());
+    }
+
+    /// Each mirror of the archive once, the healthiest first, until one gives what was asked for. What
+    /// one does not have another may: a no counts when nobody has more to give.
+    async fn ask_around(
         &self,
         target: &Target,
         question: &Question,
+        deadline: Instant,
+    ) -> Result<Answer, MirrorError> {
+        let mut sources = self.sources(target, question)?;
+        let favourite = sources.first().map(|source| Arc::clone(&source.origin));
+        let now = Instant::now();
+        sources.sort_by_cached_key(|source| self.health.is_benched(&source.origin, now));
+        let count = sources.len();
+        let mut refused = None;
+        let mut troubled = Err(MirrorError::silent(&target.authority.host));
+        for (number, source) in sources.into_iter().enumerate() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let share = left / u32::try_from(count - number).unwrap_or(u32::MAX);
+            let answered = self.ask_once(&source, question, share.min(self.timeout)).await;
+            match answered {
+                Ok(answer) if answer.status.is_client_error() => refused = Some(answer),
+                Ok(answer) if !is_passing_failure(answer.status) => {
+                    self.failovers.inc_by(u64::from(favourite.as_ref() != Some(&source.origin)));
+                    return Ok(answer);
+                }
+                trouble => troubled = trouble,
+            }
+        }
+        refused.map_or(troubled, Ok)
+    }
+
+    /// Where the target can be had, in the operator's order. Credentials are for the host that the
+    /// client wrote.
+    fn sources(&self, target: &Target, question: &Question) -> Result<Vec<Source>, MirrorError> {
+        let is_private = question.headers.contains_key(header::AUTHORIZATION);
+        let group = if is_private { None } else { self.groups.sources(target) };
+        let targets = group.unwrap_or_else(|| vec![target.clone()]);
+        targets.iter().map(|target| self.source(target)).collect()
+    }
+
+    fn source(&self, target: &Target) -> Result<Source, MirrorError> {
+        let host = target.authority.host.as_str();
+        let url = Url::parse(&target.url)
+            .map_err(|error| MirrorError::new(MirrorErrorKind::Forbidden, host, error))?;
+        let origin = format!("{}://{}", target.scheme, target.authority.for_scheme(target.scheme));
+        Ok(Source {
+            url,
+            host: host.into(),
+            origin: origin.into(),
+            health: Arc::clone(&self.health),
+        })
+    }
+
+    async fn ask_once(
+        &self,
+        source: &Source,
+        question: &Question,
         patience: Duration,
     ) -> Result<Answer, MirrorError> {
-        let host = target.authority.host.as_str();
-        let asked = timeout(patience, self.follow(target, question)).await;
-        let answered = asked.unwrap_or_else(|_| Err(MirrorError::silent(host)));
+        let asked = timeout(patience, self.follow(source, question)).await;
+        let answered = asked.unwrap_or_else(|_| Err(MirrorError::silent(&source.host)));
+        if is_trouble(&answered) {
+            self.health.failed(&source.origin, Instant::now());
+        } else if answered.is_ok() {
+            self.health.answered(&source.origin, Instant::now());
+        }
         let class = match &answered {
             Ok(answer) => status_class(answer.status),
             Err(error) => error.kind.label(),
@@ -170,10 +259,9 @@ impl Mirror {
     }
 
     /// One question through its redirects.
-    async fn follow(&self, target: &Target, question: &Question) -> Result<Answer, MirrorError> {
-        let host = target.authority.host.as_str();
-        let mut url = Url::parse(&target.url)
-            .map_err(|error| MirrorError::new(MirrorErrorKind::Forbidden, host, error))?;
+    async fn follow(&self, source: &Source, question: &Question) -> Result<Answer, MirrorError> {
+        let host: &str = &source.host;
+        let mut url = source.url.clone();
         let mut headers = question.headers.clone();
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.append(header::VIA, self.via.clone());
@@ -184,7 +272,7 @@ impl Mirror {
             let response =
                 request.send().await.map_err(|error| MirrorError::from_client(host, error))?;
             let Some(next) = redirect_of(&response, &url) else {
-                return Ok(Answer::new(response, host, self.timeout, self.bytes.clone()));
+                return Ok(Answer::new(response, source, self.timeout, self.bytes.clone()));
             };
             let next = next
                 .map_err(|reason| MirrorError::new(MirrorErrorKind::Misdirected, host, reason))?;
@@ -289,6 +377,14 @@ fn redirect_of(response: &reqwest::Response, url: &Url) -> Option<Result<Url, St
 
 fn is_passing_failure(status: StatusCode) -> bool {
     matches!(status.as_u16(), 500 | 502 | 503 | 504)
+}
+
+/// Whether asking again may help.
+fn is_trouble(answered: &Result<Answer, MirrorError>) -> bool {
+    match answered {
+        Ok(answer) => is_passing_failure(answer.status),
+        Err(error) => error.may_pass(),
+    }
 }
 
 fn status_class(status: StatusCode) -> &'static str {

@@ -154,7 +154,8 @@ fn what_the_client_has_is_not_sent_again() {
     let mut connection = Connection::open(proxy.addr());
     let table: [(Fields, u16); 11] = [
         (&[("If-Modified-Since", DATE)], 304),
-        (&[("If-Modified-Since", LATER)], 304),
+        // Not what we gave: another version, or a date of its own making.
+        (&[("If-Modified-Since", LATER)], 200),
         (&[("If-Modified-Since", EARLIER)], 200),
         (&[("If-Modified-Since", "yesterday")], 200),
         (&[("If-None-Match", "\"v1\"")], 304),

@@ -114,7 +114,7 @@ fn a_good_signature_is_enough_for_the_strictest() {
         put(&mirror, "/debian/dists/demo/Release.gpg", signer.detach(&text));
         assert_eq!(fetch(&proxy, &mirror, RELEASE).body, text.as_bytes(), "{algorithm}");
         assert_eq!(verdicts(&proxy, "good"), 2);
-        assert_eq!(proxy.blobs().len(), 2);
+        assert_eq!(proxy.blobs().len(), 3);
     }
 }
 

@@ -15,6 +15,7 @@ pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {
     wait(counts_blobs_once(&open()));
     wait(takes_calls_from_many_tasks(&open()));
     wait(finds_a_blob_under_any_name(&open()));
+    wait(tells_which_names_are_below_a_folder(&open()));
     wait(knows_what_lists_say(&open()));
     wait(believes_lists_only_where_they_agree(&open()));
     wait(a_list_counts_as_learnt_only_when_finished(&open()));
@@ -47,6 +48,16 @@ async fn knows_what_was_recorded(index: &impl Index) {
 
     index.record("http://m/a", &entry("newer")).await.unwrap();
     assert_eq!(index.look_up("http://m/a").await.unwrap(), Some(entry("newer")));
+}
+
+async fn tells_which_names_are_below_a_folder(index: &impl Index) {
+    let names = ["m/d/a", "m/d/b/c", "m/d0", "m/d", "m/D/x", "m/d/by-hash/SHA256/00", "m/d%/y"];
+    for name in names {
+        index.record(name, &entry(name)).await.unwrap();
+    }
+    assert_eq!(index.names_below("m/d/", 9).await.unwrap(), ["m/d/a", "m/d/b/c"]);
+    assert_eq!(index.names_below("m/d/", 1).await.unwrap(), ["m/d/a"]);
+    assert_eq!(index.names_below("m/e/", 9).await.unwrap(), [""; 0]);
 }
 
 async fn keeps_marks_to_the_letter(index: &impl Index) {

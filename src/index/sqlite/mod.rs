@@ -174,6 +174,24 @@ impl Index for SqliteIndex {
             .await
     }
 
+    async fn names_below(&self, folder: &str, limit: usize) -> Result<Vec<String>, IndexError> {
+        // The slash at the end makes all names below sort before the next character.
+        let bounds = (folder.to_owned(), format!("{}0", folder.trim_end_matches('/')));
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.reader
+            .call("look up names", move |connection| {
+                connection
+                    .prepare_cached(
+                        "SELECT key FROM resources
+                         WHERE key > ?1 AND key < ?2 AND key NOT LIKE '%/by-hash/%'
+                         ORDER BY key LIMIT ?3",
+                    )?
+                    .query_map(params![bounds.0, bounds.1, limit], |row| row.get(0))?
+                    .collect()
+            })
+            .await
+    }
+
     async fn expectation(&self, key: &str) -> Result<Option<Expectation>, IndexError> {
         let key = key.to_owned();
         self.reader.call("look up an expectation", move |c| expectations::of(c, &key)).await

@@ -263,7 +263,7 @@ impl Connection {
         loop {
             match self.body {
                 Body::Ended | Body::Sized { left: 0 } => return Ok(0),
-                Body::UntilClose => return self.stream.read(buffer),
+                Body::UntilClose => return uninterrupted(|| self.stream.read(buffer)),
                 Body::Sized { left } => {
                     let count = self.read_at_most(buffer, left)?;
                     self.body = Body::Sized { left: left - count as u64 };
@@ -281,7 +281,7 @@ impl Connection {
 
     fn read_at_most(&mut self, buffer: &mut [u8], left: u64) -> io::Result<usize> {
         let most = buffer.len().min(left.try_into().unwrap_or(usize::MAX));
-        let count = self.stream.read(&mut buffer[..most])?;
+        let count = uninterrupted(|| self.stream.read(&mut buffer[..most]))?;
         if count == 0 && most > 0 {
             return Err(ErrorKind::UnexpectedEof.into());
         }
@@ -314,5 +314,15 @@ fn body_of(method: &str, head: &Head) -> Body {
         _ if chunked => Body::Chunked { left: 0, first: true },
         Some(left) => Body::Sized { left },
         None => Body::UntilClose,
+    }
+}
+
+/// A machine that was put to sleep and woken interrupts reads that have a time limit.
+pub fn uninterrupted(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match read() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
     }
 }
