@@ -138,7 +138,7 @@ fn is_index(name: &str) -> bool {
 }
 
 fn is_patch(folder: &str, name: &str) -> bool {
-    folder.ends_with(".diff") && without_compression(name) != "Index"
+    has_ending(folder, "diff") && without_compression(name) != "Index"
 }
 
 /// `dists/SUITE/COMPONENT/installer-ARCHITECTURE/…`

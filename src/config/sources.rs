@@ -162,15 +162,15 @@ fn text_of(value: &toml::Value) -> Option<String> {
 fn group_text(table: &toml::Table) -> Option<String> {
     let mut words = vec![table.get("name")?.as_str()?.to_owned()];
     for (key, value) in table {
-        let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-        let mut values = values.iter().map(toml::Value::as_str);
-        match key.as_str() {
-            "name" => {}
-            "mirrors" => values.try_for_each(|url| Some(words.push(url?.to_owned())))?,
-            "signed_by" => {
-                values.try_for_each(|by| Some(words.push(format!("signed-by={}", by?))))?
-            }
+        let before = match key.as_str() {
+            "name" => continue,
+            "mirrors" => "",
+            "signed_by" => "signed-by=",
             _ => return None,
+        };
+        let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        for value in values {
+            words.push(format!("{before}{}", value.as_str()?));
         }
     }
     Some(words.join(" "))

@@ -12,7 +12,7 @@ use crate::archive::signature::SIGNATURE_BYTES_MAX;
 use crate::archive::target::Target;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
-use crate::engine::flight::{Flight, Flow, Landing};
+use crate::engine::flight::{Flight, Flow, Interest, Landing};
 use crate::engine::judge::{Case, Judgement};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::Failure;
@@ -29,6 +29,8 @@ pub(super) const RELEASE_MAX: u64 = release::TEXT_MAX as u64;
 pub(super) const RELEASE_BUDGET: Duration = Duration::from_secs(20);
 /// For how long its signature is waited for, where it is a file of its own.
 const SIGNATURE_BUDGET: Duration = Duration::from_secs(5);
+/// For how long the other files of a suite may take; then the mirror is asked anew.
+const MEMBERS_BUDGET: Duration = Duration::from_mins(10);
 /// For how long clients wait while the other files of a suite are fetched, before they get its state
 /// as it was.
 const MEMBERS_PATIENCE: Duration = Duration::from_secs(2);
@@ -61,7 +63,7 @@ impl Transfer {
     /// Decides about a release file that has arrived in `flow`.
     pub(super) async fn admit(
         &self,
-        flight: &Flight,
+        flight: &Arc<Flight>,
         flow: &Flow,
         digest: Sha256,
         deadline: Instant,
@@ -107,15 +109,18 @@ impl Transfer {
     }
 
     /// Fetching what the suite is made of may take long: meanwhile clients get its last state.
-    async fn may_follow(&self, flight: &Flight, generation: &Generation) -> bool {
-        let mut following = std::pin::pin!(self.engine.may_follow(&self.target.key, generation));
+    async fn may_follow(&self, flight: &Arc<Flight>, generation: &Generation) -> bool {
+        // Nobody need wait for it to go on.
+        let _interest = Interest::new(flight);
+        let following = self.engine.may_follow(&self.target.key, generation);
+        let mut following = std::pin::pin!(timeout(MEMBERS_BUDGET, following));
         if let Ok(decided) = timeout(MEMBERS_PATIENCE, &mut following).await {
-            return decided;
+            return decided.unwrap_or(false);
         }
         if let Some(known) = &self.known {
             flight.land(Landing::Unchanged(Arc::clone(known)));
         }
-        following.await
+        following.await.unwrap_or(false)
     }
 
     async fn judgement(&self, file: &Arc<Vec<u8>>, signature: Option<&Signature>) -> Judgement {

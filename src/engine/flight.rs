@@ -186,7 +186,7 @@ pub struct Interest {
 }
 
 impl Interest {
-    fn new(flight: &Arc<Flight>) -> Self {
+    pub(super) fn new(flight: &Arc<Flight>) -> Self {
         flight.interest.send_modify(|count| *count += 1);
         Self { flight: Arc::clone(flight) }
     }

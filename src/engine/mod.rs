@@ -404,6 +404,9 @@ impl Engine {
                 }
                 Landing::Flowing(_) => {}
                 Landing::Unstorable => return self.relay(ask).await,
+                // It was begun by somebody who knows fewer names.
+                Landing::Failed(Failure::Upstream { .. })
+                    if outcome == Outcome::Collapsed && ask.sources.len() > 1 => {}
                 Landing::Failed(failure) => return Err(failure),
             }
         }

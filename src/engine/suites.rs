@@ -78,7 +78,8 @@ impl Client {
     }
 }
 
-/// One state of a suite: what its release file says.
+/// One state of a suite: what its release file says. One that can not be read says nothing.
+#[derive(Default)]
 pub(super) struct Generation {
     /// By canonical path below the release file's folder; `Release.gpg` among them, where that is
     /// known.
@@ -236,7 +237,8 @@ impl Engine {
         }
         let store = Arc::clone(&self.store);
         let reading = tokio::task::spawn_blocking(move || {
-            Generation::read(&bytes_of(&store.read(&release).ok()??)?, None)
+            let bytes = bytes_of(&store.read(&release).ok()??)?;
+            Some(Generation::read(&bytes, None).unwrap_or_default())
         });
         let generation = Arc::new(reading.await.ok()??);
         self.suites.generations.insert(release, Arc::clone(&generation));

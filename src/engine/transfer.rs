@@ -147,7 +147,9 @@ impl Transfer {
             match self.first_bytes(source, answer, deadline).await {
                 // Another mirror of the archive may have the right one.
                 Err(Failure::Unusable { reason, .. })
-                    if !out_of_tries && self.engine.mirror.has_several(source) =>
+                    if !out_of_tries
+                        && !self.has_moved_on(source)
+                        && self.engine.mirror.has_several(source) =>
                 {
                     tracing::warn!(%origin, reason, "asking another mirror");
                     self.engine.mirror.blame(&origin);
