@@ -147,6 +147,7 @@ fn reload(parts: &Parts, current: &mut Config, sources: &Sources) {
         }
     }
     parts.mirror.set_guard(next.mirror.guard.clone());
+    parts.mirror.set_offline(next.mirror.offline);
     parts.engine.set_recheck_after(next.engine.recheck_after);
     parts.proxy.set_clients(next.clients.clone());
     *current = next;

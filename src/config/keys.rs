@@ -75,7 +75,7 @@ impl Key {
 }
 
 /// All settings.
-pub static KEYS: [Key; 18] = [
+pub static KEYS: [Key; 19] = [
     key(
         "listen.proxy",
         "127.0.0.1:9977",
@@ -150,6 +150,13 @@ pub static KEYS: [Key; 18] = [
         "10s",
         "For how long one revalidation of a metadata file answers all clients; 0s: each request is \
          revalidated, though those at the same time share one.",
+    )
+    .live(),
+    key(
+        "mirror.offline",
+        "false",
+        "`true`: nobody is asked. What is stored is served, release files until their `Valid-Until`; \
+         for the rest clients get 504 at once.",
     )
     .live(),
     key(

@@ -95,6 +95,7 @@ impl Config {
                 timeout: reader.some_time("mirror.timeout"),
                 connect_ports: reader.list("mirror.connect_ports"),
                 groups: groups.clone(),
+                offline: reader.flag("mirror.offline"),
                 pseudonym: values::pseudonym(),
             },
             groups: groups.clone(),

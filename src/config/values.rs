@@ -113,6 +113,14 @@ impl Reader<'_> {
         values
     }
 
+    pub(super) fn flag(&mut self, key: &str) -> bool {
+        let text = self.text(key);
+        if !matches!(text.as_str(), "true" | "false") {
+            self.fault(key, &text, "write true or false");
+        }
+        text == "true"
+    }
+
     pub(super) fn duration(&mut self, key: &str) -> Duration {
         let text = self.text(key);
         if text == "0" {

@@ -351,6 +351,11 @@ impl Engine {
     }
 
     async fn revalidate(self: &Arc<Self>, ask: &Ask, known: Arc<Known>) -> Result<Served, Failure> {
+        if self.mirror.is_away(&ask.target) {
+            // Nobody waits for what tells whether it is back.
+            drop(self.board(ask, Some(&known), None));
+            return Ok(stored(known, Outcome::Stale));
+        }
         let confirming = self.fetch(ask, Some(&known));
         match timeout(STALE_PATIENCE, confirming).await {
             Ok(Err(failure)) if failure.is_trouble() => {

@@ -1,5 +1,6 @@
 //! How mirrors have been doing: one that failed is left alone for a while, and asked last where
-//! there is another.
+//! there is another. One that is away is remembered as away, so that not every request waits for it
+//! in vain, and one question every few seconds tells whether it is back.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,10 @@ const BENCH: Duration = Duration::from_secs(2);
 const BENCH_MAX: Duration = Duration::from_mins(5);
 /// For how long at least one is benched that sent wrong bytes, which it will do again.
 const BENCH_WRONG: Duration = Duration::from_mins(1);
+/// How often a mirror that is away is asked whether it is back.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// A mirror that is silent so often in a row, between benches, is away.
+const SILENCES_MIN: u32 = 3;
 /// Mirrors in trouble that are remembered.
 const TROUBLED_MAX: usize = 4096;
 
@@ -25,19 +30,68 @@ struct Trouble {
     benched_until: Instant,
     /// It sent wrong bytes: an answer that looks right does not end its bench.
     is_wrong: bool,
+    /// It is away, and asked again then.
+    probe_at: Option<Instant>,
+}
+
+/// Whether a mirror is worth a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Standing {
+    /// Yes.
+    Well,
+    /// If no other is.
+    Benched,
+    /// It is away; one question, to see whether it is back.
+    ToBeProbed,
+    /// It is away.
+    Away,
 }
 
 impl Health {
-    /// Whether the mirror is to be left alone for now.
-    pub(super) fn is_benched(&self, origin: &str, now: Instant) -> bool {
-        self.lock().get(origin).is_some_and(|trouble| trouble.benched_until > now)
+    /// How it stands; whoever is told to probe it is the only one for a while.
+    pub(super) fn standing(&self, origin: &str, now: Instant) -> Standing {
+        match self.lock().get_mut(origin) {
+            Some(Trouble { probe_at: Some(at), .. }) if *at <= now => {
+                *at = now + PROBE_EVERY;
+                Standing::ToBeProbed
+            }
+            Some(Trouble { probe_at: Some(_), .. }) => Standing::Away,
+            Some(trouble) if trouble.benched_until > now => Standing::Benched,
+            _ => Standing::Well,
+        }
+    }
+
+    /// Whether it is away.
+    pub(super) fn is_away(&self, origin: &str) -> bool {
+        self.lock().get(origin).is_some_and(|trouble| trouble.probe_at.is_some())
+    }
+
+    /// It could not be connected to again and again, or was silent: which may be for one file alone,
+    /// unless nothing else was heard of it for long.
+    pub(super) fn is_gone(&self, origin: &str, is_silent: bool, now: Instant) {
+        let mut troubles = self.lock();
+        let is_proven = |trouble: &&mut Trouble| !is_silent || trouble.in_a_row >= SILENCES_MIN;
+        if let Some(trouble) = troubles.get_mut(origin).filter(is_proven) {
+            if trouble.probe_at.is_none() {
+                tracing::warn!(origin, "a mirror is away: serving what is stored, unconfirmed");
+            }
+            trouble.probe_at = Some(now + PROBE_EVERY);
+        }
+    }
+
+    /// How many are away.
+    pub(super) fn away(&self) -> usize {
+        self.lock().values().filter(|trouble| trouble.probe_at.is_some()).count()
     }
 
     /// It answered as it should.
     pub(super) fn answered(&self, origin: &str, now: Instant) {
         let mut troubles = self.lock();
-        let is_over = |trouble: &Trouble| !trouble.is_wrong || trouble.benched_until <= now;
-        if troubles.get(origin).is_some_and(is_over) {
+        let Some(trouble) = troubles.get_mut(origin) else { return };
+        if trouble.probe_at.take().is_some() {
+            tracing::info!(origin, "a mirror is back");
+        }
+        if !trouble.is_wrong || trouble.benched_until <= now {
             troubles.remove(origin);
         }
     }
@@ -63,7 +117,7 @@ impl Health {
         if troubles.len() >= TROUBLED_MAX {
             return;
         }
-        let new = Trouble { in_a_row: 0, benched_until: now, is_wrong: false };
+        let new = Trouble { in_a_row: 0, benched_until: now, is_wrong: false, probe_at: None };
         let trouble = troubles.entry(origin.to_owned()).or_insert(new);
         // What fails at the same time, or where it was asked all the same, is one failure.
         if trouble.benched_until <= now {
@@ -86,18 +140,38 @@ mod tests {
     #[test]
     fn a_mirror_is_benched_for_longer_each_time() {
         let (health, mut now) = (Health::default(), Instant::now());
-        assert!(!health.is_benched("http://a", now));
+        let standing = |now| health.standing("http://a", now);
+        assert_eq!(standing(now), Standing::Well);
         for seconds in [2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
             // Ten at the same time are one.
             (0..10).for_each(|_| health.failed("http://a", now));
             now += Duration::from_secs(seconds) - Duration::from_millis(1);
-            assert!(health.is_benched("http://a", now), "{seconds}");
+            assert_eq!(standing(now), Standing::Benched, "{seconds}");
             now += Duration::from_millis(1);
-            assert!(!health.is_benched("http://a", now), "{seconds}");
+            assert_eq!(standing(now), Standing::Well, "{seconds}");
         }
         health.failed("http://a", now);
         health.answered("http://a", now);
-        assert!(!health.is_benched("http://a", now));
+        assert_eq!(standing(now), Standing::Well);
+    }
+
+    #[test]
+    fn a_mirror_that_is_away_is_probed_by_one() {
+        let (health, mut now) = (Health::default(), Instant::now());
+        health.failed("http://a", now);
+        health.is_gone("http://a", true, now);
+        assert_eq!(health.standing("http://a", now), Standing::Benched);
+        health.is_gone("http://a", false, now);
+        assert_eq!(health.standing("http://a", now), Standing::Away);
+        for _ in 0..3 {
+            now += PROBE_EVERY;
+            assert_eq!(health.standing("http://a", now), Standing::ToBeProbed);
+            assert_eq!(health.standing("http://a", now), Standing::Away);
+            assert!(health.is_away("http://a"));
+        }
+        health.answered("http://a", now);
+        assert_eq!(health.standing("http://a", now), Standing::Well);
+        assert_eq!(health.away(), 0);
     }
 
     #[test]
@@ -105,8 +179,8 @@ mod tests {
         let (health, now) = (Health::default(), Instant::now());
         health.sent_wrong_bytes("http://a", now);
         health.answered("http://a", now);
-        assert!(health.is_benched("http://a", now));
-        assert!(!health.is_benched("http://b", now));
+        assert_eq!(health.standing("http://a", now), Standing::Benched);
+        assert_eq!(health.standing("http://b", now), Standing::Well);
         health.answered("http://a", now + BENCH_WRONG);
         assert!(health.lock().is_empty());
     }

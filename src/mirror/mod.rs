@@ -8,6 +8,7 @@ mod health;
 mod resolver;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -15,14 +16,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
-use prometheus::{IntCounter, IntCounterVec};
+use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use tokio::time::{Instant, sleep, timeout};
 use url::Url;
 
 pub use self::answer::{Answer, Body, Framing};
 pub use self::error::{MirrorError, MirrorErrorKind};
 use self::guard::Guard;
-use self::health::Health;
+use self::health::{Health, Standing};
 use self::resolver::GuardedResolver;
 use crate::archive::groups::Groups;
 use crate::archive::target::Target;
@@ -32,6 +33,8 @@ use crate::telemetry::metrics::Metrics;
 const REDIRECTS_MAX: usize = 5;
 /// For how long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// For how long one that is away is waited for, to see whether it is back.
+const PROBE_BUDGET: Duration = Duration::from_secs(5);
 /// How often a question is asked when mirrors fail in ways that pass.
 const ATTEMPTS_MAX: u32 = 4;
 /// Before the second attempt; doubled for each further one.
@@ -57,6 +60,8 @@ pub struct Config {
     pub connect_ports: Vec<u16>,
     /// Which mirrors are one archive.
     pub groups: Groups,
+    /// Nobody is asked.
+    pub offline: bool,
     /// This process in `Via` (RFC 9110 §7.6.3), so that a circle of caches is noticed.
     pub pseudonym: String,
 }
@@ -70,9 +75,11 @@ pub struct Mirror {
     connect_ports: Vec<u16>,
     groups: Groups,
     health: Arc<Health>,
+    offline: AtomicBool,
     via: HeaderValue,
     requests: IntCounterVec,
     failovers: IntCounter,
+    away: IntGauge,
     bytes: IntCounter,
 }
 
@@ -83,6 +90,8 @@ struct Source {
     host: Arc<str>,
     /// `SCHEME://HOST[:PORT]`
     origin: Arc<str>,
+    /// The operator's favourite.
+    is_first: bool,
     health: Arc<Health>,
 }
 
@@ -128,6 +137,7 @@ impl Mirror {
             connect_ports: config.connect_ports.clone(),
             groups: config.groups.clone(),
             health: Arc::default(),
+            offline: AtomicBool::new(config.offline),
             via: HeaderValue::try_from(format!("1.1 {}", config.pseudonym))?,
             requests: metrics.counters(
                 "aptmesh_mirror_requests_total",
@@ -138,11 +148,17 @@ impl Mirror {
                 "aptmesh_mirror_failovers_total",
                 "Answers that came from another than the first mirror of the archive.",
             ),
+            away: metrics.gauge("aptmesh_mirror_away", "Mirrors that can not be reached."),
             bytes: metrics.counter(
                 "aptmesh_mirror_received_bytes_total",
                 "Bytes of bodies received from mirrors.",
             ),
         })
+    }
+
+    /// Changes whether anybody is asked, from now on.
+    pub fn set_offline(&self, offline: bool) {
+        self.offline.store(offline, Ordering::Relaxed);
     }
 
     /// Changes who may be asked, from now on.
@@ -154,16 +170,36 @@ impl Mirror {
     /// be reached, are silent, or answer 500, 502, 503 or 504. The last such answer is handed on.
     ///
     /// # Errors
-    /// When no attempt got an answer within the budget, or the host may not be asked.
+    /// When no attempt got an answer within the budget, when the host may not be asked, or at once
+    /// when it is away.
     pub async fn ask(&self, target: &Target, question: &Question) -> Result<Answer, MirrorError> {
-        let deadline = Instant::now() + HEAD_BUDGET;
+        if self.is_offline() {
+            return Err(MirrorError::offline(&target.authority.host));
+        }
+        let sources = self.sources(target, question)?;
+        let mut deadline = Instant::now() + HEAD_BUDGET;
         let mut attempt = 1;
         loop {
-            let answered = self.ask_around(target, question, deadline).await;
-            let may_pass = is_trouble(&answered);
+            let (standing, order) = self.in_order(&sources);
+            match standing {
+                Standing::Well | Standing::Benched => {}
+                Standing::ToBeProbed => deadline = deadline.min(Instant::now() + PROBE_BUDGET),
+                // The first attempts found out: the others are for those who come back soon.
+                Standing::Away if attempt > 1 => {}
+                Standing::Away => return Err(MirrorError::away(&target.authority.host)),
+            }
+            let answered = self.ask_around(&order, question, deadline).await;
+            let is_probe = standing == Standing::ToBeProbed;
+            if let Some(is_silent) = silence(&answered)
+                && (attempt > 1 || is_probe)
+            {
+                for source in &sources {
+                    self.health.is_gone(&source.origin, is_silent, Instant::now());
+                }
+            }
             let pause = BACKOFF * 2_u32.pow(attempt - 1);
             let out_of_time = Instant::now() + pause >= deadline;
-            if !may_pass || attempt == ATTEMPTS_MAX || out_of_time {
+            if !is_trouble(&answered) || attempt == ATTEMPTS_MAX || out_of_time || is_probe {
                 return answered;
             }
             tracing::debug!(host = target.authority.host, attempt, "asking the mirror again");
@@ -178,35 +214,57 @@ impl Mirror {
         self.groups.sources(target).is_some_and(|sources| sources.len() > 1)
     }
 
+    /// Whether nobody who has the target can be reached: then there is no use in waiting.
+    #[must_use]
+    pub fn is_away(&self, target: &Target) -> bool {
+        let sources = self.sources(target, &Question::default());
+        let is_away = |source: &Source| self.health.is_away(&source.origin);
+        self.is_offline() || sources.is_ok_and(|sources| sources.iter().all(is_away))
+    }
+
     /// The mirror of that origin sent something else than its archive's lists say: others are asked
     /// first for a while.
     pub fn blame(&self, origin: &str) {
         self.health.sent_wrong_bytes(origin, Instant::now());
     }
 
-    /// Each mirror of the archive once, the healthiest first, until one gives what was asked for. What
-    /// one does not have another may: a no counts when nobody has more to give.
+    fn is_offline(&self) -> bool {
+        self.offline.load(Ordering::Relaxed)
+    }
+
+    /// How the best of the sources stands, and who is worth a question, the healthiest first. The
+    /// first of the operator's is at the front of equals.
+    fn in_order<'a>(&self, sources: &'a [Source]) -> (Standing, Vec<&'a Source>) {
+        let now = Instant::now();
+        let mut standings: Vec<(Standing, &Source)> =
+            sources.iter().map(|one| (self.health.standing(&one.origin, now), one)).collect();
+        standings.sort_by_key(|(standing, _)| *standing);
+        let best = standings.first().map_or(Standing::Away, |(standing, _)| *standing);
+        if best < Standing::Away {
+            standings.retain(|(standing, _)| *standing < Standing::Away);
+        }
+        (best, standings.into_iter().map(|(_, source)| source).collect())
+    }
+
+    /// Each of the mirrors once, until one gives what was asked for. What one does not have another
+    /// may: a no counts when nobody has more to give.
     async fn ask_around(
         &self,
-        target: &Target,
+        sources: &[&Source],
         question: &Question,
         deadline: Instant,
     ) -> Result<Answer, MirrorError> {
-        let mut sources = self.sources(target, question)?;
-        let favourite = sources.first().map(|source| Arc::clone(&source.origin));
-        let now = Instant::now();
-        sources.sort_by_cached_key(|source| self.health.is_benched(&source.origin, now));
-        let count = sources.len();
         let mut refused = None;
-        let mut troubled = Err(MirrorError::silent(&target.authority.host));
-        for (number, source) in sources.into_iter().enumerate() {
+        let host = sources.first().map_or("", |source| &source.host);
+        let mut troubled = Err(MirrorError::silent(host));
+        for (number, source) in sources.iter().enumerate() {
             let left = deadline.saturating_duration_since(Instant::now());
-            let share = left / u32::try_from(count - number).unwrap_or(u32::MAX);
-            let answered = self.ask_once(&source, question, share.min(self.timeout)).await;
+            let share = left / u32::try_from(sources.len() - number).unwrap_or(u32::MAX);
+            let answered = self.ask_once(source, question, share.min(self.timeout)).await;
             match answered {
                 Ok(answer) if answer.status.is_client_error() => refused = Some(answer),
                 Ok(answer) if !is_passing_failure(answer.status) => {
-                    self.failovers.inc_by(u64::from(favourite.as_ref() != Some(&source.origin)));
+                    self.failovers.inc_by(u64::from(!source.is_first));
                     return Ok(answer);
                 }
                 trouble => troubled = trouble,
@@ -221,10 +279,11 @@ impl Mirror {
         let is_private = question.headers.contains_key(header::AUTHORIZATION);
         let group = if is_private { None } else { self.groups.sources(target) };
         let targets = group.unwrap_or_else(|| vec![target.clone()]);
-        targets.iter().map(|target| self.source(target)).collect()
+        let first = std::iter::once(true).chain(std::iter::repeat(false));
+        targets.iter().zip(first).map(|(target, first)| self.source(target, first)).collect()
     }
 
-    fn source(&self, target: &Target) -> Result<Source, MirrorError> {
+    fn source(&self, target: &Target, is_first: bool) -> Result<Source, MirrorError> {
         let host = target.authority.host.as_str();
         let url = Url::parse(&target.url)
             .map_err(|error| MirrorError::new(MirrorErrorKind::Forbidden, host, error))?;
@@ -233,6 +292,7 @@ impl Mirror {
             url,
             host: host.into(),
             origin: origin.into(),
+            is_first,
             health: Arc::clone(&self.health),
         })
     }
@@ -250,6 +310,7 @@ impl Mirror {
         } else if answered.is_ok() {
             self.health.answered(&source.origin, Instant::now());
         }
+        self.away.set(i64::try_from(self.health.away()).unwrap_or(i64::MAX));
         let class = match &answered {
             Ok(answer) => status_class(answer.status),
             Err(error) => error.kind.label(),
@@ -314,6 +375,9 @@ impl Mirror {
         host: &str,
         port: u16,
     ) -> Result<tokio::net::TcpStream, MirrorError> {
+        if self.is_offline() {
+            return Err(MirrorError::offline(host));
+        }
         if self.has_proxy {
             let reason = "tunnels do not go through mirror.proxy";
             return Err(MirrorError::new(MirrorErrorKind::Forbidden, host, reason));
@@ -377,6 +441,15 @@ fn redirect_of(response: &reqwest::Response, url: &Url) -> Option<Result<Url, St
 
 fn is_passing_failure(status: StatusCode) -> bool {
     matches!(status.as_u16(), 500 | 502 | 503 | 504)
+}
+
+/// Whether nobody could be connected to (`false`), or somebody could and was silent (`true`).
+fn silence(answered: &Result<Answer, MirrorError>) -> Option<bool> {
+    match answered.as_ref().err()?.kind {
+        MirrorErrorKind::Unreachable => Some(false),
+        MirrorErrorKind::Silent => Some(true),
+        _ => None,
+    }
 }
 
 /// Whether asking again may help.

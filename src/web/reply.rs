@@ -238,7 +238,9 @@ pub(super) fn failed(failure: &Failure) -> warp::reply::Response {
         }
         Failure::Mirror(error) => match error.kind {
             MirrorErrorKind::Forbidden => refusal(StatusCode::FORBIDDEN, &error.to_string()),
-            MirrorErrorKind::Silent => trouble(StatusCode::GATEWAY_TIMEOUT, &error.to_string()),
+            MirrorErrorKind::Silent | MirrorErrorKind::Away => {
+                trouble(StatusCode::GATEWAY_TIMEOUT, &error.to_string())
+            }
             MirrorErrorKind::Unreachable => {
                 let reason = format!("{} unreachable: {}", error.host, error.reason);
                 trouble(StatusCode::SERVICE_UNAVAILABLE, &reason)

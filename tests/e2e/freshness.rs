@@ -247,7 +247,8 @@ fn while_the_mirror_is_away_the_stale_copy_is_served_and_says_so() {
         let before = asked();
         assert_stale(&ask_like_apt(&proxy, &mirror, path), &bytes, path);
         let after = asked();
-        assert!(after > before, "{path} was not asked for");
+        // The second time it is known that nobody answers.
+        assert_eq!(after > before, path == RELEASE, "{path}");
         // One failure answers all for as long as one confirmation would.
         assert_stale(&ask_like_apt(&proxy, &mirror, path), &bytes, path);
         assert_eq!(asked(), after, "{path} was asked for again");
