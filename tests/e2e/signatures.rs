@@ -3,69 +3,11 @@
 
 use crate::kit::*;
 use std::fs;
-use std::io::Write as _;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
-use tempfile::TempDir;
 
 const INRELEASE: &str = "/debian/dists/demo/InRelease";
 const RELEASE: &str = "/debian/dists/demo/Release";
 const VERDICTS: &str = "aptmesh_engine_release_verdicts_total";
-
-/// An archive's key.
-struct Signer {
-    home: TempDir,
-}
-
-impl Signer {
-    fn new(algorithm: &str) -> Self {
-        let signer = Self { home: tempfile::tempdir().unwrap() };
-        let user = "Archive <archive@example.org>";
-        signer.gpg(&["--quick-generate-key", user, algorithm, "sign", "never"], b"");
-        signer
-    }
-
-    fn gpg(&self, args: &[&str], input: &[u8]) -> Vec<u8> {
-        let mut child = Command::new("gpg")
-            .args(["--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""])
-            .args(args)
-            .env("GNUPGHOME", self.home.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("this test needs gpg (package gnupg)");
-        child.stdin.take().unwrap().write_all(input).unwrap();
-        let output = child.wait_with_output().unwrap();
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "gpg {args:?}: {complaint}");
-        output.stdout
-    }
-
-    fn keyring(&self) -> PathBuf {
-        let path = self.home.path().join("archive.gpg");
-        fs::write(&path, self.gpg(&["--export"], b"")).unwrap();
-        path
-    }
-
-    fn clearsign(&self, text: &str) -> Vec<u8> {
-        self.gpg(&["--digest-algo", "SHA512", "--clearsign"], text.as_bytes())
-    }
-
-    fn detach(&self, text: &str) -> Vec<u8> {
-        self.gpg(&["--armor", "--detach-sign"], text.as_bytes())
-    }
-}
-
-impl Drop for Signer {
-    fn drop(&mut self) {
-        let _ = Command::new("gpgconf")
-            .args(["--kill", "all"])
-            .env("GNUPGHOME", self.home.path())
-            .status();
-    }
-}
 
 fn proxy(verify: &str, signer: &Signer) -> Proxy {
     Proxy::build()

@@ -34,6 +34,9 @@ pub struct Mirror {
     door: Mutex<Option<Door>>,
 }
 
+/// What a request, named by its path, changes: files that are put.
+type Hook = Box<dyn FnMut(&str) -> Vec<(String, File)> + Send>;
+
 /// What the connections share. Paths are kept decoded and without query.
 #[derive(Default)]
 struct Shelf {
@@ -41,6 +44,7 @@ struct Shelf {
     files: Mutex<HashMap<String, File>>,
     scripts: Mutex<HashMap<String, VecDeque<Fault>>>,
     log: Mutex<Vec<Arc<Entry>>>,
+    hook: Mutex<Option<Hook>>,
     connections: AtomicUsize,
 }
 
@@ -77,7 +81,7 @@ impl Mirror {
 
     /// Serves `file` at `path`; answers under way keep the old content.
     pub fn put(&self, path: &str, file: File) {
-        self.shelf.files.lock().unwrap().insert(path_of(path), file);
+        self.shelf.put(path, file);
     }
 
     /// Another word for `put`, where a test replaces what was there.
@@ -88,6 +92,12 @@ impl Mirror {
     /// 404 from here on.
     pub fn remove(&self, path: &str) {
         self.shelf.files.lock().unwrap().remove(&path_of(path));
+    }
+
+    /// Calls `hook` with the path of each request before it is answered, and puts what it returns,
+    /// in that order. One request at a time.
+    pub fn before_each(&self, hook: impl FnMut(&str) -> Vec<(String, File)> + Send + 'static) {
+        *self.shelf.hook.lock().unwrap() = Some(Box::new(hook));
     }
 
     /// What happens to the next requests of `path`, one fault each; added to
@@ -160,12 +170,25 @@ fn open_door(addr: SocketAddr, shelf: &Arc<Shelf>) -> Door {
 }
 
 impl Shelf {
+    fn put(&self, path: &str, file: File) {
+        self.files.lock().unwrap().insert(path_of(path), file);
+    }
+
+    fn call_hook(&self, path: &str) {
+        // Held to the end: what two requests change must not be mixed up.
+        let mut hook = self.hook.lock().unwrap();
+        for (path, file) in hook.as_mut().map(|hook| hook(path)).unwrap_or_default() {
+            self.put(&path, file);
+        }
+    }
+
     /// Answers the requests of one connection in order.
     fn serve(&self, stream: TcpStream) {
         let mut wire = BufReader::new(Wire::new(stream, self.tls.as_ref()));
         while let Ok(Some(asked)) = Asked::read(&mut wire) {
             let entry = Arc::new(Entry::new(&asked));
             self.log.lock().unwrap().push(entry.clone());
+            self.call_hook(&entry.path);
             let on = match self.answer(&asked, &entry.path) {
                 None => false,
                 Some(answer) => {
