@@ -249,6 +249,42 @@ fn an_answer_bears_the_marks_of_its_own_generation() {
     assert_eq!((reply.status, &*reply.body), (200, second.index().as_bytes()), "it changed");
 }
 
+#[test]
+fn what_is_begun_before_its_turn_is_of_the_given_generation_too() {
+    let given = generation(0);
+    let (mirror, proxy) = (mirror_of(&given), proxy());
+    let deb = format!("/debian/{}", given.deb_path("tool"));
+    let mut client = Connection::open(proxy.addr());
+    client.get(&proxy.url_for(&mirror, RELEASE));
+    publish(&mirror, &generation(1));
+    mirror.put(&deb, File::new(given.deb("tool")).rate(10_000));
+    // In one burst: the second is begun while the first is on its way.
+    let burst: String = [deb, packages()]
+        .iter()
+        .map(|path| {
+            let target = proxy.url_for(&mirror, path);
+            format!("GET {target} HTTP/1.1\r\nHost: cache\r\n\r\n")
+        })
+        .collect();
+    client.send_raw(burst.as_bytes());
+    assert_eq!(client.read_reply("GET").body, given.deb("tool"));
+    assert_eq!(client.read_reply("GET").body, given.index().as_bytes());
+    proxy.wait_landed();
+    assert_eq!(mirror.requests(&packages()).len(), 0, "nobody wanted what the mirror has now");
+}
+
+#[test]
+fn the_head_of_a_name_is_that_of_the_given_generation() {
+    let (given, next) = (generation(0), generation(1).package("more", "1.0", 100));
+    let (mirror, proxy) = (mirror_of(&given), proxy());
+    let mut client = Connection::open(proxy.addr());
+    client.get(&proxy.url_for(&mirror, RELEASE));
+    move_on(&proxy, &mirror, &next);
+    let head = client.request("HEAD", &proxy.url_for(&mirror, &packages()), &[]);
+    let length = given.index().len().to_string();
+    assert_eq!((head.status, head.header("content-length")), (200, Some(length.as_str())));
+}
+
 /// A mirror without by-hash names, and a cache over which its first state was fetched by name.
 fn used_without_by_hash() -> (Mirror, Proxy, LocalArchive) {
     let first = generation(0).without_by_hash();
@@ -468,9 +504,14 @@ fn all_is_well_over_the_cache(course: &Arc<Course>, pause: Duration, cold_may_fa
 
 /// How many of so many runs straight from the mirror were of two states.
 fn mixed_directly(course: &Arc<Course>, pause: Duration) -> usize {
-    let (mirror, _) = course.mirror(pause);
-    let base = format!("http://{}/debian", mirror.host());
-    (0..RUNS_EACH).filter(|_| is_mixed(&update_and_download(&course.apt(&base)))).count()
+    let run = |mirror: &Mirror| {
+        update_and_download(&course.apt(&format!("http://{}/debian", mirror.host())))
+    };
+    let (still, _) = course.mirror(Duration::MAX);
+    let control = run(&still);
+    assert!(control.ok, "a mirror that stands still: {}", control.output);
+    let (moving, _) = course.mirror(pause);
+    (0..RUNS_EACH).filter(|_| is_mixed(&run(&moving))).count()
 }
 
 #[test]

@@ -90,7 +90,7 @@ fn what_one_mirror_gave_is_a_hit_under_the_others() {
 fn what_lies_beside_the_archive_belongs_to_its_mirror_alone() {
     let mirrors = pair();
     let proxy = build(&mirrors).start();
-    for path in ["/other/pool/tool_1_all.deb", "/debian-security/pool/tool_1_all.deb"] {
+    for path in ["/other/pool/tool_1.orig.tar.xz", "/debian-security/pool/tool_1.orig.tar.xz"] {
         for (seed, mirror) in (1..).zip(&mirrors) {
             mirror.put(path, File::new(noise(seed, 100)));
             assert_eq!(fetch(&proxy, mirror, path).body, noise(seed, 100), "{path}");
@@ -148,7 +148,7 @@ fn groups_can_be_written_in_the_file() {
 const FILES: usize = 1000;
 
 fn file_path(number: usize) -> String {
-    format!("/debian/pool/main/t/tool/tool_{number}_all.deb")
+    format!("/debian/pool/main/t/tool/tool_{number}.orig.tar.xz")
 }
 
 fn stock(mirrors: &[Mirror; 2]) {
@@ -371,6 +371,24 @@ fn a_mirror_that_lags_behind_is_not_followed() {
     wait_until(PATIENCE, "the second mirror's new release file", || {
         fetch(&proxy, one, INRELEASE).body == newest.inrelease()
     });
+}
+
+#[test]
+fn what_a_release_file_names_may_come_from_another_mirror() {
+    let mirrors = pair();
+    let [one, two] = &mirrors;
+    let given = LocalArchive::new("demo").package("tool", "1.0", 100);
+    let next = LocalArchive::new("demo").package("tool", "2.0", 100).later(1);
+    publish(&given, &mirrors);
+    next.publish(two, "/debian");
+    let proxy = build(&mirrors).start();
+    let mut client = Connection::open(proxy.addr());
+    let release = client.get(&proxy.url_for(one, RELEASE));
+    assert_eq!(release.body, given.release().as_bytes(), "{}", release.reason);
+    one.stop();
+    let index = client.get(&proxy.url_for(one, &format!("/debian/{}", given.index_path())));
+    assert_eq!(String::from_utf8_lossy(&index.body), given.index(), "{}", index.reason);
+    assert_eq!(two.bodies(&format!("/debian/{}", given.by_hash_path())), 1);
 }
 
 fn said(output: &Output) -> String {

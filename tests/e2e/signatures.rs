@@ -290,6 +290,21 @@ fn halves_that_do_not_fit_are_never_handed_out() {
 }
 
 #[test]
+fn the_accepted_halves_outlive_the_process() {
+    let (mirror, signer) = (Mirror::start(), Signer::new("ed25519"));
+    let mut proxy = proxy("auto", &signer);
+    let (old, new) = (halves(9, &signer), halves(5, &signer));
+    put(&mirror, RELEASE, old.0.clone());
+    put(&mirror, RELEASE_GPG, old.1.clone());
+    assert_eq!(both(&proxy, &mirror), old);
+    proxy.restart();
+    put(&mirror, RELEASE, new.0.clone());
+    assert_eq!(both(&proxy, &mirror), old, "the new one has no signature yet");
+    mirror.stop();
+    assert_eq!(both(&proxy, &mirror), old, "the mirror is away");
+}
+
+#[test]
 fn a_detached_signature_that_stays_wrong_is_refused() {
     let (mirror, signer) = (Mirror::start(), Signer::new("ed25519"));
     let proxy = proxy("auto", &signer);
