@@ -450,6 +450,18 @@ const RUNS_EACH: usize = 10;
 /// what lies between the requests of apt, which checks a signature there.
 const PAUSE: Duration = Duration::from_millis(10);
 
+fn runs_of_one_client(course: &Course, base: &str, client: usize) {
+    let apt = course.apt(base);
+    for number in 0..RUNS_EACH {
+        // Some updates begin with what the one before left, some with nothing.
+        if number % 3 == 0 {
+            apt.clean_state();
+        }
+        let run = update_and_download(&apt);
+        assert!(run.ok && !is_mixed(&run), "client {client}, run {number}: {}", run.output);
+    }
+}
+
 /// Several clients at once, over the cache. All of their runs must be good, but for those before
 /// the first good one where `cold_may_fail`.
 fn all_is_well_over_the_cache(course: &Arc<Course>, pause: Duration, cold_may_fail: bool) {
@@ -472,18 +484,7 @@ fn all_is_well_over_the_cache(course: &Arc<Course>, pause: Duration, cold_may_fa
     thread::scope(|scope| {
         for client in 0..CLIENTS {
             let (course, base) = (&course, &base);
-            scope.spawn(move || {
-                let apt = course.apt(base);
-                for number in 0..RUNS_EACH {
-                    // Some updates begin with what the one before left, some with nothing.
-                    if number % 3 == 0 {
-                        apt.clean_state();
-                    }
-                    let run = update_and_download(&apt);
-                    let who = format!("client {client}, run {number}");
-                    assert!(run.ok && !is_mixed(&run), "{who}: {}", run.output);
-                }
-            });
+            scope.spawn(move || runs_of_one_client(course, base, client));
         }
     });
     let moves = moved.load(Ordering::SeqCst) - before;
