@@ -22,7 +22,7 @@ use seen::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::io::BufReader;
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use wire::Wire;
@@ -45,6 +45,7 @@ struct Shelf {
     scripts: Mutex<HashMap<String, VecDeque<Fault>>>,
     log: Mutex<Vec<Arc<Entry>>>,
     hook: Mutex<Option<Hook>>,
+    hangs_up: AtomicBool,
     connections: AtomicUsize,
 }
 
@@ -147,6 +148,11 @@ impl Mirror {
         self.shelf.connections.load(Ordering::SeqCst)
     }
 
+    /// From here on, or not any more: hangs up on whoever comes, and logs nothing.
+    pub fn hang_up(&self, on: bool) {
+        self.shelf.hangs_up.store(on, Ordering::SeqCst);
+    }
+
     /// Cuts all connections and refuses new ones.
     pub fn stop(&self) {
         self.door.lock().unwrap().take();
@@ -186,6 +192,9 @@ impl Shelf {
     fn serve(&self, stream: TcpStream) {
         let mut wire = BufReader::new(Wire::new(stream, self.tls.as_ref()));
         while let Ok(Some(asked)) = Asked::read(&mut wire) {
+            if self.hangs_up.load(Ordering::SeqCst) {
+                break;
+            }
             let entry = Arc::new(Entry::new(&asked));
             self.log.lock().unwrap().push(entry.clone());
             self.call_hook(&entry.path);
