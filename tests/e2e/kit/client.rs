@@ -196,7 +196,7 @@ impl Connection {
     }
 
     fn parse_head(&mut self) -> io::Result<Head> {
-        self.stream.fill_buf()?;
+        uninterrupted(|| self.stream.fill_buf().map(<[u8]>::len))?;
         let first_byte = self.asked.elapsed();
         let line = self.read_line()?;
         let mut words = line.splitn(3, ' ');
