@@ -16,7 +16,7 @@ use crate::engine::flight::{Flight, Flow, Interest, Landing};
 use crate::engine::judge::{Case, Judgement};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::Failure;
-use crate::engine::suites::{Generation, by_hash_url, bytes_of};
+use crate::engine::suites::{Generation, bytes_of, signature_url};
 use crate::engine::transfer::Transfer;
 use crate::index::Entry;
 use crate::mirror::{Body, Question};
@@ -84,7 +84,13 @@ impl Transfer {
             "Release" => self.signature(deadline).await,
             _ => None,
         };
-        let is_proven = match self.judgement(&file, signature.as_ref()).await {
+        // What belongs to it is fetched while it is judged: the mirror may be about to move on.
+        let generation = Generation::read(&file).unwrap_or_default();
+        let (judgement, may_follow) = tokio::join!(
+            self.judgement(&file, signature.as_ref()),
+            self.may_follow(flight, &generation),
+        );
+        let is_proven = match judgement {
             Judgement::Accepted { is_proven } => is_proven,
             Judgement::Refused(reason) => return Admission::Refused(reason),
             Judgement::Torn(reason) => return Admission::Torn(reason),
@@ -97,19 +103,19 @@ impl Transfer {
             let reason = "changed its release file while its signature was fetched";
             return Admission::Torn(reason.to_owned());
         }
-        let signed = signature.as_ref().map(|signature| signature.bytes.as_slice());
-        if let Some(generation) = Generation::read(&file, signed) {
-            if self.known.is_some() && !self.may_follow(flight, &generation).await {
-                let reason = "is between two states of the suite: its files do not fit together";
-                return Admission::Refused(reason.to_owned());
-            }
-            self.engine.suites.hold(digest, generation);
+        if !may_follow {
+            let reason = "is between two states of the suite: its files do not fit together";
+            return Admission::Torn(reason.to_owned());
         }
+        self.engine.suites.hold(digest, generation);
         Admission::Admitted(signature)
     }
 
     /// Fetching what the suite is made of may take long: meanwhile clients get its last state.
     async fn may_follow(&self, flight: &Arc<Flight>, generation: &Generation) -> bool {
+        if self.known.is_none() {
+            return true;
+        }
         // Nobody need wait for it to go on.
         let _interest = Interest::new(flight);
         let following = self.engine.may_follow(&self.target.key, generation);
@@ -147,8 +153,9 @@ impl Transfer {
 
     /// The signature that was stored with the release file that was accepted before.
     async fn accepted_signature(&self) -> Option<Blob> {
-        self.known.as_ref().filter(|_| self.target.file_name() == "Release")?;
-        let entry = self.engine.recorded(&signature_key(&self.target)).await?;
+        let known = self.known.as_ref().filter(|_| self.target.file_name() == "Release")?;
+        let (folder, _) = self.target.key.rsplit_once('/')?;
+        let entry = self.engine.recorded(&signature_url(folder, &known.entry.blob)).await?;
         let store = Arc::clone(&self.engine.store);
         tokio::task::spawn_blocking(move || store.read(&entry.blob).ok()?).await.ok()?
     }
@@ -184,9 +191,9 @@ impl Transfer {
         }
     }
 
-    /// Stores the signature under its own name, and under its digest for clients that are held to
-    /// it when another has taken that name.
-    pub(super) async fn keep_signature(&self, signature: Signature) {
+    /// Stores the signature of `release`: under its own name, and under one for clients that are held
+    /// to this release file when another's has taken that name.
+    pub(super) async fn keep_signature(&self, release: &Sha256, signature: Signature) {
         let digest = Sha256::of(&signature.bytes);
         let entry = Entry {
             blob: digest,
@@ -213,9 +220,9 @@ impl Transfer {
         };
         let plain = signature_key(&self.target);
         let folder = plain.rsplit_once('/').map_or("", |(folder, _)| folder);
-        for key in [by_hash_url(folder, "Release.gpg", &digest), plain.clone()] {
-            self.engine.memory.hold(&key, Arc::clone(&known));
+        for key in [signature_url(folder, release), plain.clone()] {
             self.engine.record(&key, &entry).await;
+            self.engine.memory.hold(&key, Arc::clone(&known));
         }
     }
 

@@ -13,6 +13,7 @@ pub mod plan;
 pub mod relayed;
 mod resume;
 mod suites;
+mod taint;
 mod transfer;
 mod writer;
 
@@ -40,6 +41,7 @@ use crate::engine::plan::{Freshness, Plan, Situation, plan};
 use crate::engine::relayed::Relayed;
 pub use crate::engine::suites::Client;
 use crate::engine::suites::Suites;
+use crate::engine::taint::Tainted;
 use crate::engine::transfer::Transfer;
 use crate::engine::writer::TAIL;
 use crate::index::{Entry, Expectation, Index, IndexError, Totals};
@@ -76,6 +78,7 @@ pub struct Engine {
     recheck_after_millis: AtomicU64,
     doubts: Doubts,
     suites: Suites,
+    tainted: Tainted,
     tasks: TaskTracker,
     metrics: EngineMetrics,
 }
@@ -143,6 +146,7 @@ impl Engine {
             recheck_after_millis: AtomicU64::new(0),
             doubts: Doubts::default(),
             suites: Suites::default(),
+            tainted: Tainted::default(),
             tasks: TaskTracker::new(),
             metrics: EngineMetrics::new(metrics),
         };
@@ -162,9 +166,11 @@ impl Engine {
     /// When there is no answer to be had.
     pub async fn serve(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
         let pinned = self.pinned(ask).await;
-        let served = self.answer(pinned.as_ref().unwrap_or(ask)).await;
-        let served = self.unless_expired(ask, served).await;
-        if let Ok(served) = &served {
+        let meant = pinned.as_ref().unwrap_or(ask);
+        let served = self.answer(meant).await;
+        let mut served = self.unless_expired(ask, served).await;
+        if let Ok(served) = &mut served {
+            served.only_whole = self.tainted.contains(&meant.target.key);
             self.remember_given(ask, served);
         }
         self.count(ask, &served);
@@ -354,6 +360,7 @@ impl Engine {
         if self.mirror.is_away(&ask.target) {
             // Nobody waits for what tells whether it is back.
             drop(self.board(ask, Some(&known), None));
+            known.fail();
             return Ok(stored(known, Outcome::Stale));
         }
         let confirming = self.fetch(ask, Some(&known));
@@ -405,7 +412,7 @@ impl Engine {
                 Landing::Flowing(flow) if !interest.flight().is_cut() => {
                     let mirror = Arc::clone(&self.mirror);
                     let follower = Box::new(Follower::new(flow, interest, mirror));
-                    return Ok(Served { content: Content::Flight(follower), outcome });
+                    return Ok(Served::new(Content::Flight(follower), outcome));
                 }
                 Landing::Flowing(_) => {}
                 Landing::Unstorable => return self.relay(ask).await,
@@ -452,7 +459,11 @@ impl Engine {
 
     /// Hands the question to the mirror and its answer to the client.
     async fn relay(&self, ask: &Ask) -> Result<Served, Failure> {
-        let question = Question { head_only: ask.head_only, headers: ask.headers.clone() };
+        let mut headers = ask.headers.clone();
+        if self.tainted.contains(&ask.target.key) {
+            headers.remove(header::RANGE);
+        }
+        let question = Question { head_only: ask.head_only, headers };
         let (_, answer) = self.ask_by_names(&ask.sources, &question).await?;
         let is_release = ask.kind == Kind::Release && !ask.head_only && answer.status == 200;
         if is_release && self.judge.demands_proof() {
@@ -480,8 +491,10 @@ impl Engine {
             }
             expected = Some(expectation.digest);
         }
+        let expected =
+            expected.map(|digest| (digest, ask.target.key.clone(), self.tainted.clone()));
         let relayed = Box::new(Relayed::new(answer, expected));
-        Ok(Served { content: Content::Relay(relayed), outcome: Outcome::Relayed })
+        Ok(Served::new(Content::Relay(relayed), Outcome::Relayed))
     }
 
     /// Asks for it under each of its names, until one is not refused.
@@ -561,7 +574,7 @@ fn without_index<T>(error: &IndexError) -> Option<T> {
 }
 
 fn stored(known: Arc<Known>, outcome: Outcome) -> Served {
-    Served { content: Content::Known(known), outcome }
+    Served::new(Content::Known(known), outcome)
 }
 
 /// A request whose turn has not come: while it is held, what it needs is under way.

@@ -5,10 +5,10 @@
 //! Where an archive has no by-hash names, the mirror's next state is followed only when what this
 //! site uses of it can be had: until then the state before goes on being served, whole.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -26,7 +26,7 @@ use crate::content::digest::{Expected, Sha256};
 use crate::engine::flight::State;
 use crate::engine::memory::now_seconds;
 use crate::engine::outcome::{Content, Served};
-use crate::engine::plan::{Freshness, Plan};
+use crate::engine::plan::Freshness;
 use crate::engine::{Ask, Engine, Sharing, without_index};
 use crate::store::Blob;
 
@@ -38,8 +38,8 @@ const LISTED_BYTES: usize = 160;
 const GIVEN_MAX: usize = 16 * 1024;
 /// For how long a client is held to what it was given: an `apt-get update` over a slow line.
 const GIVEN_FOR: Duration = Duration::from_hours(1);
-/// Suites of which it is remembered since when their mirror is between two states.
-const BEHIND_MAX: usize = 1024;
+/// Suites without by-hash names of which something is remembered.
+const SUITES_MAX: usize = 1024;
 /// For how long a mirror's next state is not followed because it is not whole. Then it is: somebody
 /// may need what there is of it.
 const BEHIND_FOR: Duration = Duration::from_hours(1);
@@ -62,7 +62,11 @@ pub(super) struct Suites {
     generations: Cache<Sha256, Arc<Generation>, Weight>,
     /// By client and the folder of the release file.
     given: Cache<(Recipient, Arc<str>), (Sha256, Instant)>,
+    /// Since when its mirror is between two states, by the suite's folder.
     behind: Cache<Arc<str>, Instant>,
+    /// What was asked for by name, by the suite's folder: what the index does not know since it could
+    /// not be had yet.
+    wanted: Cache<Arc<str>, Arc<Mutex<BTreeSet<String>>>>,
 }
 
 /// A client in one of the two ways to tell it.
@@ -81,8 +85,7 @@ impl Client {
 /// One state of a suite: what its release file says. One that can not be read says nothing.
 #[derive(Default)]
 pub(super) struct Generation {
-    /// By canonical path below the release file's folder; `Release.gpg` among them, where that is
-    /// known.
+    /// By canonical path below the release file's folder.
     files: HashMap<String, Listed>,
     by_hash: bool,
     /// Seconds since 1970.
@@ -104,7 +107,8 @@ impl Default for Suites {
         Self {
             generations: Cache::with_weighter(1024, GENERATIONS_BYTES_MAX, Weight),
             given: Cache::new(GIVEN_MAX),
-            behind: Cache::new(BEHIND_MAX),
+            behind: Cache::new(SUITES_MAX),
+            wanted: Cache::new(SUITES_MAX),
         }
     }
 }
@@ -136,6 +140,24 @@ impl Suites {
         client.recipients().into_iter().find_map(lately)
     }
 
+    /// Somebody asked for a file of the suite by its name.
+    fn want(&self, folder: &str, key: &str) {
+        let wanted = self.wanted.get(folder).unwrap_or_else(|| {
+            let wanted = Arc::default();
+            self.wanted.insert(folder.into(), Arc::clone(&wanted));
+            wanted
+        });
+        let mut wanted = wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        if wanted.len() < MEMBERS_MAX {
+            wanted.insert(key.to_owned());
+        }
+    }
+
+    fn wanted(&self, folder: &str) -> BTreeSet<String> {
+        let wanted = self.wanted.get(folder).unwrap_or_default();
+        wanted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Whether the suite's mirror has been between two states for so long that it is followed all
     /// the same.
     fn is_behind_for_too_long(&self, folder: &str) -> bool {
@@ -148,18 +170,11 @@ impl Suites {
 }
 
 impl Generation {
-    /// Reads a release file, and what is known of its signature where that is a file of its own.
-    pub(super) fn read(file: &[u8], signature: Option<&[u8]>) -> Option<Self> {
+    pub(super) fn read(file: &[u8]) -> Option<Self> {
         let release = Release::parse(&release::content(file).ok()?.text).ok()?;
-        let mut files: HashMap<String, Listed> =
-            release.files.into_iter().map(|file| (canonical_path(&file.path), file)).collect();
-        if let Some(signature) = signature {
-            let path = "Release.gpg".to_owned();
-            let digest = Expected::Sha256(Sha256::of(signature));
-            let size = Some(signature.len() as u64);
-            files.insert(path.clone(), Listed { path, size, digest });
-        }
-        Some(Self { files, by_hash: release.acquire_by_hash, valid_until: release.valid_until })
+        let (by_hash, valid_until) = (release.acquire_by_hash, release.valid_until);
+        let files = release.files.into_iter().map(|file| (canonical_path(&file.path), file));
+        Some(Self { files: files.collect(), by_hash, valid_until })
     }
 
     /// How the file at `path` below `folder` is asked for: under its digest.
@@ -175,11 +190,16 @@ impl Generation {
 }
 
 /// The name that a file of a suite has by its digest, whether the mirror knows it by that or not.
-pub(super) fn by_hash_url(folder: &str, path: &str, digest: &Sha256) -> String {
+fn by_hash_url(folder: &str, path: &str, digest: &Sha256) -> String {
     match path.rsplit_once('/') {
         Some((parent, _)) => format!("{folder}/{parent}/by-hash/SHA256/{digest}"),
         None => format!("{folder}/by-hash/SHA256/{digest}"),
     }
+}
+
+/// The name under which the signature of one state's `Release` is kept.
+pub(super) fn signature_url(folder: &str, release: &Sha256) -> String {
+    format!("{folder}/by-hash/SHA256/{release}.gpg")
 }
 
 fn is_release_file(ask: &Ask) -> bool {
@@ -207,10 +227,14 @@ impl Engine {
     /// The request as the release file that its client was given means it: for the file of that
     /// digest. `None`: as for anybody.
     pub(super) async fn pinned(&self, ask: &Ask) -> Option<Ask> {
-        let is_member = ask.kind == Kind::Index || ask.target.file_name() == "Release.gpg";
-        let is_plain =
-            ask.sharing == Sharing::Shared && ask.freshness != Freshness::Now && !ask.head_only;
-        let client = ask.client.filter(|_| is_member && is_plain)?;
+        let is_plain = ask.sharing == Sharing::Shared && ask.freshness != Freshness::Now;
+        let client = ask.client.filter(|_| is_plain)?;
+        if ask.target.file_name() == "Release.gpg" {
+            return self.signature_given(client, ask).await;
+        }
+        if ask.kind != Kind::Index {
+            return None;
+        }
         let key = ask.target.key.as_str();
         let mut folder = key;
         while let Some((parent, _)) = folder.rsplit_once('/') {
@@ -218,16 +242,23 @@ impl Engine {
             // The nearest release file that names it: some folders have small ones that name nothing.
             let Some(release) = self.suites.given(client, folder) else { continue };
             let path = key.strip_prefix(folder)?.strip_prefix('/')?;
-            let generation = self.generation(release).await;
-            let Some(pinned) = generation.and_then(|names| names.pin(ask, folder, path)) else {
-                continue;
-            };
-            let known = self.known(&pinned).await;
-            let can_be_had =
-                matches!(self.plan(&pinned, known.as_deref()), Plan::Serve | Plan::Fetch);
-            return can_be_had.then_some(pinned);
+            let Some(generation) = self.generation(release).await else { continue };
+            let Some(pinned) = generation.pin(ask, folder, path) else { continue };
+            if !generation.by_hash {
+                self.suites.want(folder, key);
+            }
+            return Some(pinned);
         }
         None
+    }
+
+    /// The signature of the `Release` that the client was given, if that is stored.
+    async fn signature_given(&self, client: Client, ask: &Ask) -> Option<Ask> {
+        let (folder, _) = ask.target.key.rsplit_once('/')?;
+        let release = self.suites.given(client, folder)?;
+        let target = Arc::new(Target::from_absolute(&signature_url(folder, &release)).ok()?);
+        let pinned = Ask { kind: Kind::ByHash(None), target, ..ask.clone() };
+        self.known(&pinned).await.map(|_| pinned)
     }
 
     /// What the release file `release` says: from memory, else from the store.
@@ -238,7 +269,7 @@ impl Engine {
         let store = Arc::clone(&self.store);
         let reading = tokio::task::spawn_blocking(move || {
             let bytes = bytes_of(&store.read(&release).ok()??)?;
-            Some(Generation::read(&bytes, None).unwrap_or_default())
+            Some(Generation::read(&bytes).unwrap_or_default())
         });
         let generation = Arc::new(reading.await.ok()??);
         self.suites.generations.insert(release, Arc::clone(&generation));
@@ -266,6 +297,7 @@ impl Engine {
     async fn has_members(self: &Arc<Self>, folder: &str, next: &Generation) -> bool {
         let used = self.index.names_below(&format!("{folder}/"), MEMBERS_MAX).await;
         let used = used.unwrap_or_else(|error| without_index(&error).unwrap_or_default());
+        let used: BTreeSet<String> = self.suites.wanted(folder).into_iter().chain(used).collect();
         let asks: Vec<Ask> = used
             .iter()
             .filter_map(|key| {

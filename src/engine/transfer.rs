@@ -13,7 +13,7 @@ use crate::archive::target::Target;
 use crate::content::digest::Expected;
 use crate::content::validators::http_date;
 use crate::engine::Engine;
-use crate::engine::admission::{Admission, RELEASE_BUDGET, RELEASE_MAX, Signature};
+use crate::engine::admission::{Admission, RELEASE_BUDGET, RELEASE_MAX};
 use crate::engine::flight::{Departure, Flight, Flow, Landing, State};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::{Failure, Meta};
@@ -106,10 +106,14 @@ impl Transfer {
             let digest = arrived.written.verdict.sha256;
             match self.admit(flight, &arrived.flow, digest, deadline).await {
                 Admission::Admitted(signature) => {
+                    // Its clients ask for it at once.
+                    if let Some(signature) = signature {
+                        self.keep_signature(&digest, signature).await;
+                    }
                     let flow = Arc::new(Flow { digest: Some(digest), ..(*arrived.flow).clone() });
                     flight.land(Landing::Flowing(Arc::clone(&flow)));
                     arrived.tell(flight);
-                    return Some(Arrived { flow, signature, ..arrived });
+                    return Some(Arrived { flow, ..arrived });
                 }
                 Admission::Older(known) => {
                     let url = &self.target.url;
@@ -302,7 +306,7 @@ impl Transfer {
         };
         match ended {
             Ok(written) => {
-                let arrived = Arrived { flow, written, signature: None };
+                let arrived = Arrived { flow, written };
                 if !self.is_for_admission() {
                     arrived.tell(flight);
                 }
@@ -328,6 +332,7 @@ impl Transfer {
             return Ok(written);
         }
         self.blame(&flow.source, &flow.origin);
+        self.engine.tainted.add(&self.target.key);
         let host = &self.target.authority.host;
         Err(End::Cut(if self.has_moved_on(&flow.source) {
             format!("{host} {MOVED_ON}")
@@ -396,7 +401,7 @@ impl Transfer {
     /// Commits what was written and remembers it. A volume or index that fails costs the storing,
     /// never the clients, who have their bytes.
     async fn keep(&self, arrived: Arrived) {
-        let Arrived { flow, written, signature } = arrived;
+        let Arrived { flow, written } = arrived;
         if !flow.stored {
             return;
         }
@@ -423,9 +428,6 @@ impl Transfer {
             Ok(known) => {
                 self.engine.metrics.stored_bytes.inc_by(size);
                 self.engine.learner.offer(&self.target.key, &known);
-                if let Some(signature) = signature {
-                    self.keep_signature(signature).await;
-                }
                 self.remember(Arc::new(known), &flow.source).await;
             }
             Err(error) => {
@@ -476,8 +478,6 @@ struct Arrival {
 struct Arrived {
     flow: Arc<Flow>,
     written: Written,
-    /// That of a release file which is signed by another.
-    signature: Option<Signature>,
 }
 
 impl Arrived {

@@ -35,6 +35,9 @@ const REDIRECTS_MAX: usize = 5;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For how long one that is away is waited for, to see whether it is back.
 const PROBE_BUDGET: Duration = Duration::from_secs(5);
+/// For how long it is waited for in between: enough for one that is back and near, and little to lose
+/// with each request where it is not.
+const GLANCE_BUDGET: Duration = Duration::from_secs(1);
 /// How often a question is asked when mirrors fail in ways that pass.
 const ATTEMPTS_MAX: u32 = 4;
 /// Before the second attempt; doubled for each further one.
@@ -170,8 +173,8 @@ impl Mirror {
     /// be reached, are silent, or answer 500, 502, 503 or 504. The last such answer is handed on.
     ///
     /// # Errors
-    /// When no attempt got an answer within the budget, when the host may not be asked, or at once
-    /// when it is away.
+    /// When no attempt got an answer within the budget, which is small for one that is away, or when
+    /// the host may not be asked.
     pub async fn ask(&self, target: &Target, question: &Question) -> Result<Answer, MirrorError> {
         if self.is_offline() {
             return Err(MirrorError::offline(&target.authority.host));
@@ -181,17 +184,18 @@ impl Mirror {
         let mut attempt = 1;
         loop {
             let (standing, order) = self.in_order(&sources);
-            match standing {
-                Standing::Well | Standing::Benched => {}
-                Standing::ToBeProbed => deadline = deadline.min(Instant::now() + PROBE_BUDGET),
-                // The first attempts found out: the others are for those who come back soon.
-                Standing::Away if attempt > 1 => {}
-                Standing::Away => return Err(MirrorError::away(&target.authority.host)),
+            let probe = match standing {
+                Standing::ToBeProbed => Some(PROBE_BUDGET),
+                Standing::Away if attempt == 1 => Some(GLANCE_BUDGET),
+                // These attempts found it out: they are for one that comes back soon.
+                Standing::Well | Standing::Benched | Standing::Away => None,
+            };
+            if let Some(budget) = probe {
+                deadline = deadline.min(Instant::now() + budget);
             }
             let answered = self.ask_around(&order, question, deadline).await;
-            let is_probe = standing == Standing::ToBeProbed;
             if let Some(is_silent) = silence(&answered)
-                && (attempt > 1 || is_probe)
+                && (attempt > 1 || standing == Standing::ToBeProbed)
             {
                 for source in &sources {
                     self.health.is_gone(&source.origin, is_silent, Instant::now());
@@ -199,8 +203,13 @@ impl Mirror {
             }
             let pause = BACKOFF * 2_u32.pow(attempt - 1);
             let out_of_time = Instant::now() + pause >= deadline;
-            if !is_trouble(&answered) || attempt == ATTEMPTS_MAX || out_of_time || is_probe {
-                return answered;
+            match answered {
+                Err(_) if probe.is_some() => {
+                    return Err(MirrorError::away(&target.authority.host));
+                }
+                answered if !is_trouble(&answered) => return answered,
+                answered if attempt == ATTEMPTS_MAX || out_of_time => return answered,
+                _ => {}
             }
             tracing::debug!(host = target.authority.host, attempt, "asking the mirror again");
             sleep(pause).await;

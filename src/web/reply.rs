@@ -58,8 +58,9 @@ pub(super) async fn served(
 ) -> warp::reply::Response {
     let outcome = served.outcome;
     // RFC 9110 §14.2: a range means something to GET alone.
+    let only_whole = head_only || served.only_whole;
     let portion = |meta: &Meta| match portion(asked, meta) {
-        Portion::Part(_) | Portion::Unsatisfiable if head_only => Portion::Whole,
+        Portion::Part(_) | Portion::Unsatisfiable if only_whole => Portion::Whole,
         portion => portion,
     };
     match served.content {
