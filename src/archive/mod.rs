@@ -13,3 +13,4 @@ pub mod packages;
 pub mod release;
 pub mod signature;
 pub mod target;
+pub mod version;
