@@ -117,10 +117,10 @@ impl Judge {
     fn check_signature(&self, case: &Case<'_>) -> Verdict {
         let keyring = &self.config.keyring;
         match (release::content(case.file), case.detached) {
-            (Ok(content), Some(signature)) if content.signature.is_none() => {
+            (Ok(content), Some(signature)) if !content.is_signed => {
                 keyring.check_detached(case.file, signature, case.now)
             }
-            (Ok(content), None) if content.signature.is_none() => Verdict::Unsigned,
+            (Ok(content), None) if !content.is_signed => Verdict::Unsigned,
             _ => keyring.check_inline(case.file, case.now),
         }
     }
