@@ -1,5 +1,6 @@
 //! What to do with a request: known? → plan → serve, revalidate, fetch or relay.
 
+mod difference;
 mod doubt;
 pub mod flight;
 pub mod follower;
@@ -9,6 +10,7 @@ pub mod memory;
 mod metrics;
 pub mod outcome;
 pub mod plan;
+mod reading;
 pub mod relayed;
 mod resume;
 mod transfer;
