@@ -1,9 +1,10 @@
-//! What a list says now against what it said before. What it named is remembered by hashes alone: a
-//! list may have half a million names of 4 kB each, and 64,000 of them cost 4 MB here.
+//! What a list says now against what it said before, in little memory: names are compared by their
+//! hashes, and only those of before are held, in one piece.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher as _, RandomState};
+use std::ops::Range;
 
 use tokio::sync::mpsc;
 
@@ -15,7 +16,7 @@ use crate::index::{Change, Expectation};
 pub(super) const NAMES_MAX: usize = 500_000;
 /// The most bytes of the names of one list, of now and of before: the index keeps them. Those of
 /// Debian's sources take 15 MB.
-pub(super) const NAME_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub(super) const NAME_BYTES_MAX: u32 = 64 * 1024 * 1024;
 /// Changes written in one transaction, so that other writes get their turn.
 pub(super) const BATCH: usize = 2000;
 /// Bytes of names in one transaction: batches of long names are smaller ones.
@@ -29,13 +30,14 @@ pub(super) struct Said {
     hashers: [RandomState; 2],
     before: Bounds,
     now: Bounds,
-    /// Names of before that are not said again, so far.
-    left_out: usize,
+    /// The names of before, one after another.
+    text: String,
 }
 
 struct Saying {
     expectation: u64,
-    is_of_now: bool,
+    /// Where its name is in the text, until it is said again.
+    left_out: Option<Range<u32>>,
 }
 
 /// What is new about something that is said.
@@ -53,12 +55,11 @@ impl Said {
     /// # Errors
     /// When that was too much.
     pub(super) fn take_before(&mut self, key: &str, what: &Expectation) -> Result<(), Refusal> {
+        let start = self.before.bytes;
         self.before.count(key)?;
-        let expectation = self.hash_of(what);
-        let saying = Saying { expectation, is_of_now: false };
-        if self.names.insert(self.name_of(key), saying).is_none() {
-            self.left_out += 1;
-        }
+        self.text.push_str(key);
+        let left_out = Some(start..self.before.bytes);
+        self.names.insert(self.name_of(key), Saying { expectation: self.hash_of(what), left_out });
         Ok(())
     }
 
@@ -66,29 +67,24 @@ impl Said {
     fn take(&mut self, key: &str, what: &Expectation) -> Result<News, Refusal> {
         self.now.count(key)?;
         let expectation = self.hash_of(what);
-        let now = Saying { expectation, is_of_now: true };
+        let now = Saying { expectation, left_out: None };
         match self.names.entry(self.name_of(key)) {
             Entry::Vacant(place) => {
                 place.insert(now);
                 Ok(News::Some)
             }
-            Entry::Occupied(known) if known.get().is_of_now => Ok(News::None),
+            Entry::Occupied(known) if known.get().left_out.is_none() => Ok(News::None),
             Entry::Occupied(mut known) => {
-                self.left_out -= 1;
                 let before = known.insert(now);
                 Ok(if before.expectation == expectation { News::None } else { News::Some })
             }
         }
     }
 
-    /// Whether anything was said before and is not any more.
-    pub(super) fn has_left_out_any(&self) -> bool {
-        self.left_out > 0
-    }
-
-    /// Whether this was said before and is not any more.
-    pub(super) fn has_left_out(&self, key: &str) -> bool {
-        self.names.get(&self.name_of(key)).is_some_and(|saying| !saying.is_of_now)
+    /// What was said before and is not any more.
+    pub(super) fn left_out(&self) -> impl Iterator<Item = &str> {
+        let spans = self.names.values().filter_map(|saying| saying.left_out.as_ref());
+        spans.filter_map(|span| self.text.get(span.start as usize..span.end as usize))
     }
 
     fn name_of(&self, key: &str) -> [u64; 2] {
@@ -105,13 +101,14 @@ impl Said {
 #[derive(Default)]
 struct Bounds {
     names: usize,
-    bytes: usize,
+    bytes: u32,
 }
 
 impl Bounds {
     fn count(&mut self, name: &str) -> Result<(), Refusal> {
         self.names += 1;
-        self.bytes += name.len();
+        let length = u32::try_from(name.len()).unwrap_or(u32::MAX);
+        self.bytes = self.bytes.saturating_add(length);
         if self.names > NAMES_MAX || self.bytes > NAME_BYTES_MAX {
             return Err(Refusal::TooMuch);
         }
@@ -199,9 +196,8 @@ mod tests {
                 set.push(format!("{key}={}", content.unwrap().1));
             }
         }
-        let keys = before.iter().map(|(key, _)| (*key).to_owned());
-        let left_out: Vec<String> = keys.filter(|key| said.has_left_out(key)).collect();
-        assert_eq!(said.has_left_out_any(), !left_out.is_empty());
+        let mut left_out: Vec<String> = said.left_out().map(str::to_owned).collect();
+        left_out.sort();
         (set, left_out)
     }
 
@@ -239,7 +235,7 @@ mod tests {
         let mut bounds = Bounds { names: NAMES_MAX - 1, bytes: 0 };
         assert!(bounds.count("a").is_ok());
         assert!(matches!(bounds.count("a"), Err(Refusal::TooMuch)));
-        let long = "a".repeat(NAME_BYTES_MAX / 2);
+        let long = "a".repeat(NAME_BYTES_MAX as usize / 2);
         let mut said = Said::default();
         for is_ok in [true, true, false] {
             assert_eq!(said.take(&long, &what).is_ok(), is_ok);

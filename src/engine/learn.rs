@@ -210,9 +210,7 @@ impl Student {
             }
             outcome => outcome?,
         };
-        if said.has_left_out_any() {
-            changes += self.unsay(list, &said).await?;
-        }
+        changes += self.unsay(list, &said).await?;
         self.index.finish(list, &job.digest, now_seconds()).await.map_err(Refusal::Index)?;
         if changes > 0 {
             self.knowledge.fetch_add(1, Ordering::Release);
@@ -250,16 +248,11 @@ impl Student {
     /// Takes out of the index what the list does not say any more, and counts it.
     async fn unsay(&self, list: &str, said: &Said) -> Result<usize, Refusal> {
         let mut changes = 0;
-        let mut unset = Vec::new();
-        let mut pages = Pages::of(self, list);
-        while let Some(page) = pages.next().await? {
-            let keys = page.into_iter().map(|(key, _)| key);
-            unset.extend(keys.filter(|key| said.has_left_out(key)));
-            if unset.len() >= BATCH {
-                changes += self.unset(list, std::mem::take(&mut unset)).await?;
-            }
+        let mut left_out = said.left_out().map(str::to_owned).peekable();
+        while left_out.peek().is_some() {
+            changes += self.unset(list, left_out.by_ref().take(BATCH).collect()).await?;
         }
-        Ok(changes + self.unset(list, unset).await?)
+        Ok(changes)
     }
 
     /// Takes all out of the index that the list says.
@@ -273,10 +266,8 @@ impl Student {
 
     async fn unset(&self, list: &str, unset: Vec<String>) -> Result<usize, Refusal> {
         let count = unset.len();
-        if count > 0 {
-            let change = Change { set: Vec::new(), unset };
-            self.index.learn(list, change).await.map_err(Refusal::Index)?;
-        }
+        let change = Change { set: Vec::new(), unset };
+        self.index.learn(list, change).await.map_err(Refusal::Index)?;
         Ok(count)
     }
 
