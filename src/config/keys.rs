@@ -170,7 +170,8 @@ pub static KEYS: [Key; 19] = [
         "archive.keyring",
         "",
         "Files, or folders of files, with keys that archives sign with, a list; besides those in \
-         /usr/share/keyrings, /etc/apt/keyrings and /etc/apt/trusted.gpg.d.",
+         /usr/share/keyrings, /etc/apt/keyrings, /etc/apt/trusted.gpg.d and \
+         /etc/apt/trusted.gpg.",
     ),
     key(
         "archive.groups",

@@ -138,10 +138,10 @@ impl Judge {
 
 fn check(keyring: &Keyring, file: &[u8], detached: Option<&[u8]>, now: i64) -> Verdict {
     match (release::content(file), detached) {
-        (Ok(content), Some(signature)) if content.signature.is_none() => {
+        (Ok(content), Some(signature)) if !content.is_signed => {
             keyring.check_detached(file, signature, now)
         }
-        (Ok(content), None) if content.signature.is_none() => Verdict::Unsigned,
+        (Ok(content), None) if !content.is_signed => Verdict::Unsigned,
         _ => keyring.check_inline(file, now),
     }
 }

@@ -1,6 +1,7 @@
 //! What to do with a request: known? → plan → serve, revalidate, fetch or relay.
 
 mod admission;
+mod difference;
 mod doubt;
 pub mod flight;
 pub mod follower;
@@ -10,6 +11,7 @@ pub mod memory;
 mod metrics;
 pub mod outcome;
 pub mod plan;
+mod reading;
 pub mod relayed;
 mod resume;
 mod suites;

@@ -87,8 +87,13 @@ pub trait Index: Send + Sync {
     /// The blob from which `list` was last learnt in full.
     async fn learnt(&self, list: &str) -> Result<Option<Sha256>, IndexError>;
 
-    /// Everything that `list` says.
-    async fn said_by(&self, list: &str) -> Result<Vec<(String, Expectation)>, IndexError>;
+    /// What `list` says of keys greater than `after`, by key and at most `limit`; all, page by page.
+    async fn said_by(
+        &self,
+        list: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<(String, Expectation)>, IndexError>;
 
     /// Changes what `list` says. A change that is broken off half-way is made whole by the next
     /// learning: until [`Index::finish`] the list counts as not learnt.

@@ -129,6 +129,24 @@ fn an_expired_release_file_is_refused() {
 }
 
 #[test]
+fn another_spelling_of_the_frame_hides_no_date() {
+    let (mirror, signer) = (Mirror::start(), Signer::new("ed25519"));
+    let expired = signer.clearsign(&release(9, "Valid-Until: YESTERDAY\n"));
+    let expired = String::from_utf8(expired).unwrap();
+    let proxy = proxy("auto", &signer);
+    for spelling in ["Hash:SHA512\n\n", "Hash: SHA512\n \n"] {
+        put(&mirror, INRELEASE, expired.replace("Hash: SHA512\n\n", spelling));
+        let reply = fetch(&proxy, &mirror, INRELEASE);
+        assert!(
+            reply.reason.contains("expired"),
+            "{spelling:?}: {} {}",
+            reply.status,
+            reply.reason
+        );
+    }
+}
+
+#[test]
 fn the_machines_own_archive_is_good_as_it_is() {
     let archive = HostArchive::read();
     let mut allowed = archive.hosts();
@@ -150,11 +168,17 @@ fn a_keyring_that_is_none_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("not-a-keyring.gpg");
     fs::write(&file, "hello").unwrap();
-    for path in [file, folder.path().join("missing.gpg")] {
+    // Larger than any memory, though it takes no room.
+    let large = folder.path().join("large.gpg");
+    fs::File::create(&large).unwrap().set_len(1 << 42).unwrap();
+    let missing = folder.path().join("missing.gpg");
+    for (path, why) in [(file, "no OpenPGP"), (large, "larger than"), (missing, "No such file")] {
         let run = aptmesh().arg("config").env("APTMESH_ARCHIVE_KEYRING", &path).output().unwrap();
         let complaint = String::from_utf8_lossy(&run.stderr).into_owned();
         assert_eq!(run.status.code(), Some(78), "{complaint}");
-        assert!(complaint.contains("archive.keyring") && complaint.contains(".gpg"), "{complaint}");
+        for part in ["archive.keyring", ".gpg", why] {
+            assert!(complaint.contains(part), "{complaint}");
+        }
     }
 }
 

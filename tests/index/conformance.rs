@@ -135,7 +135,7 @@ async fn finds_a_blob_under_any_name(index: &impl Index) {
 
 async fn knows_what_lists_say(index: &impl Index) {
     assert_eq!(index.expectation("http://m/a").await.unwrap(), None);
-    assert_eq!(index.said_by("http://m/list").await.unwrap(), vec![]);
+    assert_eq!(index.said_by("http://m/list", "", 9).await.unwrap(), vec![]);
     let digests =
         [Expected::Sha1([1; 20]), Expected::Sha256(Sha256::of(b"x")), Expected::Sha512([5; 64])];
     let set: Vec<(String, Expectation)> = digests
@@ -151,9 +151,14 @@ async fn knows_what_lists_say(index: &impl Index) {
     for (key, expectation) in &set {
         assert_eq!(index.expectation(key).await.unwrap(), Some(*expectation));
     }
-    let mut said = index.said_by("http://m/list").await.unwrap();
-    said.sort_by(|one, other| one.0.cmp(&other.0));
-    assert_eq!(said, set);
+    for (after, limit, said) in [
+        ("", 9, &set[..]),
+        ("", 2, &set[..2]),
+        ("http://m/1", 9, &set[2..]),
+        ("http://m/2", 9, &[]),
+    ] {
+        assert_eq!(index.said_by("http://m/list", after, limit).await.unwrap(), said, "{after}");
+    }
     assert_eq!(index.totals().await.unwrap().expectations, 3);
 
     let change = Change {

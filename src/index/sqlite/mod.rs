@@ -207,9 +207,16 @@ impl Index for SqliteIndex {
         self.reader.call("look up a list", move |c| expectations::learnt(c, &list)).await
     }
 
-    async fn said_by(&self, list: &str) -> Result<Vec<(String, Expectation)>, IndexError> {
-        let list = list.to_owned();
-        self.writer.call("read a list", move |c| expectations::said_by(c, &list)).await
+    async fn said_by(
+        &self,
+        list: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<(String, Expectation)>, IndexError> {
+        let (list, after) = (list.to_owned(), after.to_owned());
+        self.writer
+            .call("read a list", move |c| expectations::said_by(c, &list, &after, limit))
+            .await
     }
 
     async fn learn(&self, list: &str, change: Change) -> Result<(), IndexError> {
