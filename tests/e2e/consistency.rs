@@ -448,7 +448,7 @@ const CLIENTS: usize = 3;
 const RUNS_EACH: usize = 10;
 /// Longer than the cache takes from one request to the next one that belongs to it, shorter than
 /// what lies between the requests of apt, which checks a signature there.
-const PAUSE: Duration = Duration::from_millis(10);
+const PAUSE: Duration = Duration::from_millis(30);
 
 fn runs_of_one_client(course: &Course, base: &str, client: usize) {
     let apt = course.apt(base);
