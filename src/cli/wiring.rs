@@ -32,14 +32,14 @@ pub(super) fn build(
     let metrics = Metrics::default();
     let store = Arc::new(Store::open(&config.store));
     let mirror = Arc::new(Mirror::new(&config.mirror, &metrics)?);
-    let engine = Arc::new(Engine::new(
+    let engine = Engine::new(
         &config.engine,
         open_index(&config.index)?,
         store,
         Arc::clone(&mirror),
         &metrics,
         background,
-    ));
+    );
     let proxy = Arc::new(Proxy::new(
         Arc::clone(&engine),
         config.clients.clone(),

@@ -165,6 +165,11 @@ impl Flight {
         drop(progress.wait_for(|progress| progress.state != State::Running).await);
     }
 
+    /// Whether at most one wants it.
+    pub(super) fn is_wanted_by_one(&self) -> bool {
+        *self.interest.borrow() <= 1
+    }
+
     /// Waits until nobody has wanted the flight for a while.
     pub(super) async fn abandoned(&self) {
         let mut interest = self.interest.subscribe();

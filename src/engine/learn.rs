@@ -18,6 +18,7 @@ use crate::archive::release::ReleaseError;
 use crate::content::digest::{Expected, Sha256};
 use crate::engine::difference::{BATCH, Difference, NAME_BYTES_MAX, NAMES_MAX, Said};
 use crate::engine::memory::{Known, now_seconds};
+use crate::engine::prefetch::{NEWS_MAX, Prefetcher};
 use crate::engine::reading;
 use crate::index::{Change, Expectation, Index, IndexError};
 use crate::store::Blob;
@@ -49,6 +50,7 @@ impl Learner {
     pub(super) fn start(
         index: Arc<dyn Index>,
         knowledge: Arc<AtomicU64>,
+        prefetcher: Arc<Prefetcher>,
         metrics: &Metrics,
         tasks: &TaskTracker,
     ) -> Self {
@@ -56,6 +58,7 @@ impl Learner {
         let student = Student {
             index,
             knowledge,
+            prefetcher,
             seen: HashSet::new(),
             early: Vec::new(),
             learnt: metrics.counters(
@@ -111,6 +114,7 @@ impl Refusal {
 struct Student {
     index: Arc<dyn Index>,
     knowledge: Arc<AtomicU64>,
+    prefetcher: Arc<Prefetcher>,
     seen: HashSet<(String, Sha256)>,
     /// Lists that came before their release file was learnt, oldest first.
     early: Vec<Job>,
@@ -194,15 +198,16 @@ impl Student {
     /// The number of changes; `None` if this very file was learnt before.
     async fn learn(&self, job: &Job) -> Result<Option<usize>, Refusal> {
         let list = &job.list.key;
-        if self.index.learnt(list).await.map_err(Refusal::Index)? == Some(job.digest) {
+        let learnt = self.index.learnt(list).await.map_err(Refusal::Index)?;
+        if learnt == Some(job.digest) {
             return Ok(None);
         }
         if job.list.kind != ListKind::Release && !self.is_current(job).await? {
             return Err(Refusal::NotCurrent);
         }
         let said = self.said_before(list).await?;
-        let mut changes = 0;
-        let said = match self.take_in(job, said, &mut changes).await {
+        let (mut changes, mut news) = (0, Vec::new());
+        let said = match self.take_in(job, said, &mut changes, &mut news).await {
             // Half of a list counts for nothing, and would be in the way of the next.
             Err(refusal) if changes > 0 && refusal.is_final() => {
                 self.forget(list).await?;
@@ -214,6 +219,10 @@ impl Student {
         self.index.finish(list, &job.digest, now_seconds()).await.map_err(Refusal::Index)?;
         if changes > 0 {
             self.knowledge.fetch_add(1, Ordering::Release);
+        }
+        // A list that is new to us has no news: all of it is old.
+        if learnt.is_some() && job.list.kind == ListKind::Packages {
+            self.prefetcher.offer(&job.list.base, news);
         }
         Ok(Some(changes))
     }
@@ -233,16 +242,31 @@ impl Student {
     }
 
     /// Writes what the list says now and did not say before, and counts it.
-    async fn take_in(&self, job: &Job, said: Said, changes: &mut usize) -> Result<Said, Refusal> {
+    async fn take_in(
+        &self,
+        job: &Job,
+        said: Said,
+        changes: &mut usize,
+        news: &mut Vec<(String, u64)>,
+    ) -> Result<Said, Refusal> {
         let (batches, mut written) = mpsc::channel(BATCHES_MAX);
         let difference = Difference::new(said, batches);
         let Job { list, blob, .. } = job.clone();
         let reading = tokio::task::spawn_blocking(move || reading::read(&list, &blob, difference));
         while let Some(change) = written.recv().await {
             *changes += change.set.len();
+            self.note_news(&change, news);
             self.index.learn(&job.list.key, change).await.map_err(Refusal::Index)?;
         }
         reading.await.map_err(Refusal::Interrupted)?
+    }
+
+    fn note_news(&self, change: &Change, news: &mut Vec<(String, u64)>) {
+        if self.prefetcher.is_on() {
+            let room = NEWS_MAX.saturating_sub(news.len());
+            let sized = change.set.iter().filter_map(|(key, what)| Some((key.clone(), what.size?)));
+            news.extend(sized.take(room));
+        }
     }
 
     /// Takes out of the index what the list does not say any more, and counts it.

@@ -11,6 +11,7 @@ pub mod memory;
 mod metrics;
 pub mod outcome;
 pub mod plan;
+pub mod prefetch;
 mod reading;
 pub mod relayed;
 mod resume;
@@ -40,6 +41,7 @@ use crate::engine::memory::{Known, Memory};
 pub use crate::engine::metrics::EngineMetrics;
 use crate::engine::outcome::{Content, Failure, Outcome, Served};
 use crate::engine::plan::{Freshness, Plan, Situation, plan};
+use crate::engine::prefetch::Prefetcher;
 use crate::engine::relayed::Relayed;
 pub use crate::engine::suites::Client;
 use crate::engine::suites::Suites;
@@ -64,6 +66,8 @@ pub struct Config {
     pub recheck_after: Duration,
     /// How release files are judged.
     pub judge: judge::Config,
+    /// What is fetched before anybody asks.
+    pub prefetch: prefetch::Config,
 }
 
 /// The engine: one for all surfaces.
@@ -75,6 +79,7 @@ pub struct Engine {
     /// How often something was learnt: what was checked before has to be checked again.
     knowledge: Arc<AtomicU64>,
     learner: Learner,
+    prefetcher: Arc<Prefetcher>,
     judge: Judge,
     flights: Arc<Flights>,
     recheck_after_millis: AtomicU64,
@@ -116,6 +121,8 @@ pub struct Ask {
     pub headers: HeaderMap,
     /// Who asks; `None`: we ourselves.
     pub client: Option<Client>,
+    /// The most bytes a second that are taken of the mirror while nobody else wants them.
+    pub pace: Option<u64>,
     /// Whether a flight was begun for it before its turn: then it is a miss, even if that flight
     /// has landed by now.
     pub begun_early: bool,
@@ -131,18 +138,26 @@ impl Engine {
         mirror: Arc<Mirror>,
         metrics: &Metrics,
         background: &TaskTracker,
-    ) -> Self {
+    ) -> Arc<Self> {
         // Nothing that is loaded counts as checked against state 0.
         let knowledge = Arc::new(AtomicU64::new(1));
-        let learner =
-            Learner::start(Arc::clone(&index), Arc::clone(&knowledge), metrics, background);
-        let engine = Self {
+        let (prefetcher, errands) = Prefetcher::new(&config.prefetch, metrics);
+        let prefetcher = Arc::new(prefetcher);
+        let learner = Learner::start(
+            Arc::clone(&index),
+            Arc::clone(&knowledge),
+            Arc::clone(&prefetcher),
+            metrics,
+            background,
+        );
+        let engine = Arc::new(Self {
             index,
             store,
             mirror,
             memory: Memory::default(),
             knowledge,
             learner,
+            prefetcher,
             judge: Judge::new(config.judge.clone(), metrics),
             flights: Arc::default(),
             recheck_after_millis: AtomicU64::new(0),
@@ -151,7 +166,10 @@ impl Engine {
             tainted: Tainted::default(),
             tasks: TaskTracker::new(),
             metrics: EngineMetrics::new(metrics),
-        };
+        });
+        if let Some(errands) = errands {
+            errands.start(Arc::downgrade(&engine), background);
+        }
         engine.set_recheck_after(config.recheck_after);
         engine
     }
@@ -174,6 +192,7 @@ impl Engine {
         if let Ok(served) = &mut served {
             served.only_whole = self.tainted.contains(&meant.target.key);
             self.remember_given(ask, served);
+            self.prefetcher.was_used(&meant.target.key);
         }
         self.count(ask, &served);
         served
@@ -448,6 +467,7 @@ impl Engine {
             kind: ask.kind,
             expectation,
             known: known.cloned(),
+            pace: ask.pace,
             via: ask.headers.get_all(header::VIA).iter().cloned().collect(),
         };
         self.metrics.flights.inc();

@@ -23,9 +23,9 @@ use crate::archive::listed::Listed;
 use crate::archive::release::{self, Release};
 use crate::archive::target::{Target, canonical_path};
 use crate::content::digest::{Expected, Sha256};
-use crate::engine::flight::State;
+use crate::engine::flight::{Landing, State};
 use crate::engine::memory::now_seconds;
-use crate::engine::outcome::{Content, Served};
+use crate::engine::outcome::{Content, Failure, Served};
 use crate::engine::plan::Freshness;
 use crate::engine::{Ask, Engine, Sharing, without_index};
 use crate::store::Blob;
@@ -322,7 +322,14 @@ impl Engine {
         let expectation = self.expectation(ask).await;
         let Ok((interest, _)) = self.board(ask, None, expectation) else { return false };
         interest.flight().over().await;
-        interest.flight().progress().borrow().state == State::Whole
+        match interest.flight().landed().await {
+            // What is not there was never had: archives name plain files that they have only packed.
+            Landing::Failed(Failure::Upstream { status, .. }) => {
+                let plain = ask.sources.last().map_or("", |source| source.key.as_str());
+                matches!(status.as_u16(), 404 | 410) && self.recorded(plain).await.is_none()
+            }
+            _ => interest.flight().progress().borrow().state == State::Whole,
+        }
     }
 }
 
@@ -338,6 +345,7 @@ pub(super) fn asked_by_us(url: &str) -> Option<Ask> {
         sharing: Sharing::Shared,
         headers: HeaderMap::new(),
         client: None,
+        pace: None,
         begun_early: false,
     })
 }

@@ -32,6 +32,9 @@ const TEARS_MAX: u32 = 4;
 /// Before that: a mirror takes a moment from one state to the next.
 const TEAR_PAUSE: Duration = Duration::from_millis(20);
 
+/// How often it is looked whether somebody else wants what is taken slowly.
+const PACE_STEP: Duration = Duration::from_millis(100);
+
 const MOVED_ON: &str = "has moved on since this release file was given out: update again";
 const WEB_PAGE: &str = "answered with a web page instead of the file (captive portal?)";
 
@@ -46,6 +49,8 @@ pub(super) struct Transfer {
     pub(super) expectation: Option<Expectation>,
     /// What is stored already, to be confirmed or replaced.
     pub(super) known: Option<Arc<Known>>,
+    /// The most bytes a second, as long as nobody else wants them.
+    pub(super) pace: Option<u64>,
     /// The caches that the first client's question came through.
     pub(super) via: Vec<HeaderValue>,
 }
@@ -358,6 +363,7 @@ impl Transfer {
         writer: &Writer,
         arrival: Arrival,
     ) -> Result<(), String> {
+        let begun = Instant::now();
         let mut received = 0;
         let mut end = flow.meta.size;
         let mut body = arrival.body;
@@ -371,6 +377,7 @@ impl Transfer {
                         return Err("the release file is too large".to_owned());
                     }
                     fruitless = 0;
+                    self.keep_pace(flight, begun, received).await;
                     if let Err(Stopped) = writer.write(chunk).await {
                         return Ok(());
                     }
@@ -395,6 +402,15 @@ impl Transfer {
                     };
                 }
             }
+        }
+    }
+
+    /// Waits until as many bytes are due; not while a client waits for them.
+    async fn keep_pace(&self, flight: &Flight, begun: Instant, received: u64) {
+        let Some(pace) = self.pace else { return };
+        let due = begun + Duration::from_millis(received.saturating_mul(1000) / pace.max(1));
+        while Instant::now() < due && flight.is_wanted_by_one() {
+            tokio::time::sleep_until(due.min(Instant::now() + PACE_STEP)).await;
         }
     }
 

@@ -137,6 +137,7 @@ impl Proxy {
             head_only,
             headers: handed_on,
             client: Some(client),
+            pace: None,
             begun_early: false,
         }
     }

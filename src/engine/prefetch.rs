@@ -1,0 +1,375 @@
+//! Prefetching: when a suite moves on, the new versions of packages that this site used lately are
+//! fetched before anybody asks, at hours when the line is free, so that the morning's upgrades are
+//! hits. Off unless the operator gives it a budget.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::ops::Range;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use prometheus::IntCounterVec;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::TaskTracker;
+
+use crate::archive::target::Target;
+use crate::archive::version::{PackageFile, compare};
+use crate::engine::flight::State;
+use crate::engine::memory::now_seconds;
+use crate::engine::suites::asked_by_us;
+use crate::engine::{Ask, Engine};
+use crate::telemetry::metrics::Metrics;
+
+/// Lists whose news may wait to be looked at. What one more says is not prefetched.
+const OFFERS_MAX: usize = 64;
+/// News of one list: a suite's whole point release has fewer packages that one site uses.
+pub(super) const NEWS_MAX: usize = 20_000;
+/// Packages that may wait to be fetched; the ones that waited longest give way.
+const WAITING_MAX: usize = 10_000;
+/// Fetched packages that are watched for being used.
+const WATCHED_MAX: usize = 10_000;
+/// A package that was fetched and not used for so long was fetched in vain.
+const WASTED_AFTER: Duration = Duration::from_hours(14 * 24);
+/// Packages used within this time, in seconds, are worth fetching anew.
+const USED_WITHIN: i64 = 30 * 24 * 60 * 60;
+/// Names that are read of the index at a time.
+const PAGE: usize = 2000;
+/// How often it is looked whether the hours have come.
+const TICK: Duration = Duration::from_secs(30);
+/// A budget is for so long.
+const DAY: Duration = Duration::from_hours(24);
+
+/// What prefetching may do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Bytes a day; 0: nothing.
+    pub budget: u64,
+    /// Bytes a second; 0: as fast as mirrors give them.
+    pub rate: u64,
+    /// When.
+    pub hours: Hours,
+}
+
+/// Hours of the day, in local time; none named: all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hours(Vec<Range<u8>>);
+
+impl FromStr for Hours {
+    type Err = String;
+
+    /// Reads `1-6` (from one o'clock until six) or `22-6`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || "write hours as 1-6 or 22-6".to_owned();
+        let hour = |text: &str| text.trim().parse().ok().filter(|hour| *hour <= 24).ok_or_else(bad);
+        let (from, until) = text.split_once('-').ok_or_else(bad)?;
+        let (from, until): (u8, u8) = (hour(from)?, hour(until)?);
+        match from.cmp(&until) {
+            std::cmp::Ordering::Less => Ok(Self(vec![from..until])),
+            std::cmp::Ordering::Greater => Ok(Self(vec![from..24, 0..until])),
+            std::cmp::Ordering::Equal => Err(bad()),
+        }
+    }
+}
+
+impl Hours {
+    /// The hours of all of them.
+    #[must_use]
+    pub fn joined(all: Vec<Self>) -> Self {
+        Self(all.into_iter().flat_map(|hours| hours.0).collect())
+    }
+
+    fn include(&self, hour: u8) -> bool {
+        self.0.is_empty() || self.0.iter().any(|hours| hours.contains(&hour))
+    }
+}
+
+/// New files of a list.
+struct Offer {
+    /// The URL of the archive's root.
+    base: String,
+    /// Keys of resources.
+    news: Vec<(String, u64)>,
+}
+
+/// Where lists' news go; nowhere if prefetching is off.
+pub(super) struct Prefetcher {
+    offers: Option<mpsc::Sender<Offer>>,
+    watched: Watched,
+}
+
+impl Prefetcher {
+    /// The prefetcher, and what it is to be run with where it is on.
+    pub(super) fn new(config: &Config, metrics: &Metrics) -> (Self, Option<Errands>) {
+        let watched = Watched::new(metrics);
+        if config.budget == 0 {
+            return (Self { offers: None, watched }, None);
+        }
+        let (offers, received) = mpsc::channel(OFFERS_MAX);
+        let errands = Errands {
+            config: config.clone(),
+            offers: received,
+            watched: watched.clone(),
+            waiting: VecDeque::new(),
+            spent: 0,
+            day: Instant::now(),
+        };
+        (Self { offers: Some(offers), watched }, Some(errands))
+    }
+
+    /// Whether news are wanted.
+    pub(super) fn is_on(&self) -> bool {
+        self.offers.is_some()
+    }
+
+    /// Has a look at the news of a list that was learnt before; never waits.
+    pub(super) fn offer(&self, base: &str, news: Vec<(String, u64)>) {
+        let offer = Offer { base: base.to_owned(), news };
+        if let Some(Err(_full)) = self.offers.as_ref().map(|offers| offers.try_send(offer)) {
+            tracing::debug!(base, "too many news: these are not prefetched");
+        }
+    }
+
+    /// Somebody asked for `key`.
+    pub(super) fn was_used(&self, key: &str) {
+        if self.is_on() {
+            self.watched.was_used(key);
+        }
+    }
+}
+
+/// What was fetched, and whether it was of use.
+#[derive(Clone)]
+struct Watched {
+    unused: Arc<Mutex<HashMap<String, (u64, Instant)>>>,
+    bytes: IntCounterVec,
+}
+
+impl Watched {
+    fn new(metrics: &Metrics) -> Self {
+        let bytes = metrics.counters(
+            "aptmesh_engine_prefetched_bytes_total",
+            "Bytes of packages fetched before anybody asked, of those used then, and of those not.",
+            &["fate"],
+        );
+        Self { unused: Arc::default(), bytes }
+    }
+
+    fn was_fetched(&self, key: &str, size: u64) {
+        self.bytes.with_label_values(&["fetched"]).inc_by(size);
+        let mut unused = self.lock();
+        if unused.len() < WATCHED_MAX {
+            unused.insert(key.to_owned(), (size, Instant::now()));
+        }
+    }
+
+    fn was_used(&self, key: &str) {
+        if let Some((size, _)) = self.lock().remove(key) {
+            self.bytes.with_label_values(&["used"]).inc_by(size);
+        }
+    }
+
+    /// What waited too long, or was superseded by the newer file `by`, was fetched in vain.
+    fn give_up(&self, by: Option<&PackageFile<'_>>) {
+        self.lock().retain(|key, (size, since)| {
+            let file = PackageFile::of(key);
+            let is_superseded = file.zip(by).is_some_and(|(file, by)| file.is_same_package(by));
+            let is_wasted = is_superseded || since.elapsed() > WASTED_AFTER;
+            if is_wasted {
+                self.bytes.with_label_values(&["wasted"]).inc_by(*size);
+            }
+            !is_wasted
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, (u64, Instant)>> {
+        self.unused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What there is to fetch, and how much may be.
+pub(super) struct Errands {
+    config: Config,
+    offers: mpsc::Receiver<Offer>,
+    watched: Watched,
+    waiting: VecDeque<(String, u64)>,
+    spent: u64,
+    day: Instant,
+}
+
+impl Errands {
+    /// Runs until the engine is gone.
+    pub(super) fn start(self, engine: Weak<Engine>, tasks: &TaskTracker) {
+        tasks.spawn(self.run(engine));
+    }
+
+    async fn run(mut self, engine: Weak<Engine>) {
+        loop {
+            let offered = match timeout(self.pause(), self.offers.recv()).await {
+                Ok(Some(offer)) => Some(offer),
+                Ok(None) => return,
+                Err(_elapsed) => None,
+            };
+            let Some(engine) = engine.upgrade() else { return };
+            match offered {
+                Some(offer) => self.take_in(&engine, offer).await,
+                None => self.fetch_next(&engine).await,
+            }
+        }
+    }
+
+    /// For how long there is nothing to do but to wait for news.
+    fn pause(&mut self) -> Duration {
+        if self.day.elapsed() >= DAY {
+            self.day = Instant::now();
+            self.spent = 0;
+            self.watched.give_up(None);
+        }
+        let may_fetch = self.config.hours.include(local_hour())
+            && self.waiting.front().is_some_and(|(_, size)| self.spent + size <= self.config.budget);
+        if may_fetch { Duration::ZERO } else { TICK }
+    }
+
+    /// Of the news, takes the newest versions of packages that were used lately.
+    async fn take_in(&mut self, engine: &Engine, offer: Offer) {
+        let used = used_lately(engine, &offer.base).await;
+        for (key, size) in newest(&offer.news, &used) {
+            if let Some(file) = PackageFile::of(&key) {
+                self.waiting.retain(|(other, _)| {
+                    PackageFile::of(other).is_none_or(|other| !other.is_same_package(&file))
+                });
+                self.watched.give_up(Some(&file));
+            }
+            // One that is too big for a day would keep the others from being fetched.
+            if size <= self.config.budget {
+                self.waiting.push_back((key, size));
+            }
+            if self.waiting.len() > WAITING_MAX {
+                self.waiting.pop_front();
+            }
+        }
+    }
+
+    async fn fetch_next(&mut self, engine: &Arc<Engine>) {
+        let is_due = self.config.hours.include(local_hour());
+        let Some((key, size)) = self.waiting.pop_front_if(|(_, size)| {
+            is_due && self.spent + *size <= self.config.budget
+        }) else {
+            return;
+        };
+        let Some(ask) = asked_by_us(&key) else { return };
+        let ask = Ask { pace: Some(self.config.rate).filter(|rate| *rate > 0), ..ask };
+        if engine.known(&ask).await.is_some() || engine.mirror.is_away(&ask.target) {
+            return;
+        }
+        self.spent += size;
+        if fetch(engine, &ask).await {
+            tracing::info!(key, size, "prefetched a package");
+            self.watched.was_fetched(&key, size);
+        } else {
+            // A mirror in trouble, or a volume: not the time for what nobody asked for.
+            sleep(TICK).await;
+        }
+    }
+}
+
+async fn fetch(engine: &Arc<Engine>, ask: &Ask) -> bool {
+    let expectation = engine.expectation(ask).await;
+    let Ok((interest, _)) = engine.board(ask, None, expectation) else { return false };
+    interest.flight().over().await;
+    interest.flight().progress().borrow().state == State::Whole
+}
+
+/// The packages below `base` that were used lately: name and architecture, and the newest version.
+async fn used_lately(engine: &Engine, base: &str) -> HashMap<(String, String), String> {
+    let since = now_seconds() - USED_WITHIN;
+    let mut used: HashMap<(String, String), String> = HashMap::new();
+    let mut after = String::new();
+    loop {
+        let page = match engine.index.uses_below(base, &after, PAGE).await {
+            Ok(page) => page,
+            Err(error) => {
+                tracing::warn!(%error, source = %error.source, "not prefetching without the index");
+                return HashMap::new();
+            }
+        };
+        let Some((last, _)) = page.last() else { return used };
+        after.clone_from(last);
+        for (key, _) in page.iter().filter(|(_, used_at)| *used_at >= since) {
+            let Some(path) = Target::from_absolute(key).ok().map(|target| target.path) else {
+                continue;
+            };
+            let Some(file) = PackageFile::of(&path) else { continue };
+            let package = (file.name.to_owned(), file.architecture.to_owned());
+            let newest = used.entry(package).or_default();
+            if compare(newest, file.version).is_lt() {
+                file.version.clone_into(newest);
+            }
+        }
+    }
+}
+
+/// Of the news, the newest file of each package in `used`, if it is newer than what was used.
+fn newest(
+    news: &[(String, u64)],
+    used: &HashMap<(String, String), String>,
+) -> Vec<(String, u64)> {
+    let mut newest: HashMap<(String, String), (String, &(String, u64))> = HashMap::new();
+    for item in news {
+        let Some(path) = Target::from_absolute(&item.0).ok().map(|target| target.path) else {
+            continue;
+        };
+        let Some(file) = PackageFile::of(&path) else { continue };
+        let package = (file.name.to_owned(), file.architecture.to_owned());
+        let Some(version) = used.get(&package) else { continue };
+        let known = newest.get(&package).map_or(version, |(version, _)| version);
+        if compare(known, file.version).is_lt() {
+            newest.insert(package, (file.version.to_owned(), item));
+        }
+    }
+    let chosen: HashSet<&String> = newest.values().map(|(_, (key, _))| key).collect();
+    news.iter().filter(|(key, _)| chosen.contains(key)).cloned().collect()
+}
+
+fn local_hour() -> u8 {
+    u8::try_from(jiff::Zoned::now().hour()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hours_may_go_over_midnight() {
+        let night: Hours = "22-6".parse().unwrap();
+        let noon: Hours = "12-13".parse().unwrap();
+        let both = Hours::joined(vec![night, noon]);
+        let included: Vec<u8> = (0..24).filter(|hour| both.include(*hour)).collect();
+        assert_eq!(included, [0, 1, 2, 3, 4, 5, 12, 22, 23]);
+        assert!((0..24).all(|hour| Hours::default().include(hour)));
+        assert!("0-24".parse::<Hours>().unwrap().include(23));
+        for bad in ["", "6", "6-6", "1-25", "a-b", "-1-3"] {
+            assert!(bad.parse::<Hours>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_the_newest_of_what_was_used_is_fetched() {
+        let used = HashMap::from([
+            (("tool".to_owned(), "amd64.deb".to_owned()), "1.0-2".to_owned()),
+            (("old".to_owned(), "all.deb".to_owned()), "2.0".to_owned()),
+        ]);
+        let news = [
+            "http://m/pool/tool_1.0-1_amd64.deb",
+            "http://m/pool/tool_1.0-10_amd64.deb",
+            "http://m/pool/tool_1.0-3_amd64.deb",
+            "http://m/pool/tool_1.0-11_arm64.deb",
+            "http://m/pool/other_9_amd64.deb",
+            "http://m/pool/old_1.9_all.deb",
+            "http://m/pool/old_2.0_all.deb",
+        ]
+        .map(|key| (key.to_owned(), 1));
+        let chosen = newest(&news, &used);
+        assert_eq!(chosen, [("http://m/pool/tool_1.0-10_amd64.deb".to_owned(), 1)]);
+    }
+}
