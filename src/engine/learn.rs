@@ -214,7 +214,7 @@ impl Student {
         while let Some(change) = written.recv().await {
             let change: Change = change;
             changes += change.set.len() + change.unset.len();
-            self.index.learn(&list, change).await.map_err(Refusal::Index)?;
+            self.index.learn(&list, change, now_seconds()).await.map_err(Refusal::Index)?;
         }
         reading.await.map_err(Refusal::Interrupted)??;
         self.index.finish(&list, &digest, now_seconds()).await.map_err(Refusal::Index)?;

@@ -1,6 +1,7 @@
 //! What memory knows: stored resources that were asked for lately, with their files open and small
 //! ones read. A warm hit asks neither the index nor the disk.
 
+use std::collections::HashSet;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -10,6 +11,7 @@ use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
+use crate::content::digest::Sha256;
 use crate::engine::plan::Standing;
 use crate::index::Entry;
 use crate::store::Blob;
@@ -150,6 +152,13 @@ impl Memory {
     /// Lets go of `key`.
     pub fn forget(&self, key: &str) {
         self.cache.remove(key);
+    }
+
+    /// Lets go of these blobs, under whatever names they are held: a file that is held open keeps its
+    /// room on the volume.
+    pub fn forget_blobs(&self, blobs: &[Sha256]) {
+        let blobs: HashSet<&Sha256> = blobs.iter().collect();
+        self.cache.retain(|_, known| !blobs.contains(&known.entry.blob));
     }
 }
 

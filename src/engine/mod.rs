@@ -304,7 +304,8 @@ impl Engine {
 
     async fn forget(&self, digest: &Sha256) {
         tracing::warn!(%digest, "the index names a blob that the volume does not have");
-        if let Err(error) = self.index.forget_blob(digest).await {
+        self.memory.forget_blobs(&[*digest]);
+        if let Err(error) = self.index.forget_blobs(&[*digest]).await {
             tracing::warn!(%error, source = %error.source, "could not forget it");
         }
     }

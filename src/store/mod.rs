@@ -167,6 +167,19 @@ impl Store {
             .ok_or_else(|| StoreError::new("find a new blob", io::ErrorKind::NotFound.into()))
     }
 
+    /// Removes a blob; `false` if there was none. Who has it open reads on, and its room is free when
+    /// the last of them is done. Blocks.
+    ///
+    /// # Errors
+    /// When the volume fails.
+    pub fn remove(&self, digest: &Sha256) -> Result<bool, StoreError> {
+        match fs::remove_file(self.path_of(digest)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(StoreError::new("remove a blob", source)),
+        }
+    }
+
     /// Whether new blobs can be stored, in words.
     #[must_use]
     pub fn health(&self) -> &Health {
