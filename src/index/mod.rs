@@ -184,8 +184,9 @@ pub trait Index: Send + Sync {
     /// Everything that ranked up to `floor` had to go: what is used from now on ranks above it.
     async fn raise_floor(&self, floor: f64) -> Result<(), IndexError>;
 
-    /// Who names a blob: some of its resources, and some of the lists that name it or are it.
-    async fn names(&self, blob: &Sha256) -> Result<Names, IndexError>;
+    /// Who names each of these blobs: some of its resources, and some of the lists that name it or
+    /// were learnt from it.
+    async fn names(&self, blobs: &[Sha256]) -> Result<Vec<Names>, IndexError>;
 
     /// Pins blobs, until a list that names them changes or [`Index::unpin`].
     async fn pin(&self, blobs: &[Sha256]) -> Result<(), IndexError>;

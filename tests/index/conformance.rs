@@ -5,7 +5,7 @@ use std::future::Future;
 use aptmesh::content::digest::{Expected, Sha256};
 use aptmesh::content::validators::Validators;
 use aptmesh::index::{
-    Change, Class, Entry, Expectation, Index, ROUND_TRIP, Stored, Totals, Use, Volume,
+    Change, Class, Entry, Expectation, Index, Names, ROUND_TRIP, Stored, Totals, Use, Volume,
 };
 
 /// Runs every test, each on an index of its own.
@@ -359,13 +359,14 @@ async fn pins_hide_from_victims(index: &impl Index) {
 }
 
 async fn tells_who_names_a_blob(index: &impl Index) {
-    assert_eq!(index.names(&Sha256::of(b"a")).await.unwrap(), aptmesh::index::Names::default());
     index.record("http://n/a", &entry("a")).await.unwrap();
     learn(index, "http://m/list", &[("http://m/a", "a")], 7).await;
-    let names = index.names(&Sha256::of(b"a")).await.unwrap();
-    assert_eq!(names.resources, ["http://m/a", "http://n/a"]);
-    assert_eq!(names.lists, ["http://m/list"]);
-    assert_eq!(index.names(&Sha256::of(b"list 7")).await.unwrap().lists, ["http://m/list"]);
+    let blobs = ["a", "unknown", "list 7"].map(|body| Sha256::of(body.as_bytes()));
+    let names = index.names(&blobs).await.unwrap();
+    assert_eq!(names[0].resources, ["http://m/a", "http://n/a"]);
+    assert_eq!(names[0].lists, ["http://m/list"]);
+    assert_eq!(names[1], Names::default());
+    assert_eq!(names[2].lists, ["http://m/list"]);
 }
 
 async fn unlearns_lists_nobody_asks_for(index: &impl Index) {

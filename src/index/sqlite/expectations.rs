@@ -91,18 +91,24 @@ fn set(
     expectation: &Expectation,
     now: i64,
 ) -> rusqlite::Result<()> {
-    let before: Option<Vec<u8>> = transaction
-        .prepare_cached("SELECT digest FROM expectations WHERE list = ?1 AND key = ?2")?
-        .query_row(params![list, key], |row| row.get(0))
-        .optional()?;
     let digest = expectation.digest.as_bytes();
-    transaction
+    let row = params![list, key, expectation.size.map(signed), digest];
+    let is_new = transaction
         .prepare_cached(
             "INSERT INTO expectations (list, key, size, digest) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT (list, key) DO UPDATE SET size = excluded.size, digest = excluded.digest",
+             ON CONFLICT (list, key) DO NOTHING",
         )?
-        .execute(params![list, key, expectation.size.map(signed), digest])?;
-    if let Some(before) = before.filter(|before| before != digest) {
+        .execute(row)?
+        > 0;
+    if !is_new {
+        let before: Vec<u8> = transaction
+            .prepare_cached("SELECT digest FROM expectations WHERE list = ?1 AND key = ?2")?
+            .query_row(params![list, key], |row| row.get(0))?;
+        transaction
+            .prepare_cached(
+                "UPDATE expectations SET size = ?3, digest = ?4 WHERE list = ?1 AND key = ?2",
+            )?
+            .execute(row)?;
         blobs::unrefer(transaction, &before, now)?;
     }
     blobs::refer(transaction, digest)

@@ -232,9 +232,13 @@ impl Index for SqliteIndex {
         self.writer.call("raise the floor", move |c| blobs::raise_floor(c, floor)).await
     }
 
-    async fn names(&self, blob: &Sha256) -> Result<Names, IndexError> {
-        let blob = *blob;
-        self.reader.call("look up a blob's names", move |c| blobs::names(c, &blob)).await
+    async fn names(&self, blobs: &[Sha256]) -> Result<Vec<Names>, IndexError> {
+        let blobs = blobs.to_vec();
+        self.reader
+            .call("look up blobs' names", move |c| {
+                blobs.iter().map(|blob| blobs::names(c, blob)).collect()
+            })
+            .await
     }
 
     async fn pin(&self, blobs: &[Sha256]) -> Result<(), IndexError> {
