@@ -75,7 +75,7 @@ impl Key {
 }
 
 /// All settings.
-pub static KEYS: [Key; 17] = [
+pub static KEYS: [Key; 20] = [
     key(
         "listen.proxy",
         "127.0.0.1:9977",
@@ -110,6 +110,29 @@ pub static KEYS: [Key; 17] = [
          index on a faster or more local disk than the blobs.",
     )
     .flag("--index"),
+    key(
+        "store.quota",
+        "",
+        "How much the blobs and the downloads under way may take together, such as `200GiB`. When it is \
+         full, what no list names any more goes first, then what is used least. Empty: no bound but \
+         `store.min_free`.",
+    )
+    .live(),
+    key(
+        "store.min_free",
+        "5%",
+        "What the volume must have left, in bytes or as a part of it; blobs go for that as for the \
+         quota. The default leaves other programs on a shared disk room to work; on a large volume \
+         of its own, set a few GiB.",
+    )
+    .live(),
+    key(
+        "store.pins",
+        "",
+        "What is never evicted, a list: packages such as `linux-image-*`, in every version; and suites \
+         such as `suite:trixie`, as far as their current lists go.",
+    )
+    .live(),
     key(
         "mirror.allow",
         "",

@@ -1,6 +1,7 @@
 //! Settings: read from flags, environment, file and defaults, in that order, and turned into each
 //! component's own `Config`. All faults are told at once.
 
+pub mod bytes;
 mod keyrings;
 mod keys;
 mod sources;
@@ -98,6 +99,13 @@ impl Config {
                 judge: engine::judge::Config {
                     verify: reader.verify("archive.verify"),
                     keyring: reader.keyring("archive.keyring"),
+                },
+                room: engine::room::Config {
+                    limits: engine::room::Limits {
+                        quota: reader.quota("store.quota"),
+                        min_free: reader.min_free("store.min_free"),
+                    },
+                    pins: reader.list("store.pins"),
                 },
             },
             log: logs::Config {

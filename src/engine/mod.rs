@@ -1,17 +1,23 @@
 //! What to do with a request: known? → plan → serve, revalidate, fetch or relay.
 
 mod doubt;
+pub mod evict;
 pub mod flight;
 pub mod follower;
 pub mod judge;
 mod learn;
 pub mod memory;
 mod metrics;
+pub mod moves;
 pub mod outcome;
+pub mod pins;
 pub mod plan;
 pub mod relayed;
 mod resume;
+pub mod room;
+mod tidy;
 mod transfer;
+mod uses;
 mod writer;
 
 use std::sync::Arc;
@@ -36,7 +42,9 @@ pub use crate::engine::metrics::EngineMetrics;
 use crate::engine::outcome::{Content, Failure, Outcome, Served};
 use crate::engine::plan::{Freshness, Plan, Situation, plan};
 use crate::engine::relayed::Relayed;
+use crate::engine::room::Room;
 use crate::engine::transfer::Transfer;
+use crate::engine::uses::Uses;
 use crate::engine::writer::TAIL;
 use crate::index::{Entry, Expectation, Index, IndexError, Totals};
 use crate::mirror::{Framing, Mirror, Question};
@@ -56,6 +64,8 @@ pub struct Config {
     pub recheck_after: Duration,
     /// How release files are judged.
     pub judge: judge::Config,
+    /// How much is stored.
+    pub room: room::Config,
 }
 
 /// The engine: one for all surfaces.
@@ -63,7 +73,9 @@ pub struct Engine {
     index: Arc<dyn Index>,
     store: Arc<Store>,
     mirror: Arc<Mirror>,
-    memory: Memory,
+    room: Arc<Room>,
+    memory: Arc<Memory>,
+    uses: Arc<Uses>,
     /// How often something was learnt: what was checked before has to be checked again.
     knowledge: Arc<AtomicU64>,
     learner: Learner,
@@ -121,11 +133,15 @@ impl Engine {
         let knowledge = Arc::new(AtomicU64::new(1));
         let learner =
             Learner::start(Arc::clone(&index), Arc::clone(&knowledge), metrics, background);
+        let memory = Arc::new(Memory::default());
+        let room = Room::new(&config.room, &index, &store, &memory, metrics);
         let engine = Self {
             index,
             store,
             mirror,
-            memory: Memory::default(),
+            room,
+            memory,
+            uses: Arc::default(),
             knowledge,
             learner,
             judge: Judge::new(config.judge.clone(), metrics),
@@ -136,6 +152,7 @@ impl Engine {
             metrics: EngineMetrics::new(metrics),
         };
         engine.set_recheck_after(config.recheck_after);
+        background.spawn(engine.tidying().run());
         engine
     }
 
@@ -163,6 +180,12 @@ impl Engine {
         };
         self.count(ask, &served);
         served
+    }
+
+    /// How much may be stored, and how much is.
+    #[must_use]
+    pub fn room(&self) -> &Arc<Room> {
+        &self.room
     }
 
     /// Begins what a request will need, without waiting: for requests whose turn to be answered has
@@ -303,6 +326,11 @@ impl Engine {
     }
 
     async fn forget(&self, digest: &Sha256) {
+        let leaving = self.room.evictor().moves().leave(vec![*digest]);
+        if leaving.digests.is_empty() {
+            // Evicted just now, or on its way back.
+            return;
+        }
         tracing::warn!(%digest, "the index names a blob that the volume does not have");
         self.memory.forget_blobs(&[*digest]);
         if let Err(error) = self.index.forget_blobs(&[*digest]).await {
@@ -442,6 +470,19 @@ impl Engine {
             Err(_) => ("none", "error"),
         };
         self.metrics.served.with_label_values(&[ask.kind.label(), source, outcome]).inc();
+        self.note_use(ask, served);
+    }
+
+    /// What was just fetched counts as used once already.
+    fn note_use(&self, ask: &Ask, served: &Result<Served, Failure>) {
+        if let Ok(Served { content: Content::Known(known), outcome }) = served
+            && *outcome != Outcome::Miss
+        {
+            self.uses.note(&known.uses);
+        }
+        if matches!(ask.kind, Kind::Release | Kind::Index) && served.is_ok() {
+            self.uses.note_asked(&ask.target.key);
+        }
     }
 
     /// What it counts.
@@ -478,7 +519,9 @@ impl Engine {
     /// Waits until all flights are over; `false` if some are not at `until`.
     pub async fn drain(&self, until: Instant) -> bool {
         self.tasks.close();
-        timeout_at(until, self.tasks.wait()).await.is_ok()
+        let landed = timeout_at(until, self.tasks.wait()).await.is_ok();
+        self.tidying().tell().await;
+        landed
     }
 }
 

@@ -19,6 +19,7 @@ use crate::engine::flight::{Departure, Flight, Flow, Landing, State};
 use crate::engine::judge::{Case, Judgement};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::{Failure, Meta};
+use crate::engine::room::Staged;
 use crate::engine::writer::{Stopped, Writer, Written};
 use crate::index::{Entry, Expectation};
 use crate::mirror::{Answer, Body, Framing, HEAD_BUDGET, MirrorError, Question};
@@ -204,14 +205,16 @@ impl Transfer {
     }
 
     async fn receive(&self, flight: &Arc<Flight>, arrival: Arrival) -> Option<(Meta, Written)> {
-        let Ok(stage) = self.engine.store.stage(arrival.meta.size) else {
+        let size = arrival.meta.size.or(self.expectation.and_then(|expected| expected.size));
+        let Ok(staged) = self.engine.room.stage(size).await else {
             flight.land(Landing::Unstorable);
             return None;
         };
         let meta = arrival.meta.clone();
         let checked = self.expectation.is_some();
-        let flow = Arc::new(Flow { meta, stored: arrival.provable, checked, file: stage.reader() });
-        let writer = Writer::start(stage, self.expected(), Arc::clone(flight));
+        let flow =
+            Arc::new(Flow { meta, stored: arrival.provable, checked, file: staged.stage.reader() });
+        let writer = Writer::start(staged, self.expected(), Arc::clone(flight));
         // Nobody sees a release file before it is judged; it is small.
         let is_judged = self.kind == Kind::Release && self.engine.judge.is_in_session();
         if !is_judged {
@@ -256,7 +259,7 @@ impl Transfer {
     }
 
     fn arrive(flight: &Flight, flow: &Flow, written: Written) -> Option<(Meta, Written)> {
-        flight.advance(written.stage.size(), 0);
+        flight.advance(written.staged.stage.size(), 0);
         flight.end(State::Whole);
         flow.stored.then(|| (flow.meta.clone(), written))
     }
@@ -388,7 +391,8 @@ impl Transfer {
         if let Some(known) = same {
             return self.confirm_with(known, meta).await;
         }
-        let size = written.stage.size();
+        let Staged { stage, promise, .. } = written.staged;
+        let size = stage.size();
         let entry = Entry {
             blob: sha256,
             size,
@@ -396,10 +400,11 @@ impl Transfer {
             content_type: meta.content_type.clone(),
             checked_at: now_seconds(),
         };
+        let arriving = self.engine.room.evictor().moves().arrive(sha256).await;
         let engine = Arc::clone(&self.engine);
         let recorded = entry.clone();
         let committing = tokio::task::spawn_blocking(move || {
-            let blob = engine.store.commit(written.stage, &sha256)?;
+            let blob = engine.store.commit(stage, &sha256)?;
             Known::load(recorded, blob).map_err(StoreError::interrupted)
         });
         match committing.await.map_err(StoreError::interrupted).and_then(|committed| committed) {
@@ -415,6 +420,8 @@ impl Transfer {
                 tracing::warn!(url = self.target.url, %error, source = %error.source, "fetched, but not stored");
             }
         }
+        // It counts as stored from now on, and may be evicted.
+        drop((arriving, promise));
     }
 
     /// The same bytes: what is new are at most their marks.

@@ -13,6 +13,7 @@ mod learning;
 mod lifecycle;
 mod misbehaviour;
 mod pipelining;
+mod quota;
 mod signatures;
 mod streaming;
 mod volume;
