@@ -93,10 +93,7 @@ fn churn() {
         &["quota", "median ms", "wall s"],
     );
     for quota in ["", "30MB"] {
-        let proxy = Proxy::build()
-            .env("APTMESH_STORE_QUOTA", quota)
-            .env("APTMESH_STORE_MIN_FREE", "0")
-            .start();
+        let proxy = Proxy::build().env("APTMESH_STORE_QUOTA", quota).start();
         let begun = Instant::now();
         let times = (0..FILES).map(|number| {
             let reply = kit::get(proxy.addr(), &proxy.url_for(&mirror, &path(number)));

@@ -16,7 +16,7 @@ const EVICTED: &str = "aptmesh_store_evicted_blobs_total";
 const BLOCK: u64 = 4096;
 
 fn proxy(quota: &str) -> Proxy {
-    Proxy::build().env("APTMESH_STORE_QUOTA", quota).env("APTMESH_STORE_MIN_FREE", "0").start()
+    Proxy::build().env("APTMESH_STORE_QUOTA", quota).start()
 }
 
 fn path(number: usize) -> String {
@@ -141,7 +141,7 @@ fn room_is_made_while_others_download() {
     let files: Vec<(String, Vec<u8>)> = (20..23)
         .map(|number| {
             let bytes = noise(number, 3 * MB);
-            let file = File::new(bytes.clone()).rate(2 * MB as u64);
+            let file = File::new(bytes.clone()).rate(MB as u64);
             // One of them does not tell its size.
             let file = if number == 22 { file.chunked() } else { file };
             mirror.put(&path(number as usize), file);
@@ -153,6 +153,7 @@ fn room_is_made_while_others_download() {
             let (mirror, proxy) = (&mirror, &proxy);
             scope.spawn(move || assert_eq!(&fetch(proxy, mirror, path).body, bytes));
         }
+        wait_until(PATIENCE, "promises", || proxy.count("aptmesh_store_promised_bytes") > 0);
     });
     for (path, bytes) in &files {
         assert!(is_hit(&fetch(&proxy, &mirror, path)), "{path}");
@@ -249,10 +250,8 @@ fn deb(archive: &LocalArchive, name: &str) -> (String, Vec<u8>) {
 #[test]
 fn superseded_versions_go_before_what_lists_name() {
     let mirror = Mirror::start();
-    let quota = ("APTMESH_STORE_QUOTA", "3MB");
     let proxy = Proxy::build()
-        .env(quota.0, quota.1)
-        .env("APTMESH_STORE_MIN_FREE", "0")
+        .env("APTMESH_STORE_QUOTA", "3MB")
         .env("APTMESH_MIRROR_RECHECK_AFTER", "0s")
         .start();
     let old =
@@ -340,8 +339,34 @@ fn disused_goes_before_superseded() {
     }
     assert!(lines[3].starts_with("would go: 3 files, 3.0 MB"), "{output}");
     proxy.restart();
-    run(&proxy, "10MB", &["--bytes", "2MB"]);
-    assert!(is_stored(&proxy, &bodies[1]) && proxy.blobs().len() == 1);
+    put(&mirror, 3, 8 * MB + MB / 2);
+    fetch(&proxy, &mirror, &path(3));
+    assert!(is_stored(&proxy, &bodies[1]) && proxy.blobs().len() == 2);
+    assert_eq!(proxy.count("aptmesh_store_evicted_blobs_total{reason=\"disused\"}"), 2);
+}
+
+#[test]
+fn bad_bounds_are_named() {
+    let config = |key: &str, value: &str| {
+        let run = aptmesh().arg("config").env(key, value).output().unwrap();
+        (run.status.code(), String::from_utf8(run.stderr).unwrap())
+    };
+    for (key, value, words) in [
+        ("APTMESH_STORE_QUOTA", "a lot", "store.quota: write bytes with a unit"),
+        ("APTMESH_STORE_QUOTA", "0", "store.quota: \"0\": must not be zero"),
+        ("APTMESH_STORE_QUOTA", "99999999TiB", "store.quota: is more than any volume has"),
+        ("APTMESH_STORE_MIN_FREE", "95%", "store.min_free: \"95%\": write 0% to 90%"),
+        ("APTMESH_STORE_MIN_FREE", "", "store.min_free: \"\": write bytes with a unit"),
+        ("APTMESH_STORE_PINS", "ok,http://m/", "store.pins: \"http://m/\": write a package name"),
+    ] {
+        let (code, told) = config(key, value);
+        assert!(code == Some(78) && told.contains(words), "{key} {value}: {code:?} {told}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = aptmesh().args(["evict", "--data"]).arg(folder.path()).output().unwrap();
+    let told = String::from_utf8(run.stderr).unwrap();
+    assert!(run.status.code() == Some(1) && told.contains("there is no index at"), "{told}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is made there");
 }
 
 #[test]
@@ -398,7 +423,6 @@ fn pins_are_kept() {
     let mirror = Mirror::start();
     let proxy = Proxy::build()
         .env("APTMESH_STORE_QUOTA", "4MB")
-        .env("APTMESH_STORE_MIN_FREE", "0")
         .env("APTMESH_STORE_PINS", "linux-image-*, suite:demo")
         .start();
     let archive = LocalArchive::new("demo").package("tool", "1.0", MB / 2);
@@ -605,7 +629,7 @@ impl Drop for Volume {
 
 #[test]
 fn a_full_volume_makes_room_instead_of_giving_up() {
-    for (min_free, kept_free) in [("0", 0), ("2MiB", 2 << 20)] {
+    for (min_free, kept_free) in [("0", 0), ("2MiB", 2 << 20), ("20%", 12 * (1 << 20) / 5)] {
         let volume = Volume::of_megabytes(12);
         let mirror = Mirror::start();
         let proxy =

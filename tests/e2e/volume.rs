@@ -245,9 +245,7 @@ fn what_is_stored_is_still_known_after_a_start_on_a_volume_that_takes_nothing() 
         let mirror = Mirror::start();
         let bytes = noise(8, MEGABYTE);
         mirror.put(BIG, File::new(bytes.clone()));
-        // Others may fill the volume: nothing has to go for them.
-        let mut proxy =
-            Proxy::build().data(volume.path()).env("APTMESH_STORE_MIN_FREE", "0").start();
+        let mut proxy = proxy_on(&volume);
         all_get(1, proxy.addr(), &proxy.url_for(&mirror, BIG), &bytes);
         proxy.wait_landed();
         proxy.signal("TERM");
