@@ -1,4 +1,4 @@
-//! Compressed lists, read as a stream: told by name or first bytes, decoded within bounds of
+//! Compressed lists, read as a stream: told by their first bytes, decoded within bounds of
 //! output and memory.
 
 use std::io;
@@ -36,19 +36,6 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// Tells it from the ending of a file's name or path.
-    #[must_use]
-    pub fn of(name: &str) -> Self {
-        match name.rsplit_once('.').map(|(_, ending)| ending) {
-            Some("gz") => Self::Gzip,
-            Some("xz" | "lzma") => Self::Xz,
-            Some("zst") => Self::Zstd,
-            Some("bz2") => Self::Bzip2,
-            Some("lz4") => Self::Lz4,
-            _ => Self::None,
-        }
-    }
-
     /// Tells it from a file's first bytes, of which ten are enough: names in `by-hash` have no
     /// ending. No control data begins like any of these.
     #[must_use]
@@ -227,21 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_first_bytes_tell() {
-        for (name, compression) in [
-            ("main/binary-amd64/Packages.gz", Compression::Gzip),
-            ("Packages.xz", Compression::Xz),
-            ("Packages.lzma", Compression::Xz),
-            ("Packages.zst", Compression::Zstd),
-            ("Packages.bz2", Compression::Bzip2),
-            ("Packages.lz4", Compression::Lz4),
-            ("Packages", Compression::None),
-            ("xz", Compression::None),
-            ("a.xz/Packages", Compression::None),
-            ("", Compression::None),
-        ] {
-            assert_eq!(Compression::of(name), compression, "{name}");
-        }
+    fn first_bytes_tell() {
         for compression in ALL {
             for plain in ["", "Package: a\n"] {
                 let packed = pack(compression, plain.as_bytes());

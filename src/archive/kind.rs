@@ -17,6 +17,10 @@ pub enum Kind {
     ByHash(Option<Expected>),
     /// A binary or source package file: its version is in its name.
     Package,
+    /// A patch of a metadata file (`*.diff/…`): its times are in its name.
+    Patch,
+    /// An installer's file, which `SHA256SUMS` names; `current` may change its content.
+    Installer,
     /// Anything else: passed on, not stored.
     Other,
 }
@@ -40,6 +44,10 @@ impl Kind {
             Self::Release
         } else if is_package(name) {
             Self::Package
+        } else if is_patch(parent.unwrap_or_default(), name) {
+            Self::Patch
+        } else if is_installer_file(path) && !is_index(name) {
+            Self::Installer
         } else if is_index(name) || path.split('/').any(|segment| segment == "dists") {
             Self::Index
         } else {
@@ -61,6 +69,8 @@ impl Kind {
             Self::Index => "index",
             Self::ByHash(_) => "by_hash",
             Self::Package => "package",
+            Self::Patch => "patch",
+            Self::Installer => "installer",
             Self::Other => "other",
         }
     }
@@ -127,6 +137,16 @@ fn is_index(name: &str) -> bool {
         || matches!(name, "SHA256SUMS" | "SHA256SUMS.gpg" | "SHA512SUMS" | "MD5SUMS")
 }
 
+fn is_patch(folder: &str, name: &str) -> bool {
+    has_ending(folder, "diff") && without_compression(name) != "Index"
+}
+
+/// `dists/SUITE/COMPONENT/installer-ARCHITECTURE/…`
+fn is_installer_file(path: &str) -> bool {
+    let mut segments = path.split('/').skip_while(|segment| *segment != "dists").skip(1);
+    segments.any(|segment| segment.starts_with("installer-"))
+}
+
 fn has_ending(name: &str, ending: &str) -> bool {
     name.rsplit_once('.').is_some_and(|(bare, last)| !bare.is_empty() && last == ending)
 }
@@ -161,8 +181,10 @@ mod tests {
             ("flat/./Release", Kind::Release),
             ("debian/dists/sid/main/binary-amd64/Packages.xz", Kind::Index),
             ("debian/dists/sid/main/binary-amd64/Packages.diff/Index", Kind::Index),
-            ("debian/dists/sid/main/binary-amd64/Packages.diff/T-1-F-2.gz", Kind::Index),
-            ("debian/dists/sid/main/installer-amd64/current/images/netboot/linux", Kind::Index),
+            ("debian/dists/sid/main/binary-amd64/Packages.diff/T-1-F-2.gz", Kind::Patch),
+            ("debian/dists/sid/main/installer-amd64/current/images/netboot/linux", Kind::Installer),
+            ("debian/dists/sid/main/installer-amd64/current/images/SHA256SUMS", Kind::Index),
+            ("installer-x/y", Kind::Other),
             ("debian/dists/sid/by-hash/SHA256/short", Kind::Index),
             ("flat/Packages", Kind::Index),
             ("flat/Sources.gz", Kind::Index),

@@ -5,6 +5,7 @@
 pub mod aliases;
 pub mod compression;
 pub mod control;
+pub mod groups;
 pub mod kind;
 pub mod list;
 pub mod listed;
@@ -12,3 +13,4 @@ pub mod packages;
 pub mod release;
 pub mod signature;
 pub mod target;
+pub mod version;

@@ -13,6 +13,9 @@ use crate::archive::control::Paragraph;
 use crate::archive::control::Paragraphs;
 use crate::archive::listed::Listed;
 use crate::archive::listed::Tally;
+use crate::archive::signature::MESSAGE_BEGIN;
+use crate::archive::signature::Malformed;
+use crate::archive::signature::signed_text;
 
 /// The largest release file, in bytes. Debian's are under 1 MB; those of archives with many
 /// architectures and languages reach 10 MB.
@@ -64,13 +67,8 @@ pub enum ReleaseError {
         field: &'static str,
     },
     /// Not framed as RFC 9580 §7 has it, or with something outside of what is signed.
-    #[error("line {line} of the signed message: {reason}")]
-    Frame {
-        /// The line, counted from 1.
-        line: u64,
-        /// What is wrong there.
-        reason: &'static str,
-    },
+    #[error("the signed message: {0}")]
+    Frame(#[from] Malformed),
 }
 
 impl Release {
@@ -177,134 +175,29 @@ fn days_before(year: i64, month: i64) -> i64 {
     (year - 1970) * 365 + leap_days + (1..month).map(|past| days_in(year, past)).sum::<i64>()
 }
 
-/// The parts of a release file as it was downloaded.
+/// A release file as it was downloaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content<'a> {
-    /// What is signed, without dash-escaping, for [`Release::parse`]. The line break before the
-    /// signature is no part of it. A verifier of the text takes trailing blanks off its lines and
-    /// ends them with CR LF (RFC 9580 §7.2); that is left to it.
+    /// What it says, for [`Release::parse`].
     pub text: Cow<'a, [u8]>,
-    /// The armored signature of an `InRelease` file, from its first dash to its last. None in a
-    /// plain `Release` file, whose signature is in `Release.gpg`.
-    pub signature: Option<&'a [u8]>,
+    /// Whether it is an `InRelease` file, whose text is what the signature in it covers. The
+    /// signature of a plain `Release` file is in `Release.gpg`.
+    pub is_signed: bool,
 }
 
-const MESSAGE_BEGIN: &[u8] = b"-----BEGIN PGP SIGNED MESSAGE-----";
-const SIGNATURE_BEGIN: &[u8] = b"-----BEGIN PGP SIGNATURE-----";
-const SIGNATURE_END: &[u8] = b"-----END PGP SIGNATURE-----";
-
-/// Takes an `InRelease` or `Release` file apart. An `InRelease` file is one signed message and
-/// nothing before, between or after its parts but blanks at the end, so that no byte is taken for
-/// signed that is not (RFC 9580 §7, "cleartext signature framework").
+/// Takes an `InRelease` or `Release` file apart. The text of a signed message is found by the code
+/// that checks signatures, so that nothing is read but what they hold for.
 ///
 /// # Errors
-/// When the file is too long or not framed like that.
+/// When the file is too long, or begins as a signed message and is not exactly one.
 pub fn content(file: &[u8]) -> Result<Content<'_>, ReleaseError> {
     if file.len() > TEXT_MAX {
         return Err(ReleaseError::TooLong);
     }
     if !file.starts_with(MESSAGE_BEGIN) {
-        return Ok(Content { text: Cow::Borrowed(file), signature: None });
+        return Ok(Content { text: Cow::Borrowed(file), is_signed: false });
     }
-    let mut frame = Frame { file, at: 0, line: 0 };
-    frame.skip_head()?;
-    let text_start = frame.at;
-    let (text_end, is_escaped) = frame.skip_text()?;
-    let signature = frame.signature(text_end)?;
-    let text = without_line_break(file.get(text_start..text_end).unwrap_or_default());
-    let text = if is_escaped { Cow::Owned(unescape(text)) } else { Cow::Borrowed(text) };
-    Ok(Content { text, signature: Some(signature) })
-}
-
-/// A signed message, read line by line.
-struct Frame<'a> {
-    file: &'a [u8],
-    at: usize,
-    line: u64,
-}
-
-impl<'a> Frame<'a> {
-    /// The next line without its line break.
-    fn next(&mut self) -> Result<&'a [u8], ReleaseError> {
-        self.line += 1;
-        let rest = self.file.get(self.at..).filter(|rest| !rest.is_empty());
-        let rest = rest.ok_or_else(|| self.wrong("it is not complete"))?;
-        let length = memchr::memchr(b'\n', rest).map_or(rest.len(), |feed| feed + 1);
-        self.at += length;
-        Ok(without_line_break(rest.get(..length).unwrap_or_default()))
-    }
-
-    fn wrong(&self, reason: &'static str) -> ReleaseError {
-        ReleaseError::Frame { line: self.line, reason }
-    }
-
-    /// The first line and the headers, of which there is only `Hash`, up to the empty line.
-    fn skip_head(&mut self) -> Result<(), ReleaseError> {
-        if self.next()?.trim_ascii_end() != MESSAGE_BEGIN {
-            return Err(self.wrong("it does not begin as a signed message"));
-        }
-        loop {
-            let header = self.next()?;
-            if header.is_empty() {
-                return Ok(());
-            }
-            if !header.starts_with(b"Hash: ") {
-                return Err(self.wrong("only Hash is a header of a signed message"));
-            }
-        }
-    }
-
-    /// Goes past the first line of the signature. Gives where that begins, and whether lines
-    /// before it are escaped.
-    fn skip_text(&mut self) -> Result<(usize, bool), ReleaseError> {
-        let mut is_escaped = false;
-        loop {
-            let start = self.at;
-            let line = self.next()?;
-            if line.trim_ascii_end() == SIGNATURE_BEGIN {
-                return Ok((start, is_escaped));
-            }
-            if line.starts_with(b"- ") {
-                is_escaped = true;
-            } else if line.starts_with(b"-") {
-                return Err(self.wrong("a dash that is not escaped"));
-            }
-        }
-    }
-
-    /// The signature from `start`, of which the first line was read.
-    fn signature(&mut self, start: usize) -> Result<&'a [u8], ReleaseError> {
-        loop {
-            let line_start = self.at;
-            let line = self.next()?.trim_ascii_end();
-            if line == SIGNATURE_END {
-                let end = line_start + line.len();
-                let rest = self.file.get(self.at..).unwrap_or_default();
-                if !rest.trim_ascii().is_empty() {
-                    self.line += 1;
-                    return Err(self.wrong("more after the signature"));
-                }
-                return Ok(self.file.get(start..end).unwrap_or_default());
-            }
-            if line.starts_with(b"-") {
-                return Err(self.wrong("another part within the signature"));
-            }
-        }
-    }
-}
-
-fn without_line_break(line: &[u8]) -> &[u8] {
-    let line = line.strip_suffix(b"\n").unwrap_or(line);
-    line.strip_suffix(b"\r").unwrap_or(line)
-}
-
-/// RFC 9580 §7.1: `- ` before a line is no part of it.
-fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(text.len());
-    for line in text.split_inclusive(|&byte| byte == b'\n') {
-        plain.extend_from_slice(line.strip_prefix(b"- ").unwrap_or(line));
-    }
-    plain
+    Ok(Content { text: Cow::Owned(signed_text(file)?), is_signed: true })
 }
 
 #[cfg(test)]
@@ -423,50 +316,37 @@ mod tests {
         "-----BEGIN PGP SIGNATURE-----\n\nabcd\n=efgh\n-----END PGP SIGNATURE-----";
 
     #[test]
-    fn the_signed_text_is_found() {
-        let head = "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n";
-        let table = [
-            (format!("{head}\nSuite: x\n{SIGNATURE}\n"), "Suite: x"),
-            (format!("{head}Hash: SHA512\n\nSuite: x\n{SIGNATURE}\n \n\n"), "Suite: x"),
-            (format!("{head}\nA: 1\n\n{SIGNATURE}"), "A: 1\n"),
-            (format!("{head}\n{SIGNATURE}"), ""),
-            (format!("{head}\nA:\n- - b\n- -----BEGIN\n{SIGNATURE}"), "A:\n- b\n-----BEGIN"),
-            (format!("{head}\nA: 1 \n b\n{SIGNATURE}").replace('\n', "\r\n"), "A: 1 \r\n b"),
-            (format!("-----BEGIN PGP SIGNED MESSAGE----- \n\nA: 1\n{SIGNATURE}\n"), "A: 1"),
-        ];
-        for (file, text) in table {
+    fn the_signed_text_is_found_where_signatures_find_it() {
+        let begin = "-----BEGIN PGP SIGNED MESSAGE-----";
+        let good = format!("{begin}\nHash: SHA256\n\nSuite: x\n{SIGNATURE}\n");
+        for file in [
+            good.clone(),
+            good.replace('\n', "\r\n"),
+            good.replace("Hash: ", "Hash:"),
+            good.replace("Hash: SHA256\n\n", "Hash: SHA256\n \t\n"),
+            good.replace("Suite: x", "- Suite: x \t"),
+        ] {
             let got = content(file.as_bytes()).unwrap();
-            assert_eq!(String::from_utf8_lossy(&got.text), text, "{file}");
-            let signature = String::from_utf8_lossy(got.signature.unwrap()).replace('\r', "");
-            assert_eq!(signature, SIGNATURE, "{file}");
+            assert_eq!((got.text.as_ref(), got.is_signed), (b"Suite: x\n".as_slice(), true));
         }
-        let plain = content(b"Suite: x\n").unwrap();
-        assert_eq!((plain.text.as_ref(), plain.signature), (b"Suite: x\n".as_slice(), None));
+        let plain = content(b"Suite: x \n").unwrap();
+        assert_eq!((plain.text.as_ref(), plain.is_signed), (b"Suite: x \n".as_slice(), false));
     }
 
     #[test]
     fn nothing_unsigned_is_taken_for_signed() {
         let begin = "-----BEGIN PGP SIGNED MESSAGE-----";
         let good = format!("{begin}\nHash: SHA256\n\nA: 1\n{SIGNATURE}\n");
-        for (file, wanted) in [
-            (format!("{good}Evil: 1\n"), 10),
-            (format!("{good}{good}"), 10),
-            (format!("{good}{SIGNATURE}\n"), 10),
-            (format!("{begin}\nHash: SHA256\nA: 1\n\nB: 1\n{SIGNATURE}\n"), 3),
-            (format!("{begin}\nHash: SHA256\n \nB: 1\n{SIGNATURE}\n"), 3),
-            (format!("{begin}x\n\nB: 1\n{SIGNATURE}\n"), 1),
-            (format!("{begin}\n\nB: 1\n{good}"), 4),
-            (format!("{begin}\n\nB: 1\n-c\n{SIGNATURE}\n"), 4),
-            (format!("{begin}\n\nB: 1\n-----BEGIN PGP SIGNATURE-----\n{good}"), 5),
-            (format!("{begin}\n\nB: 1\n-----BEGIN PGP SIGNATURE-----\nabcd\n"), 6),
-            (format!("{begin}\n\nB: 1\n"), 4),
-            (format!("{begin}\n"), 2),
-            (begin.to_owned(), 2),
+        for file in [
+            format!("{good}Evil: 1\n"),
+            format!("{begin}\nHash: SHA256\nA: 1\n\nB: 1\n{SIGNATURE}\n"),
+            format!("{begin}x\n\nB: 1\n{SIGNATURE}\n"),
+            format!("{begin}\n\nB: 1\n{good}"),
+            format!("{begin}\n\nB: 1\n"),
+            begin.to_owned(),
         ] {
-            match content(file.as_bytes()) {
-                Err(ReleaseError::Frame { line, .. }) => assert_eq!(line, wanted, "{file}"),
-                other => panic!("{file}: {other:?}"),
-            }
+            let error = content(file.as_bytes()).unwrap_err();
+            assert!(matches!(error, ReleaseError::Frame(_)), "{file}: {error}");
         }
         // What stands before the message makes it none: then it is no control data either.
         let before = format!("Evil: 1\n{good}");

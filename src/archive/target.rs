@@ -262,6 +262,9 @@ fn decode_segment(
 /// The canonical spelling of a decoded path, as it stands in [`Target::key`].
 #[must_use]
 pub fn canonical_path(decoded: &str) -> String {
+    if decoded.bytes().all(|byte| byte == b'/' || is_plain(byte)) {
+        return decoded.to_owned();
+    }
     let mut canonical = String::with_capacity(decoded.len());
     for byte in decoded.bytes() {
         match byte {

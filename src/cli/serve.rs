@@ -147,6 +147,7 @@ async fn reload(parts: &Parts, current: &mut Config, sources: &Sources) {
         }
     }
     parts.mirror.set_guard(next.mirror.guard.clone());
+    parts.mirror.set_offline(next.mirror.offline);
     parts.engine.set_recheck_after(next.engine.recheck_after);
     if let Err(error) = parts.engine.room().change(&next.engine.room).await {
         tracing::warn!(%error, source = %error.source, "what was pinned before may stay so");

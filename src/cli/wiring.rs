@@ -42,8 +42,12 @@ pub(super) fn build(
         &metrics,
         background,
     ));
-    let pseudonym = config.mirror.pseudonym.clone();
-    let proxy = Arc::new(Proxy::new(Arc::clone(&engine), config.clients.clone(), pseudonym));
+    let proxy = Arc::new(Proxy::new(
+        Arc::clone(&engine),
+        config.clients.clone(),
+        config.groups.clone(),
+        config.mirror.pseudonym.clone(),
+    ));
     let admin = Arc::new(Admin::new(Arc::clone(&engine), metrics, draining.clone()));
     Ok(Parts { engine, mirror, proxy, admin })
 }

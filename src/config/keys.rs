@@ -75,7 +75,7 @@ impl Key {
 }
 
 /// All settings.
-pub static KEYS: [Key; 20] = [
+pub static KEYS: [Key; 22] = [
     key(
         "listen.proxy",
         "127.0.0.1:9977",
@@ -176,6 +176,13 @@ pub static KEYS: [Key; 20] = [
     )
     .live(),
     key(
+        "mirror.offline",
+        "false",
+        "`true`: nobody is asked. What is stored is served, release files until their `Valid-Until`; \
+         for the rest clients get 504 at once.",
+    )
+    .live(),
+    key(
         "archive.verify",
         "auto",
         "What is asked of release files. `auto`: not to be proven wrong, by a bad signature of a \
@@ -186,7 +193,18 @@ pub static KEYS: [Key; 20] = [
         "archive.keyring",
         "",
         "Files, or folders of files, with keys that archives sign with, a list; besides those in \
-         /usr/share/keyrings, /etc/apt/keyrings and /etc/apt/trusted.gpg.d.",
+         /usr/share/keyrings, /etc/apt/keyrings, /etc/apt/trusted.gpg.d and \
+         /etc/apt/trusted.gpg.",
+    ),
+    key(
+        "archive.groups",
+        "",
+        "Archives that several mirrors serve, a list; each is `NAME URL URL …`, your favourite first. \
+         A file fetched from one is a hit under the others; a mirror that fails, lags or lies is \
+         passed over for the next, in mid-file too. `http://CACHE:9977/NAME/…` stands for any of \
+         them. With `signed-by=KEY`, once or more, only these keys may sign the archive's release \
+         files: a fingerprint, or the path of a keyring file. In a file it may be written \
+         `[[archive.groups]]` with `name`, `mirrors` and `signed_by`.",
     ),
     key(
         "clients.allow",

@@ -16,7 +16,9 @@ use thiserror::Error;
 
 pub use self::keys::{KEYS, Key};
 pub use self::sources::{Flags, Sources};
+use crate::archive::groups::{Group, Groups};
 use crate::index::sqlite;
+use crate::mirror::guard::{Exception, Guard, HostPattern};
 use crate::telemetry::logs;
 use crate::{engine, mirror, store};
 
@@ -38,6 +40,8 @@ pub struct Config {
     pub mirror: mirror::Config,
     /// How requests are answered.
     pub engine: engine::Config,
+    /// Which mirrors are one archive.
+    pub groups: Groups,
     /// What is logged.
     pub log: logs::Config,
     /// The effective settings, as text by key, in the order of [`KEYS`].
@@ -74,6 +78,8 @@ impl Config {
         let (texts, mut faults) = sources.gather();
         let mut reader = values::Reader { texts: &texts, faults: &mut faults };
         let data: PathBuf = reader.value("data.dir");
+        let groups = reader.groups("archive.groups");
+        let keyring = reader.keyring("archive.keyring");
         let config = Self {
             listen: Listen {
                 proxy: reader.list("listen.proxy"),
@@ -84,21 +90,22 @@ impl Config {
             index: reader.index("index.url", &data),
             store: store::Config { dir: data },
             mirror: mirror::Config {
-                guard: mirror::guard::Guard {
-                    allow: reader.list("mirror.allow"),
-                    allow_private: reader.list("mirror.allow_private"),
-                },
+                guard: guard(&mut reader, &groups),
                 ca_file: reader.optional("mirror.ca_file"),
                 proxy: reader.proxy("mirror.proxy"),
                 timeout: reader.some_time("mirror.timeout"),
                 connect_ports: reader.list("mirror.connect_ports"),
+                groups: groups.clone(),
+                offline: reader.flag("mirror.offline"),
                 pseudonym: values::pseudonym(),
             },
+            groups: groups.clone(),
             engine: engine::Config {
                 recheck_after: reader.duration("mirror.recheck_after"),
                 judge: engine::judge::Config {
                     verify: reader.verify("archive.verify"),
-                    keyring: reader.keyring("archive.keyring"),
+                    scopes: reader.scopes("archive.groups", &groups, &keyring),
+                    keyring,
                 },
                 room: engine::room::Config {
                     limits: engine::room::Limits {
@@ -119,4 +126,20 @@ impl Config {
         };
         if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
     }
+}
+
+/// Who may be asked: what the operator allows, and the mirrors of the groups.
+fn guard(reader: &mut values::Reader<'_>, groups: &Groups) -> Guard {
+    let mut guard = Guard {
+        allow: reader.list("mirror.allow"),
+        allow_private: reader.list("mirror.allow_private"),
+    };
+    let hosts = groups.iter().flat_map(Group::hosts).filter_map(|host| host.parse().ok());
+    for pattern in hosts.collect::<Vec<HostPattern>>() {
+        if !guard.allow.is_empty() {
+            guard.allow.push(pattern.clone());
+        }
+        guard.allow_private.push(Exception::Host(pattern));
+    }
+    guard
 }

@@ -121,8 +121,8 @@ fn flatten(table: &toml::Table, faults: &mut Vec<String>) -> BTreeMap<String, St
         for (name, value) in section_table {
             let name = format!("{section}.{name}");
             match text_of(value) {
-                Some(text) => drop(texts.insert(name, text)),
-                None => faults.push(format!("{name}: neither text, number, nor a list of such")),
+                Ok(text) => drop(texts.insert(name, text)),
+                Err(why) => faults.push(format!("{name}: {why}")),
             }
         }
     }
@@ -143,23 +143,58 @@ fn known_only(
     texts
 }
 
-fn text_of(value: &toml::Value) -> Option<String> {
+fn text_of(value: &toml::Value) -> Result<String, String> {
     match value {
-        toml::Value::String(text) => Some(text.clone()),
-        toml::Value::Integer(number) => Some(number.to_string()),
-        toml::Value::Boolean(flag) => Some(flag.to_string()),
+        toml::Value::String(text) => Ok(text.clone()),
+        toml::Value::Integer(number) => Ok(number.to_string()),
+        toml::Value::Boolean(flag) => Ok(flag.to_string()),
         toml::Value::Array(items) => {
-            let items: Option<Vec<String>> = items.iter().map(text_of).collect();
+            let text =
+                |item: &toml::Value| item.as_table().map_or_else(|| text_of(item), group_text);
+            let items: Result<Vec<String>, String> = items.iter().map(text).collect();
             items.map(|items| items.join(","))
         }
-        toml::Value::Float(_) | toml::Value::Datetime(_) | toml::Value::Table(_) => None,
+        toml::Value::Float(_) | toml::Value::Datetime(_) | toml::Value::Table(_) => {
+            Err("neither text, number, nor a list of such".to_owned())
+        }
     }
+}
+
+/// An `[[archive.groups]]` table as the text of a group.
+fn group_text(table: &toml::Table) -> Result<String, String> {
+    let name = table.get("name").and_then(toml::Value::as_str).ok_or("a table without name")?;
+    let mut words = vec![name.to_owned()];
+    for (key, value) in table {
+        let before = match key.as_str() {
+            "name" => continue,
+            "mirrors" => "",
+            "signed_by" => "signed-by=",
+            _ => return Err(format!("{key}: there is no such key")),
+        };
+        let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        for value in values {
+            words.push(format!("{before}{}", value.as_str().ok_or(format!("{key}: no text"))?));
+        }
+    }
+    Ok(words.join(" "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::Config;
+
+    #[test]
+    fn groups_may_be_written_as_tables() {
+        let text = "[archive]\nverify = \"off\"\n[[archive.groups]]\nname = \"demo\"\n\
+                    mirrors = [\"http://a/x\", \"http://b/x\"]\nsigned_by = \"AB\"\n";
+        let mut faults = Vec::new();
+        let texts = flatten(&text.parse().unwrap(), &mut faults);
+        assert_eq!(texts["archive.groups"], "demo http://a/x http://b/x signed-by=AB");
+        let wrong = text.replace("mirrors", "mirors");
+        drop(flatten(&wrong.parse().unwrap(), &mut faults));
+        assert_eq!(faults.len(), 1, "{faults:?}");
+    }
 
     fn sources(flags: &[(&'static str, &str)], environment: &[(&str, &str)]) -> Sources {
         Sources {

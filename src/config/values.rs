@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use url::Url;
 
+use crate::archive::groups::Groups;
 use crate::archive::signature::Keyring;
 use crate::config::bytes::Bytes;
 use crate::config::keyrings;
@@ -114,6 +115,14 @@ impl Reader<'_> {
         values
     }
 
+    pub(super) fn flag(&mut self, key: &str) -> bool {
+        let text = self.text(key);
+        if !matches!(text.as_str(), "true" | "false") {
+            self.fault(key, &text, "write true or false");
+        }
+        text == "true"
+    }
+
     pub(super) fn duration(&mut self, key: &str) -> Duration {
         let text = self.text(key);
         if text == "0" {
@@ -186,6 +195,37 @@ impl Reader<'_> {
             self.fault(key, &path.display().to_string(), why);
             Keyring::default()
         })
+    }
+
+    pub(super) fn groups(&mut self, key: &str) -> Groups {
+        let groups = self.list(key);
+        Groups::new(groups).unwrap_or_else(|twice| {
+            self.fault(key, &twice, "is there twice");
+            Groups::default()
+        })
+    }
+
+    /// Whose signatures count for the groups that say so: by the beginning of their resources' names.
+    pub(super) fn scopes(
+        &mut self,
+        key: &str,
+        groups: &Groups,
+        keyring: &Keyring,
+    ) -> Vec<(String, Keyring)> {
+        let mut scopes = Vec::new();
+        for group in groups.iter().filter(|group| !group.signed_by.is_empty()) {
+            let (files, names): (Vec<String>, Vec<String>) =
+                group.signed_by.iter().cloned().partition(|by| by.starts_with('/'));
+            let mut scope = keyring.restricted(&names);
+            let files: Vec<PathBuf> = files.into_iter().map(PathBuf::from).collect();
+            if let Err((path, why)) = keyrings::add_named(&mut scope, &files) {
+                self.fault(key, &path.display().to_string(), why);
+            } else if scope.is_empty() {
+                self.fault(key, &group.signed_by.join(" "), "no such key is known");
+            }
+            scopes.push((group.base().to_owned(), scope));
+        }
+        scopes
     }
 
     pub(super) fn log_format(&mut self, key: &str) -> logs::Format {

@@ -7,14 +7,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::HeaderMap;
 use tokio::time::Instant;
 
-use crate::archive::kind::Kind;
 use crate::archive::list::List;
-use crate::archive::target::Target;
 use crate::engine::plan::Freshness;
-use crate::engine::{Ask, Engine, Sharing, without_index};
+use crate::engine::suites::asked_by_us;
+use crate::engine::{Ask, Engine, without_index};
 
 /// How often one list is doubted.
 const PAUSE: Duration = Duration::from_secs(30);
@@ -90,16 +88,8 @@ impl Engine {
 
     /// Asks the mirror for a metadata file as if for a client, and waits until it is there.
     async fn confirm_now(self: &Arc<Self>, url: &str) {
-        let Ok(target) = Target::from_absolute(url) else { return };
-        let ask = Ask {
-            kind: Kind::of(&target.path),
-            target: Arc::new(target),
-            freshness: Freshness::Now,
-            head_only: false,
-            sharing: Sharing::Shared,
-            headers: HeaderMap::new(),
-            begun_early: false,
-        };
+        let Some(ask) = asked_by_us(url) else { return };
+        let ask = Ask { freshness: Freshness::Now, ..ask };
         let known = self.known(&ask).await;
         if let Ok((interest, _)) = self.board(&ask, known.as_ref(), None) {
             interest.flight().over().await;

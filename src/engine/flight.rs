@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::archive::target::Target;
+use crate::content::digest::Sha256;
 use crate::engine::memory::Known;
 use crate::engine::outcome::{Failure, Meta};
 
@@ -39,6 +41,7 @@ pub enum Landing {
 }
 
 /// Bytes that are coming: their description, and the file in which they arrive.
+#[derive(Clone)]
 pub struct Flow {
     /// What the mirror said of them.
     pub meta: Meta,
@@ -46,6 +49,12 @@ pub struct Flow {
     pub stored: bool,
     /// Whether a digest is expected of them.
     pub checked: bool,
+    /// What they are, where that is known before they are handed out.
+    pub digest: Option<Sha256>,
+    /// What they were asked for as: what is missing can be had there.
+    pub source: Arc<Target>,
+    /// Which mirror gave them first.
+    pub origin: Arc<str>,
     /// The staged file: readable up to [`Progress::readable`].
     pub file: Arc<File>,
 }
@@ -72,6 +81,13 @@ pub enum State {
     Cut(Arc<str>),
     /// More, but the volume could not take it.
     Spilled,
+}
+
+impl Flow {
+    /// Bytes in the staged file.
+    pub(super) fn size(&self) -> u64 {
+        self.file.metadata().map_or(0, |metadata| metadata.len())
+    }
 }
 
 impl Flight {
@@ -170,7 +186,7 @@ pub struct Interest {
 }
 
 impl Interest {
-    fn new(flight: &Arc<Flight>) -> Self {
+    pub(super) fn new(flight: &Arc<Flight>) -> Self {
         flight.interest.send_modify(|count| *count += 1);
         Self { flight: Arc::clone(flight) }
     }

@@ -11,7 +11,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use thiserror::Error;
 use tokio::sync::watch;
 
-use crate::archive::target::Target;
+use crate::content::digest::Sha256;
 use crate::engine::flight::{Flow, Interest, Progress, State};
 use crate::engine::outcome::Meta;
 use crate::mirror::{self, Framing, Mirror, Question};
@@ -51,26 +51,28 @@ pub struct Follower {
     /// Exclusive; `None`: wherever the flow ends.
     end: Option<u64>,
     /// What the volume could not take is asked of the mirror, by each client alone.
-    source: (Arc<Mirror>, Arc<Target>),
+    mirror: Arc<Mirror>,
     spilled: Option<mirror::Body>,
     _interest: Interest,
 }
 
 impl Follower {
-    pub(super) fn new(
-        flow: Arc<Flow>,
-        interest: Interest,
-        source: (Arc<Mirror>, Arc<Target>),
-    ) -> Self {
+    pub(super) fn new(flow: Arc<Flow>, interest: Interest, mirror: Arc<Mirror>) -> Self {
         let progress = interest.flight().progress();
         let end = flow.meta.size;
-        Self { flow, progress, position: 0, end, source, spilled: None, _interest: interest }
+        Self { flow, progress, position: 0, end, mirror, spilled: None, _interest: interest }
     }
 
     /// What is arriving.
     #[must_use]
     pub fn meta(&self) -> &Meta {
         &self.flow.meta
+    }
+
+    /// What its bytes are, where that is known before they have come.
+    #[must_use]
+    pub fn digest(&self) -> Option<Sha256> {
+        self.flow.digest
     }
 
     /// Whether it will be stored.
@@ -158,12 +160,11 @@ impl Follower {
     }
 
     async fn ask_for_the_rest(&self) -> Result<mirror::Body, Cut> {
-        let (mirror, target) = &self.source;
         let headers = resume_headers(self.position, &self.flow.meta)
             .ok_or_else(|| Cut("the volume is full, and the file can not be resumed".into()))?;
         let question = Question { headers, head_only: false };
-        let answer =
-            mirror.ask(target, &question).await.map_err(|error| Cut(error.to_string().into()))?;
+        let answered = self.mirror.ask(&self.flow.source, &question).await;
+        let answer = answered.map_err(|error| Cut(error.to_string().into()))?;
         let goes_on = match (self.position, answer.status.as_u16(), answer.part()) {
             (0, 200, _) => answer.framing() != Framing::Close,
             (position, 206, Some((first, total))) => {
@@ -182,11 +183,20 @@ impl Follower {
 /// Headers that ask for the rest of the version described by `meta`, and only of that one; `None`
 /// if it has no mark that tells it from others.
 pub(super) fn resume_headers(position: u64, meta: &Meta) -> Option<HeaderMap> {
-    let mut headers = HeaderMap::new();
+    let mut headers = range_from(position);
     if position > 0 {
         let mark = meta.validators.for_if_range()?;
-        headers.insert(header::RANGE, HeaderValue::try_from(format!("bytes={position}-")).ok()?);
         headers.insert(header::IF_RANGE, HeaderValue::try_from(mark).ok()?);
     }
     Some(headers)
+}
+
+/// Headers that ask for the rest of whatever version there is.
+pub(super) fn range_from(position: u64) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let range = HeaderValue::try_from(format!("bytes={position}-"));
+    if let Some(range) = range.ok().filter(|_| position > 0) {
+        headers.insert(header::RANGE, range);
+    }
+    headers
 }

@@ -2,14 +2,11 @@
 //! are they older than what was accepted before. What is decisively wrong is refused; what can not
 //! be judged is let through and counted, unless the operator wants it refused too.
 
-use std::os::unix::fs::FileExt as _;
-
 use prometheus::IntCounterVec;
 
 use crate::archive::release::{self, Release};
 use crate::archive::signature::{Keyring, Verdict};
 use crate::content::validators::http_date;
-use crate::engine::memory::Known;
 use crate::telemetry::metrics::Metrics;
 
 /// By how much clocks may differ, in seconds.
@@ -33,6 +30,8 @@ pub struct Config {
     pub verify: Verify,
     /// Whose signatures count.
     pub keyring: Keyring,
+    /// Whose alone count for resources whose names begin so.
+    pub scopes: Vec<(String, Keyring)>,
 }
 
 /// Who judges.
@@ -45,21 +44,30 @@ pub(super) struct Judge {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Judgement {
     /// Served and stored.
-    Accepted,
+    Accepted {
+        /// A known key vouches for it.
+        is_proven: bool,
+    },
     /// Neither; the reason completes "HOST …".
     Refused(String),
+    /// Neither, unless it turns out that its signature is only of another state of the archive.
+    Torn(String),
     /// The one accepted before is served in its place.
     Older,
 }
 
 /// A release file and what belongs to it.
 pub(super) struct Case<'a> {
+    /// The resource's name.
+    pub(super) key: &'a str,
     /// The file as it came.
     pub(super) file: &'a [u8],
     /// `Release.gpg`, for a file without a signature of its own.
     pub(super) detached: Option<&'a [u8]>,
     /// What was accepted before under the same name.
-    pub(super) accepted: Option<&'a Known>,
+    pub(super) accepted: Option<&'a [u8]>,
+    /// The `Release.gpg` of that.
+    pub(super) accepted_signature: Option<&'a [u8]>,
     /// Seconds since 1970.
     pub(super) now: i64,
 }
@@ -86,43 +94,55 @@ impl Judge {
 
     pub(super) fn judge(&self, case: &Case<'_>) -> Judgement {
         let (verdict, judgement) = self.examine(case);
-        self.judged.with_label_values(&[verdict]).inc();
+        if self.is_in_session() {
+            self.judged.with_label_values(&[verdict]).inc();
+        }
         judgement
     }
 
     fn examine(&self, case: &Case<'_>) -> (&'static str, Judgement) {
-        let verdict = self.check_signature(case);
-        // A signature that came as a file of its own may be of the mirror's next state: that proves
-        // nothing yet.
-        let is_decisive = verdict.is_decisive() && case.detached.is_none();
-        let is_enough = verdict.is_good() || self.config.verify == Verify::Auto;
-        if is_decisive || !is_enough {
-            let reason = format!("sent a release file that is refused: {verdict}");
-            return (verdict.label(), Judgement::Refused(reason));
+        let keyring = self.keyring_for(case.key);
+        let verdict = check(keyring, case.file, case.detached, case.now);
+        let reason = || format!("sent a release file that is refused: {verdict}");
+        if verdict.is_decisive() && case.detached.is_some() {
+            return (verdict.label(), Judgement::Torn(reason()));
+        }
+        let accepted = Judgement::Accepted { is_proven: verdict.is_good() };
+        if !self.is_in_session() {
+            return (verdict.label(), accepted);
+        }
+        let is_enough = verdict.is_good() || !self.demands_proof();
+        if verdict.is_decisive() || !is_enough {
+            return (verdict.label(), Judgement::Refused(reason()));
         }
         let Some(release) = read(case.file) else {
             // The client is the one to say what it makes of it.
-            return ("unreadable", Judgement::Accepted);
+            return ("unreadable", accepted);
         };
         if let Some(until) = release.valid_until.filter(|until| *until < case.now) {
             let reason = format!("sent a release file that expired on {}", http_date(until));
             return ("expired", Judgement::Refused(reason));
         }
-        if is_older(&release, verdict.is_good(), case, &self.config.keyring) {
+        if is_older(&release, verdict.is_good(), case, keyring) {
             return ("older", Judgement::Older);
         }
-        (verdict.label(), Judgement::Accepted)
+        (verdict.label(), accepted)
     }
 
-    fn check_signature(&self, case: &Case<'_>) -> Verdict {
-        let keyring = &self.config.keyring;
-        match (release::content(case.file), case.detached) {
-            (Ok(content), Some(signature)) if content.signature.is_none() => {
-                keyring.check_detached(case.file, signature, case.now)
-            }
-            (Ok(content), None) if content.signature.is_none() => Verdict::Unsigned,
-            _ => keyring.check_inline(case.file, case.now),
+    /// Whose signatures count for a resource.
+    fn keyring_for(&self, key: &str) -> &Keyring {
+        let scope = self.config.scopes.iter().find(|(base, _)| key.starts_with(base));
+        scope.map_or(&self.config.keyring, |(_, keyring)| keyring)
+    }
+}
+
+fn check(keyring: &Keyring, file: &[u8], detached: Option<&[u8]>, now: i64) -> Verdict {
+    match (release::content(file), detached) {
+        (Ok(content), Some(signature)) if !content.is_signed => {
+            keyring.check_detached(file, signature, now)
         }
+        (Ok(content), None) if !content.is_signed => Verdict::Unsigned,
+        _ => keyring.check_inline(file, now),
     }
 }
 
@@ -135,20 +155,11 @@ fn read(file: &[u8]) -> Option<Release> {
 /// nobody vouched for must not keep out what a known key signed, and no date in the future counts.
 fn is_older(release: &Release, is_good: bool, case: &Case<'_>, keyring: &Keyring) -> bool {
     let accepted = || {
-        let bytes = bytes_of(case.accepted?)?;
-        let date = read(&bytes)?.date.filter(|date| *date <= case.now.saturating_add(DAY))?;
-        let is_as_good = !is_good || keyring.check_inline(&bytes, case.now).is_good();
+        let file = case.accepted?;
+        let date = read(file)?.date.filter(|date| *date <= case.now.saturating_add(DAY))?;
+        let is_as_good =
+            !is_good || check(keyring, file, case.accepted_signature, case.now).is_good();
         is_as_good.then_some(date)
     };
     release.date.zip(accepted()).is_some_and(|(date, accepted)| date < accepted)
-}
-
-fn bytes_of(known: &Known) -> Option<Vec<u8>> {
-    if let Some(bytes) = &known.small {
-        return Some(bytes.to_vec());
-    }
-    let size = usize::try_from(known.blob.size).ok()?;
-    let mut bytes = vec![0; size.min(release::TEXT_MAX)];
-    known.blob.file.read_exact_at(&mut bytes, 0).ok()?;
-    Some(bytes)
 }

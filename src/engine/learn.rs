@@ -1,10 +1,8 @@
 //! Learning: what the lists that pass through say of other resources becomes expectations. Off the
 //! request path, one list at a time, in bounded memory: a client's bytes never wait for it.
 
-use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::{self, BufReader, Read};
-use std::os::unix::fs::FileExt as _;
+use std::collections::HashSet;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,15 +13,13 @@ use tokio::sync::mpsc;
 use tokio::time::interval;
 use tokio_util::task::TaskTracker;
 
-use crate::archive::compression::Compression;
 use crate::archive::control::ControlError;
 use crate::archive::list::{List, ListKind};
-use crate::archive::listed::Listed;
-use crate::archive::release::{Release, ReleaseError};
-use crate::archive::target::canonical_path;
-use crate::archive::{aliases, packages, release};
+use crate::archive::release::ReleaseError;
 use crate::content::digest::{Expected, Sha256};
+use crate::engine::difference::{BATCH, Difference, NAME_BYTES_MAX, NAMES_MAX, Said};
 use crate::engine::memory::{Known, now_seconds};
+use crate::engine::reading;
 use crate::index::{Change, Expectation, Index, IndexError};
 use crate::store::Blob;
 use crate::telemetry::metrics::Metrics;
@@ -34,12 +30,6 @@ const WAITING_MAX: usize = 256;
 const SEEN_MAX: usize = 4096;
 /// Lists kept for another look, each with its file open.
 const EARLY_MAX: usize = 32;
-/// The most plain bytes of a list, compressed or not. Debian's largest packages file has 60 MB.
-const PLAIN_MAX: u64 = 1024 * 1024 * 1024;
-/// The most bytes of a release file. Debian's have 200 kB.
-const RELEASE_MAX: u64 = 32 * 1024 * 1024;
-/// Changes written in one transaction, so that other writes get their turn.
-const BATCH: usize = 2000;
 /// Batches that may wait to be written.
 const BATCHES_MAX: usize = 4;
 /// For how long nobody asks for a suite before it stops counting as in use, in seconds: machines that
@@ -49,8 +39,6 @@ const DISUSED_AFTER: i64 = 30 * 24 * 60 * 60;
 const FORGET_EVERY: Duration = Duration::from_hours(1);
 /// Lists that are forgotten at once.
 const FORGOTTEN_MAX: usize = 64;
-/// What is read of a file at once, in bytes.
-const READ_AHEAD: usize = 128 * 1024;
 
 /// A queue in front of the one who learns.
 #[derive(Clone)]
@@ -101,19 +89,32 @@ impl Learner {
 
 /// Why a list was not learnt.
 #[derive(Debug, Error)]
-enum Refusal {
+pub(super) enum Refusal {
     #[error("its release file does not name it, or not any more")]
     NotCurrent,
     #[error(transparent)]
     Control(#[from] ControlError),
     #[error(transparent)]
     Release(#[from] ReleaseError),
+    #[error("it names more than {NAMES_MAX} files, or in more than {NAME_BYTES_MAX} bytes")]
+    TooMuch,
+    #[error("it takes too long to read")]
+    TooSlow,
     #[error("could not be read: {0}")]
     Read(io::Error),
+    #[error("nobody writes down what it says any more")]
+    Abandoned,
     #[error("could not be read to its end: {0}")]
     Interrupted(tokio::task::JoinError),
     #[error("could not be remembered: {}", .0.source)]
     Index(IndexError),
+}
+
+impl Refusal {
+    /// Whether the same file would be refused again. A fault of ours passes.
+    fn is_final(&self) -> bool {
+        !matches!(self, Self::NotCurrent | Self::Abandoned | Self::Interrupted(_) | Self::Index(_))
+    }
 }
 
 struct Student {
@@ -184,13 +185,13 @@ impl Student {
                 self.keep_early(job);
                 "not_current"
             }
-            Err(refusal @ (Refusal::Index(_) | Refusal::Interrupted(_))) => {
-                tracing::warn!(list = key, %refusal, "could not learn a list now");
-                "failed"
-            }
-            Err(refusal) => {
+            Err(refusal) if refusal.is_final() => {
                 tracing::warn!(list = key, %refusal, "could not learn a list");
                 "refused"
+            }
+            Err(refusal) => {
+                tracing::warn!(list = key, %refusal, "could not learn a list now");
+                "failed"
             }
         };
         self.learnt.with_label_values(&[outcome]).inc();
@@ -230,35 +231,82 @@ impl Student {
 
     /// The number of changes; `None` if this very file was learnt before.
     async fn learn(&self, job: &Job) -> Result<Option<usize>, Refusal> {
-        let list = job.list.key.clone();
-        if self.index.learnt(&list).await.map_err(Refusal::Index)? == Some(job.digest) {
+        let list = &job.list.key;
+        if self.index.learnt(list).await.map_err(Refusal::Index)? == Some(job.digest) {
             return Ok(None);
         }
         if job.list.kind != ListKind::Release && !self.is_current(job).await? {
             return Err(Refusal::NotCurrent);
         }
-        let digest = job.digest;
-        let said = self.index.said_by(&list).await.map_err(Refusal::Index)?;
-        let (batches, mut written) = mpsc::channel(BATCHES_MAX);
-        let job = job.clone();
-        let reading = tokio::task::spawn_blocking(move || {
-            let mut difference = Difference::new(said, batches);
-            read(&job, &mut |key, expectation| difference.say(key, expectation))?;
-            difference.end();
-            Ok::<(), Refusal>(())
-        });
+        let said = self.said_before(list).await?;
         let mut changes = 0;
-        while let Some(change) = written.recv().await {
-            let change: Change = change;
-            changes += change.set.len() + change.unset.len();
-            self.index.learn(&list, change, now_seconds()).await.map_err(Refusal::Index)?;
-        }
-        reading.await.map_err(Refusal::Interrupted)??;
-        self.index.finish(&list, &digest, now_seconds()).await.map_err(Refusal::Index)?;
+        let said = match self.take_in(job, said, &mut changes).await {
+            // Half of a list counts for nothing, and would be in the way of the next.
+            Err(refusal) if changes > 0 && refusal.is_final() => {
+                self.forget(list).await?;
+                return Err(refusal);
+            }
+            outcome => outcome?,
+        };
+        changes += self.unsay(list, &said).await?;
+        self.index.finish(list, &job.digest, now_seconds()).await.map_err(Refusal::Index)?;
         if changes > 0 {
             self.knowledge.fetch_add(1, Ordering::Release);
         }
         Ok(Some(changes))
+    }
+
+    /// What the index has of the list. More than a list may say is what others left behind that were
+    /// refused when the process died.
+    async fn said_before(&self, list: &str) -> Result<Said, Refusal> {
+        let mut said = Said::default();
+        let mut pages = Pages::of(self, list);
+        while let Some(page) = pages.next().await? {
+            if page.iter().any(|(key, what)| said.take_before(key, what).is_err()) {
+                self.forget(list).await?;
+                return Ok(Said::default());
+            }
+        }
+        Ok(said)
+    }
+
+    /// Writes what the list says now and did not say before, and counts it.
+    async fn take_in(&self, job: &Job, said: Said, changes: &mut usize) -> Result<Said, Refusal> {
+        let (batches, mut written) = mpsc::channel(BATCHES_MAX);
+        let difference = Difference::new(said, batches);
+        let Job { list, blob, .. } = job.clone();
+        let reading = tokio::task::spawn_blocking(move || reading::read(&list, &blob, difference));
+        while let Some(change) = written.recv().await {
+            *changes += change.set.len();
+            self.index.learn(&job.list.key, change, now_seconds()).await.map_err(Refusal::Index)?;
+        }
+        reading.await.map_err(Refusal::Interrupted)?
+    }
+
+    /// Takes out of the index what the list does not say any more, and counts it.
+    async fn unsay(&self, list: &str, said: &Said) -> Result<usize, Refusal> {
+        let mut changes = 0;
+        let mut left_out = said.left_out().map(str::to_owned).peekable();
+        while left_out.peek().is_some() {
+            changes += self.unset(list, left_out.by_ref().take(BATCH).collect()).await?;
+        }
+        Ok(changes)
+    }
+
+    /// Takes all out of the index that the list says.
+    async fn forget(&self, list: &str) -> Result<(), Refusal> {
+        let mut pages = Pages::of(self, list);
+        while let Some(page) = pages.next().await? {
+            self.unset(list, page.into_iter().map(|(key, _)| key).collect()).await?;
+        }
+        Ok(())
+    }
+
+    async fn unset(&self, list: &str, unset: Vec<String>) -> Result<usize, Refusal> {
+        let count = unset.len();
+        let change = Change { set: Vec::new(), unset };
+        self.index.learn(list, change, now_seconds()).await.map_err(Refusal::Index)?;
+        Ok(count)
     }
 
     /// Whether the release file that was learnt last names this content for the list. An older one,
@@ -280,80 +328,24 @@ impl Student {
     }
 }
 
-/// What a list says now against what it said before, in batches.
-struct Difference {
-    said: HashMap<String, Expectation>,
-    change: Change,
-    batches: mpsc::Sender<Change>,
+/// What the index has of a list, a page at a time.
+struct Pages<'a> {
+    index: &'a dyn Index,
+    list: &'a str,
+    /// The last key that was seen.
+    after: String,
 }
 
-impl Difference {
-    fn new(said: Vec<(String, Expectation)>, batches: mpsc::Sender<Change>) -> Self {
-        Self { said: said.into_iter().collect(), change: Change::default(), batches }
+impl<'a> Pages<'a> {
+    fn of(student: &'a Student, list: &'a str) -> Self {
+        Self { index: student.index.as_ref(), list, after: String::new() }
     }
 
-    fn say(&mut self, key: String, expectation: Expectation) {
-        if self.said.remove(&key) != Some(expectation) {
-            self.change.set.push((key, expectation));
-            self.send_if(BATCH);
-        }
-    }
-
-    /// What was not said again is not said any more.
-    fn end(mut self) {
-        for (key, _) in std::mem::take(&mut self.said) {
-            self.change.unset.push(key);
-            self.send_if(BATCH);
-        }
-        self.send_if(1);
-    }
-
-    fn send_if(&mut self, enough: usize) {
-        if self.change.set.len() + self.change.unset.len() >= enough {
-            // A receiver that is gone has its own reason, and tells it.
-            drop(self.batches.blocking_send(std::mem::take(&mut self.change)));
-        }
-    }
-}
-
-/// Reads a list; blocks.
-fn read(job: &Job, say: &mut dyn FnMut(String, Expectation)) -> Result<(), Refusal> {
-    let file = BlobReader { file: Arc::clone(&job.blob.file), offset: 0 };
-    let mut said = |listed: Listed| {
-        let key = format!("{}{}", job.list.base, canonical_path(&listed.path));
-        say(key, Expectation { size: listed.size, digest: listed.digest });
-    };
-    if job.list.kind == ListKind::Release {
-        let mut text = Vec::new();
-        file.take(RELEASE_MAX).read_to_end(&mut text).map_err(Refusal::Read)?;
-        let content = release::content(&text)?;
-        let release = Release::parse(&content.text)?;
-        let aliases = aliases::aliases(&content.text, &release)?;
-        release.files.into_iter().chain(aliases).for_each(said);
-        return Ok(());
-    }
-    let mut file = BufReader::with_capacity(READ_AHEAD, file);
-    let compression = Compression::detect(io::BufRead::fill_buf(&mut file).map_err(Refusal::Read)?);
-    let reader = compression.reader(file, PLAIN_MAX).map_err(Refusal::Read)?;
-    match job.list.kind {
-        ListKind::Packages => packages::packages(reader, &mut said)?,
-        ListKind::Sources => packages::sources(reader, &mut said)?,
-        ListKind::Patches => packages::patches(reader, &mut said)?,
-        ListKind::Sums | ListKind::Release => packages::sums(reader, &mut said)?,
-    };
-    Ok(())
-}
-
-/// Reads a blob from its beginning, whoever else reads it.
-struct BlobReader {
-    file: Arc<File>,
-    offset: u64,
-}
-
-impl Read for BlobReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read_at(buffer, self.offset)?;
-        self.offset += read as u64;
-        Ok(read)
+    async fn next(&mut self) -> Result<Option<Vec<(String, Expectation)>>, Refusal> {
+        let page = self.index.said_by(self.list, &self.after, BATCH).await;
+        let page = page.map_err(Refusal::Index)?;
+        let Some((last, _)) = page.last() else { return Ok(None) };
+        self.after.clone_from(last);
+        Ok(Some(page))
     }
 }

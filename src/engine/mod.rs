@@ -1,5 +1,7 @@
 //! What to do with a request: known? → plan → serve, revalidate, fetch or relay.
 
+mod admission;
+mod difference;
 mod doubt;
 pub mod evict;
 pub mod flight;
@@ -12,9 +14,12 @@ pub mod moves;
 pub mod outcome;
 pub mod pins;
 pub mod plan;
+mod reading;
 pub mod relayed;
 mod resume;
 pub mod room;
+mod suites;
+mod taint;
 mod tidy;
 mod transfer;
 mod uses;
@@ -43,11 +48,14 @@ use crate::engine::outcome::{Content, Failure, Outcome, Served};
 use crate::engine::plan::{Freshness, Plan, Situation, plan};
 use crate::engine::relayed::Relayed;
 use crate::engine::room::Room;
+pub use crate::engine::suites::Client;
+use crate::engine::suites::Suites;
+use crate::engine::taint::Tainted;
 use crate::engine::transfer::Transfer;
 use crate::engine::uses::Uses;
 use crate::engine::writer::TAIL;
 use crate::index::{Entry, Expectation, Index, IndexError, Totals};
-use crate::mirror::{Framing, Mirror, Question};
+use crate::mirror::{Answer, Framing, Mirror, Question};
 use crate::store::{Blob, Store, StoreError};
 use crate::telemetry::metrics::Metrics;
 
@@ -83,6 +91,8 @@ pub struct Engine {
     flights: Arc<Flights>,
     recheck_after_millis: AtomicU64,
     doubts: Doubts,
+    suites: Suites,
+    tainted: Tainted,
     tasks: TaskTracker,
     metrics: EngineMetrics,
 }
@@ -101,8 +111,11 @@ pub enum Sharing {
 /// A request, as the engine sees it.
 #[derive(Clone, Debug)]
 pub struct Ask {
-    /// What is asked for.
+    /// What is asked for: its one name.
     pub target: Arc<Target>,
+    /// The names under which mirrors are asked for it, until one is not refused: its own alone,
+    /// unless the client's release file says more.
+    pub sources: Vec<Arc<Target>>,
     /// Its kind.
     pub kind: Kind,
     /// How fresh it must be.
@@ -113,6 +126,8 @@ pub struct Ask {
     pub sharing: Sharing,
     /// The client's conditions, range and credentials, for when its question is handed on.
     pub headers: HeaderMap,
+    /// Who asks; `None`: we ourselves.
+    pub client: Option<Client>,
     /// Whether a flight was begun for it before its turn: then it is a miss, even if that flight
     /// has landed by now.
     pub begun_early: bool,
@@ -148,6 +163,8 @@ impl Engine {
             flights: Arc::default(),
             recheck_after_millis: AtomicU64::new(0),
             doubts: Doubts::default(),
+            suites: Suites::default(),
+            tainted: Tainted::default(),
             tasks: TaskTracker::new(),
             metrics: EngineMetrics::new(metrics),
         };
@@ -167,8 +184,21 @@ impl Engine {
     /// # Errors
     /// When there is no answer to be had.
     pub async fn serve(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
+        let pinned = self.pinned(ask).await;
+        let meant = pinned.as_ref().unwrap_or(ask);
+        let served = self.answer(meant).await;
+        let mut served = self.unless_expired(ask, served).await;
+        if let Ok(served) = &mut served {
+            served.only_whole = self.tainted.contains(&meant.target.key);
+            self.remember_given(ask, served);
+        }
+        self.count(ask, &served);
+        served
+    }
+
+    async fn answer(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
         let known = self.known(ask).await;
-        let served = match (self.plan(ask, known.as_deref()), known) {
+        match (self.plan(ask, known.as_deref()), known) {
             (Plan::Serve, Some(known)) if ask.begun_early => Ok(stored(known, Outcome::Miss)),
             (Plan::Serve, Some(known)) => Ok(stored(known, Outcome::Hit)),
             (Plan::ServeStale, Some(known)) => Ok(stored(known, Outcome::Stale)),
@@ -177,8 +207,25 @@ impl Engine {
             (Plan::Relay | Plan::Serve | Plan::ServeStale | Plan::Revalidate, _) => {
                 self.relay(ask).await
             }
-        };
-        self.count(ask, &served);
+        }
+    }
+
+    /// A release file is good until its `Valid-Until`, and no mirror that is away or does not change
+    /// makes it good for longer.
+    async fn unless_expired(
+        &self,
+        ask: &Ask,
+        served: Result<Served, Failure>,
+    ) -> Result<Served, Failure> {
+        if let Ok(Served { content: Content::Known(known), .. }) = &served
+            && ask.kind == Kind::Release
+            && self.judge.is_in_session()
+            && self.has_expired(known.entry.blob).await
+        {
+            let host = ask.target.authority.host.clone();
+            let reason = "has no newer release file than one that has expired".to_owned();
+            return Err(Failure::Unusable { host, reason });
+        }
         served
     }
 
@@ -200,6 +247,7 @@ impl Engine {
         let begun = Arc::new(AtomicBool::new(false));
         let has_begun = Arc::clone(&begun);
         let preparing = self.tasks.spawn(async move {
+            let ask = engine.pinned(&ask).await.unwrap_or(ask);
             let known = engine.known(&ask).await;
             let expectation = engine.expectation(&ask).await;
             let interest = match (engine.plan(&ask, known.as_deref()), known) {
@@ -269,8 +317,9 @@ impl Engine {
     async fn expectation(&self, ask: &Ask) -> Option<Expectation> {
         let by_name = match ask.kind {
             Kind::ByHash(digest) => digest.map(|digest| Expectation { size: None, digest }),
-            Kind::Package => None,
-            // Their names stay while their content changes: they are confirmed instead.
+            Kind::Package | Kind::Patch | Kind::Installer => None,
+            // Their names stay while their content changes: they are confirmed instead, or held to
+            // the release file that their client has.
             Kind::Release | Kind::Index | Kind::Other => return None,
         };
         if matches!(by_name, Some(Expectation { digest: Expected::Sha256(_), .. })) {
@@ -339,6 +388,12 @@ impl Engine {
     }
 
     async fn revalidate(self: &Arc<Self>, ask: &Ask, known: Arc<Known>) -> Result<Served, Failure> {
+        if self.mirror.is_away(&ask.target) {
+            // Nobody waits for what tells whether it is back.
+            drop(self.board(ask, Some(&known), None));
+            known.fail();
+            return Ok(stored(known, Outcome::Stale));
+        }
         let confirming = self.fetch(ask, Some(&known));
         match timeout(STALE_PATIENCE, confirming).await {
             Ok(Err(failure)) if failure.is_trouble() => {
@@ -386,12 +441,15 @@ impl Engine {
             match landing {
                 Landing::Unchanged(known) => return Ok(stored(known, Outcome::Revalidated)),
                 Landing::Flowing(flow) if !interest.flight().is_cut() => {
-                    let source = (Arc::clone(&self.mirror), Arc::clone(&ask.target));
-                    let follower = Box::new(Follower::new(flow, interest, source));
-                    return Ok(Served { content: Content::Flight(follower), outcome });
+                    let mirror = Arc::clone(&self.mirror);
+                    let follower = Box::new(Follower::new(flow, interest, mirror));
+                    return Ok(Served::new(Content::Flight(follower), outcome));
                 }
                 Landing::Flowing(_) => {}
                 Landing::Unstorable => return self.relay(ask).await,
+                // It was begun by somebody who knows fewer names.
+                Landing::Failed(Failure::Upstream { .. })
+                    if outcome == Outcome::Collapsed && ask.sources.len() > 1 => {}
                 Landing::Failed(failure) => return Err(failure),
             }
         }
@@ -415,6 +473,7 @@ impl Engine {
         let transfer = Transfer {
             engine: Arc::clone(self),
             target: Arc::clone(&ask.target),
+            sources: ask.sources.clone(),
             kind: ask.kind,
             expectation,
             known: known.cloned(),
@@ -431,8 +490,12 @@ impl Engine {
 
     /// Hands the question to the mirror and its answer to the client.
     async fn relay(&self, ask: &Ask) -> Result<Served, Failure> {
-        let question = Question { head_only: ask.head_only, headers: ask.headers.clone() };
-        let answer = self.mirror.ask(&ask.target, &question).await.map_err(Failure::Mirror)?;
+        let mut headers = ask.headers.clone();
+        if self.tainted.contains(&ask.target.key) {
+            headers.remove(header::RANGE);
+        }
+        let question = Question { head_only: ask.head_only, headers };
+        let (_, answer) = self.ask_by_names(&ask.sources, &question).await?;
         let is_release = ask.kind == Kind::Release && !ask.head_only && answer.status == 200;
         if is_release && self.judge.demands_proof() {
             let host = ask.target.authority.host.clone();
@@ -459,8 +522,34 @@ impl Engine {
             }
             expected = Some(expectation.digest);
         }
+        let expected =
+            expected.map(|digest| (digest, ask.target.key.clone(), self.tainted.clone()));
         let relayed = Box::new(Relayed::new(answer, expected));
-        Ok(Served { content: Content::Relay(relayed), outcome: Outcome::Relayed })
+        Ok(Served::new(Content::Relay(relayed), Outcome::Relayed))
+    }
+
+    /// Asks for it under each of its names, until one is not refused.
+    async fn ask_by_names<'a>(
+        &self,
+        names: &'a [Arc<Target>],
+        question: &Question,
+    ) -> Result<(&'a Arc<Target>, Answer), Failure> {
+        let mut refused = Err(Failure::internal("nobody is to be asked"));
+        for name in names {
+            let answer = self.mirror.ask(name, question).await.map_err(Failure::Mirror)?;
+            if !answer.status.is_client_error() {
+                return Ok((name, answer));
+            }
+            refused = Ok((name, answer));
+        }
+        refused
+    }
+
+    /// Tells the index what is stored of `key`; without it, that is found out anew.
+    async fn record(&self, key: &str, entry: &Entry) {
+        if let Err(error) = self.index.record(key, entry).await {
+            tracing::warn!(key, %error, source = %error.source, "stored, but not recorded");
+        }
     }
 
     fn count(&self, ask: &Ask, served: &Result<Served, Failure>) {
@@ -475,7 +564,7 @@ impl Engine {
 
     /// What was just fetched counts as used once already.
     fn note_use(&self, ask: &Ask, served: &Result<Served, Failure>) {
-        if let Ok(Served { content: Content::Known(known), outcome }) = served
+        if let Ok(Served { content: Content::Known(known), outcome, .. }) = served
             && *outcome != Outcome::Miss
         {
             self.uses.note(&known.uses);
@@ -531,7 +620,7 @@ fn without_index<T>(error: &IndexError) -> Option<T> {
 }
 
 fn stored(known: Arc<Known>, outcome: Outcome) -> Served {
-    Served { content: Content::Known(known), outcome }
+    Served::new(Content::Known(known), outcome)
 }
 
 /// A request whose turn has not come: while it is held, what it needs is under way.

@@ -40,6 +40,14 @@ pub struct Served {
     pub content: Content,
     /// What the cache did for it.
     pub outcome: Outcome,
+    /// Whether no part of it may be given: see `taint.rs`.
+    pub only_whole: bool,
+}
+
+impl Served {
+    pub(super) fn new(content: Content, outcome: Outcome) -> Self {
+        Self { content, outcome, only_whole: false }
+    }
 }
 
 /// Where an answer's bytes are.

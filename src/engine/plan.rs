@@ -71,7 +71,7 @@ pub fn plan(situation: &Situation) -> Plan {
     match (situation.kind, situation.freshness, standing) {
         // Named by its content: it can not be out of date.
         (Kind::ByHash(_), _, _)
-        | (Kind::Package, Freshness::Any | Freshness::Recent, _)
+        | (Kind::Package | Kind::Patch, Freshness::Any | Freshness::Recent, _)
         | (_, Freshness::Any | Freshness::Recent, Standing::Confirmed) => Plan::Serve,
         (_, Freshness::Now, _) | (_, _, Standing::Old) => Plan::Revalidate,
         (_, _, Standing::Unconfirmed) => Plan::ServeStale,
@@ -82,8 +82,15 @@ pub fn plan(situation: &Situation) -> Plan {
 mod tests {
     use super::*;
 
-    const KINDS: [Kind; 5] =
-        [Kind::Release, Kind::Index, Kind::ByHash(None), Kind::Package, Kind::Other];
+    const KINDS: [Kind; 7] = [
+        Kind::Release,
+        Kind::Index,
+        Kind::ByHash(None),
+        Kind::Package,
+        Kind::Patch,
+        Kind::Installer,
+        Kind::Other,
+    ];
 
     fn situation(kind: Kind) -> Situation {
         Situation {
@@ -127,6 +134,9 @@ mod tests {
             (package, Any, Old, Serve),
             (package, Recent, Old, Serve),
             (package, Now, Old, Revalidate),
+            (Kind::Patch, Recent, Old, Serve),
+            (Kind::Patch, Now, Old, Revalidate),
+            (Kind::Installer, Recent, Old, Revalidate),
             (Kind::Other, Any, Confirmed, Relay),
         ];
         for (kind, freshness, standing, planned) in table {

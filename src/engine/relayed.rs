@@ -6,6 +6,7 @@ use http::{HeaderMap, StatusCode};
 
 use crate::content::digest::{Expected, Hasher};
 use crate::engine::follower::Cut;
+use crate::engine::taint::Tainted;
 use crate::mirror::{Answer, Body, Framing};
 
 /// A mirror's answer on its way to one client.
@@ -17,19 +18,20 @@ pub struct Relayed {
     /// How the mirror marks the body's end.
     pub framing: Framing,
     body: Body,
-    hasher: Option<Hasher>,
+    /// Where a digest is expected: of what, and who is to know if it is another.
+    check: Option<(Hasher, String, Tainted)>,
     /// The last chunk that came: held back where a digest is expected, since it may be the last.
     held: Option<Bytes>,
 }
 
 impl Relayed {
-    pub(super) fn new(answer: Answer, expected: Option<Expected>) -> Self {
+    pub(super) fn new(answer: Answer, expected: Option<(Expected, String, Tainted)>) -> Self {
         Self {
             status: answer.status,
             framing: answer.framing(),
             headers: answer.headers,
             body: answer.body,
-            hasher: expected.map(|expected| Hasher::new(Some(expected))),
+            check: expected.map(|(digest, key, tainted)| (Hasher::new(Some(digest)), key, tainted)),
             held: None,
         }
     }
@@ -42,7 +44,7 @@ impl Relayed {
         loop {
             let chunk = self.body.chunk().await.map_err(|error| Cut(error.to_string().into()))?;
             let Some(chunk) = chunk else { return self.end() };
-            let Some(hasher) = &mut self.hasher else { return Ok(Some(chunk)) };
+            let Some((hasher, ..)) = &mut self.check else { return Ok(Some(chunk)) };
             hasher.update(&chunk);
             if let Some(before) = self.held.replace(chunk) {
                 return Ok(Some(before));
@@ -51,10 +53,14 @@ impl Relayed {
     }
 
     fn end(&mut self) -> Result<Option<Bytes>, Cut> {
-        let as_expected = self.hasher.take().is_none_or(|hasher| hasher.finish().as_expected);
-        if as_expected {
-            return Ok(self.held.take());
+        if let Some((hasher, key, tainted)) = self.check.take()
+            && !hasher.finish().as_expected
+        {
+            tainted.add(&key);
+            return Err(Cut(
+                "the mirror sent bytes that are not what the file's name promises".into()
+            ));
         }
-        Err(Cut("the mirror sent bytes that are not what the file's name promises".into()))
+        Ok(self.held.take())
     }
 }

@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt as _;
 
 use crate::engine::flight::{Flight, Flow};
-use crate::engine::follower::resume_headers;
+use crate::engine::follower::{range_from, resume_headers};
 use crate::engine::transfer::Transfer;
 use crate::mirror::{Body, Framing, MirrorError, Question};
 
@@ -25,15 +25,28 @@ impl Transfer {
         flow: &Flow,
         received: u64,
     ) -> Result<Option<Resumed>, String> {
-        let headers = resume_headers(received, &flow.meta).unwrap_or_default();
+        let mirror = &self.engine.mirror;
+        // Mirrors of one archive mark the same file differently: its digest tells better.
+        let is_proven_by_digest = flow.checked && mirror.has_several(&flow.source);
+        let headers = if is_proven_by_digest {
+            range_from(received)
+        } else {
+            resume_headers(received, &flow.meta).unwrap_or_default()
+        };
         let question = Question { head_only: false, headers };
-        let answer = match self.engine.mirror.ask(&self.target, &question).await {
+        let answer = match mirror.ask(&flow.source, &question).await {
             Ok(answer) => answer,
             Err(error) => return if error.may_pass() { Ok(None) } else { Err(error.to_string()) },
         };
         let changed = || "the file changed on the mirror in mid-download".to_owned();
+        let mut marks = answer.validators();
+        if answer.origin != flow.origin {
+            // An ETag is one mirror's own.
+            marks.etag = None;
+        }
         // Some servers do not look at If-Range.
-        if answer.status.is_success() && flow.meta.validators.contradict(&answer.validators()) {
+        let is_another = !is_proven_by_digest && flow.meta.validators.contradict(&marks);
+        if answer.status.is_success() && is_another {
             return Err(changed());
         }
         let size = flow.meta.size;

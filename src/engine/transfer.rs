@@ -1,22 +1,20 @@
 //! The running of one flight: ask the mirror, stage what comes, resume what breaks off, check,
 //! commit.
 
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::archive::kind::Kind;
-use crate::archive::signature::SIGNATURE_BYTES_MAX;
 use crate::archive::target::Target;
 use crate::content::digest::Expected;
 use crate::content::validators::http_date;
 use crate::engine::Engine;
+use crate::engine::admission::{Admission, RELEASE_BUDGET, RELEASE_MAX};
 use crate::engine::flight::{Departure, Flight, Flow, Landing, State};
-use crate::engine::judge::{Case, Judgement};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::{Failure, Meta};
 use crate::engine::room::Staged;
@@ -30,20 +28,20 @@ const RESUMES_MAX: u32 = 3;
 /// Before a transfer is resumed.
 const RESUME_PAUSE: Duration = Duration::from_millis(200);
 
-/// The most bytes of a release file; apt takes ten million.
-const RELEASE_MAX: u64 = 32 * 1024 * 1024;
-/// For how long a release file may take: nobody has a byte of it before it is judged, and apt gives
-/// up after 30 s of silence.
-const RELEASE_BUDGET: Duration = Duration::from_secs(20);
-/// For how long its signature is waited for, where it is a file of its own.
-const SIGNATURE_BUDGET: Duration = Duration::from_secs(5);
+/// How often file and signature of a release are looked at again that do not fit together.
+const TEARS_MAX: u32 = 4;
+/// Before that: a mirror takes a moment from one state to the next.
+const TEAR_PAUSE: Duration = Duration::from_millis(20);
 
+const MOVED_ON: &str = "has moved on since this release file was given out: update again";
 const WEB_PAGE: &str = "answered with a web page instead of the file (captive portal?)";
 
 /// What a flight is to bring.
 pub(super) struct Transfer {
     pub(super) engine: Arc<Engine>,
     pub(super) target: Arc<Target>,
+    /// Under which names it is asked for, until one is not refused.
+    pub(super) sources: Vec<Arc<Target>>,
     pub(super) kind: Kind,
     /// What it must be, where a list or its own name tells.
     pub(super) expectation: Option<Expectation>,
@@ -81,20 +79,58 @@ impl Transfer {
             }
         };
         // Whole by now: it is kept whether somebody still waits or not.
-        if let Some((meta, written)) = arrived {
-            self.keep(&meta, written).await;
+        if let Some(arrived) = arrived {
+            self.keep(arrived).await;
         }
     }
 
     /// A whole body that is to be kept, if that is what came.
-    async fn fly(&self, flight: &Arc<Flight>) -> Option<(Meta, Written)> {
-        match self.ask().await {
-            Err(failure) => flight.land(Landing::Failed(failure)),
-            Ok(Asked::Unchanged(known)) => {
-                self.confirm(&known).await;
-                flight.land(Landing::Unchanged(known));
+    async fn fly(&self, flight: &Arc<Flight>) -> Option<Arrived> {
+        let deadline = Instant::now() + RELEASE_BUDGET;
+        for tears in 0..=TEARS_MAX {
+            let arrival = match self.ask().await {
+                Err(failure) => {
+                    flight.land(Landing::Failed(failure));
+                    return None;
+                }
+                Ok(Asked::Unchanged(known)) => {
+                    self.confirm(&known).await;
+                    flight.land(Landing::Unchanged(known));
+                    return None;
+                }
+                Ok(Asked::Bytes(arrival)) => *arrival,
+            };
+            let arrived = self.receive(flight, arrival, deadline).await?;
+            if !self.is_for_admission() {
+                return Some(arrived);
             }
-            Ok(Asked::Bytes(arrival)) => return self.receive(flight, *arrival).await,
+            let digest = arrived.written.verdict.sha256;
+            match self.admit(flight, &arrived.flow, digest, deadline).await {
+                Admission::Admitted(signature) => {
+                    // Its clients ask for it at once.
+                    if let Some(signature) = signature {
+                        self.keep_signature(&digest, signature).await;
+                    }
+                    let flow = Arc::new(Flow { digest: Some(digest), ..(*arrived.flow).clone() });
+                    flight.land(Landing::Flowing(Arc::clone(&flow)));
+                    arrived.tell(flight);
+                    return Some(Arrived { flow, ..arrived });
+                }
+                Admission::Older(known) => {
+                    let url = &self.target.url;
+                    tracing::warn!(url, "the mirror went back: serving the newer one");
+                    known.confirm();
+                    flight.land(Landing::Unchanged(known));
+                    return None;
+                }
+                Admission::Torn(_) if tears < TEARS_MAX && Instant::now() < deadline => {
+                    tokio::time::sleep(TEAR_PAUSE * (tears + 1)).await;
+                }
+                Admission::Torn(reason) | Admission::Refused(reason) => {
+                    flight.land(self.turned_away(reason));
+                    return None;
+                }
+            }
         }
         None
     }
@@ -105,30 +141,48 @@ impl Transfer {
         let deadline = Instant::now() + HEAD_BUDGET;
         let mut fruitless = 0;
         loop {
-            let mirror = &self.engine.mirror;
-            let answer = mirror.ask(&self.target, &question).await.map_err(Failure::Mirror)?;
+            let (source, answer) = self.engine.ask_by_names(&self.sources, &question).await?;
             if answer.status == 304
                 && let Some(known) = &self.known
             {
                 return Ok(Asked::Unchanged(Arc::clone(known)));
             }
-            let mut answer = self.usable(answer)?;
-            let first = timeout_at(deadline, answer.body.chunk()).await;
-            match first.unwrap_or_else(|_| Err(MirrorError::silent(&self.target.authority.host))) {
-                Ok(first) => return self.begin(answer, first.unwrap_or_default()),
-                Err(error) if fruitless == RESUMES_MAX || Instant::now() >= deadline => {
-                    return Err(Failure::Mirror(error));
+            let origin = Arc::clone(&answer.origin);
+            let out_of_tries = fruitless == RESUMES_MAX || Instant::now() >= deadline;
+            match self.first_bytes(source, answer, deadline).await {
+                // Another mirror of the archive may have the right one.
+                Err(Failure::Unusable { reason, .. })
+                    if !out_of_tries
+                        && !self.has_moved_on(source)
+                        && self.engine.mirror.has_several(source) =>
+                {
+                    tracing::warn!(%origin, reason, "asking another mirror");
+                    self.engine.mirror.blame(&origin);
                 }
-                Err(_broke_off) => {
-                    fruitless += 1;
-                    tokio::time::sleep(RESUME_PAUSE * fruitless).await;
-                }
+                Err(Failure::Mirror(_)) if !out_of_tries => {}
+                decided => return decided,
             }
+            fruitless += 1;
+            tokio::time::sleep(RESUME_PAUSE * fruitless).await;
         }
     }
 
+    /// The first bytes of an answer tell a file from a captive portal's page.
+    async fn first_bytes(
+        &self,
+        source: &Arc<Target>,
+        answer: Answer,
+        deadline: Instant,
+    ) -> Result<Asked, Failure> {
+        let mut answer = self.usable(source, answer)?;
+        let first = timeout_at(deadline, answer.body.chunk()).await;
+        let silent = || Err(MirrorError::silent(&self.target.authority.host));
+        let first = first.unwrap_or_else(|_| silent()).map_err(Failure::Mirror)?;
+        self.begin(source, answer, first.unwrap_or_default())
+    }
+
     /// The answer, if by its head it is what was asked for.
-    fn usable(&self, answer: Answer) -> Result<Answer, Failure> {
+    fn usable(&self, source: &Target, answer: Answer) -> Result<Answer, Failure> {
         if answer.status != 200 {
             let retry_after = answer.headers.get(header::RETRY_AFTER).cloned();
             let host = self.target.authority.host.clone();
@@ -147,18 +201,28 @@ impl Transfer {
         if let (Framing::Length(size), Some(promised)) = (answer.framing(), promised)
             && size != promised
         {
-            self.blame();
-            let reason = format!("has {size} bytes where the archive lists {promised}");
+            self.blame(source, &answer.origin);
+            let reason = if self.has_moved_on(source) {
+                MOVED_ON.to_owned()
+            } else {
+                format!("has {size} bytes where the archive lists {promised}")
+            };
             return Err(self.unusable(reason));
         }
         Ok(answer)
+    }
+
+    /// Whether bytes that are not what was expected only mean that the mirror has moved on: what was
+    /// asked for under its plain name, for a client that was given an older release file.
+    fn has_moved_on(&self, source: &Target) -> bool {
+        source.key != self.target.key
     }
 
     fn expected(&self) -> Option<Expected> {
         self.expectation.map(|expectation| expectation.digest)
     }
 
-    fn begin(&self, answer: Answer, first: Bytes) -> Result<Asked, Failure> {
+    fn begin(&self, source: &Arc<Target>, answer: Answer, first: Bytes) -> Result<Asked, Failure> {
         if !self.kind.can_begin_with(self.target.file_name(), &first) {
             let reason = if first.is_empty() { "sent an empty file" } else { WEB_PAGE };
             return Err(self.unusable(reason.to_owned()));
@@ -175,7 +239,9 @@ impl Transfer {
         // A body that ends when the connection does may have been cut: it proves itself by its
         // digest, or is not kept.
         let provable = framing != Framing::Close || self.expected().is_some();
-        Ok(Asked::Bytes(Box::new(Arrival { meta, first, body: answer.body, provable })))
+        let source = Arc::clone(source);
+        let (origin, body) = (answer.origin, answer.body);
+        Ok(Asked::Bytes(Box::new(Arrival { meta, source, origin, first, body, provable })))
     }
 
     fn unusable(&self, reason: String) -> Failure {
@@ -204,45 +270,50 @@ impl Transfer {
         headers
     }
 
-    async fn receive(&self, flight: &Arc<Flight>, arrival: Arrival) -> Option<(Meta, Written)> {
+    /// Takes a whole body into a staged file. Clients follow it there, unless it is a release file:
+    /// that nobody sees before it is admitted.
+    async fn receive(
+        &self,
+        flight: &Arc<Flight>,
+        arrival: Arrival,
+        deadline: Instant,
+    ) -> Option<Arrived> {
         let size = arrival.meta.size.or(self.expectation.and_then(|expected| expected.size));
         let Ok(staged) = self.engine.room.stage(size).await else {
             flight.land(Landing::Unstorable);
             return None;
         };
-        let meta = arrival.meta.clone();
-        let checked = self.expectation.is_some();
-        let flow =
-            Arc::new(Flow { meta, stored: arrival.provable, checked, file: staged.stage.reader() });
+        let flow = Arc::new(Flow {
+            meta: arrival.meta.clone(),
+            stored: arrival.provable,
+            checked: self.expectation.is_some(),
+            digest: None,
+            source: Arc::clone(&arrival.source),
+            origin: Arc::clone(&arrival.origin),
+            file: staged.stage.reader(),
+        });
         let writer = Writer::start(staged, self.expected(), Arc::clone(flight));
-        // Nobody sees a release file before it is judged; it is small.
-        let is_judged = self.kind == Kind::Release && self.engine.judge.is_in_session();
-        if !is_judged {
-            flight.land(Landing::Flowing(Arc::clone(&flow)));
-        }
-
         let flowing = self.flow(flight, &flow, &writer, arrival);
-        let flowed = if is_judged {
+        let flowed = if self.is_for_admission() {
             let too_slow = || Err("the release file took too long".to_owned());
-            timeout(RELEASE_BUDGET, flowing).await.unwrap_or_else(|_| too_slow())
+            timeout_at(deadline, flowing).await.unwrap_or_else(|_| too_slow())
         } else {
+            flight.land(Landing::Flowing(Arc::clone(&flow)));
             flowing.await
         };
         let ended = match (flowed, writer.finish().await) {
             (_, Err(error)) => Err(End::Spilled(error)),
             (Err(reason), Ok(_)) => Err(End::Cut(reason)),
-            (Ok(()), Ok(written)) => self.check(written),
+            (Ok(()), Ok(written)) => self.check(&flow, written),
         };
         match ended {
-            Ok(written) if is_judged => {
-                if let Err(landing) = self.judge(&flow).await {
-                    flight.land(landing);
-                    return None;
+            Ok(written) => {
+                let arrived = Arrived { flow, written };
+                if !self.is_for_admission() {
+                    arrived.tell(flight);
                 }
-                flight.land(Landing::Flowing(Arc::clone(&flow)));
-                return Self::arrive(flight, &flow, written);
+                return Some(arrived);
             }
-            Ok(written) => return Self::arrive(flight, &flow, written),
             Err(End::Cut(reason)) => {
                 tracing::warn!(url = self.target.url, reason, "a download broke off");
                 // Heard only where nothing has landed yet.
@@ -258,81 +329,27 @@ impl Transfer {
         None
     }
 
-    fn arrive(flight: &Flight, flow: &Flow, written: Written) -> Option<(Meta, Written)> {
-        flight.advance(written.staged.stage.size(), 0);
-        flight.end(State::Whole);
-        flow.stored.then(|| (flow.meta.clone(), written))
-    }
-
-    /// Judges a release file that has arrived.
-    async fn judge(&self, flow: &Flow) -> Result<(), Landing> {
-        let detached = match self.target.file_name() {
-            "InRelease" => None,
-            "Release" => timeout(SIGNATURE_BUDGET, self.detached_signature()).await.ok().flatten(),
-            // The signature alone: it is judged with its file.
-            _ => return Ok(()),
-        };
-        let (engine, known) = (Arc::clone(&self.engine), self.known.clone());
-        let file = Arc::clone(&flow.file);
-        let judging = tokio::task::spawn_blocking(move || {
-            let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX)];
-            file.read_exact_at(&mut bytes, 0)?;
-            Ok::<_, std::io::Error>(engine.judge.judge(&Case {
-                file: &bytes,
-                detached: detached.as_deref(),
-                accepted: known.as_deref(),
-                now: now_seconds(),
-            }))
-        });
-        match (judging.await, &self.known) {
-            (Ok(Ok(Judgement::Accepted)), _) => Ok(()),
-            (Ok(Ok(Judgement::Refused(reason))), _) => {
-                tracing::warn!(url = self.target.url, reason, "refusing a release file");
-                Err(Landing::Failed(self.unusable(reason)))
-            }
-            (Ok(Ok(Judgement::Older)), Some(known)) => {
-                tracing::warn!(
-                    url = self.target.url,
-                    "the mirror went back: serving the newer one"
-                );
-                known.confirm();
-                Err(Landing::Unchanged(Arc::clone(known)))
-            }
-            _ => Err(Landing::Failed(Failure::internal("a release file could not be judged"))),
-        }
-    }
-
-    /// `Release.gpg` beside a `Release`; `None` if there is none to be had.
-    async fn detached_signature(&self) -> Option<Vec<u8>> {
-        let beside = Target::from_absolute(&format!("{}.gpg", self.target.key)).ok()?;
-        let question = Question { head_only: false, headers: HeaderMap::new() };
-        let mut answer = self.engine.mirror.ask(&beside, &question).await.ok()?;
-        if answer.status != 200 {
-            return None;
-        }
-        let mut signature = Vec::new();
-        while let Some(chunk) = answer.body.chunk().await.ok()? {
-            signature.extend_from_slice(&chunk);
-            if signature.len() > SIGNATURE_BYTES_MAX {
-                return None;
-            }
-        }
-        Some(signature)
-    }
-
-    fn check(&self, written: Written) -> Result<Written, End> {
+    fn check(&self, flow: &Flow, written: Written) -> Result<Written, End> {
         if written.verdict.as_expected {
             return Ok(written);
         }
-        self.blame();
+        self.blame(&flow.source, &flow.origin);
+        self.engine.tainted.add(&self.target.key);
         let host = &self.target.authority.host;
-        Err(End::Cut(format!("{host} sent bytes that are not what the archive lists")))
+        Err(End::Cut(if self.has_moved_on(&flow.source) {
+            format!("{host} {MOVED_ON}")
+        } else {
+            format!("{host} sent bytes that are not what the archive lists")
+        }))
     }
 
     /// The mirror sent something else than its lists say.
-    fn blame(&self) {
-        self.engine.metrics.verify_failures.with_label_values(&["mirror"]).inc();
-        self.engine.doubt(&self.target.key);
+    fn blame(&self, source: &Target, origin: &str) {
+        if !self.has_moved_on(source) {
+            self.engine.metrics.verify_failures.with_label_values(&["mirror"]).inc();
+            self.engine.mirror.blame(origin);
+        }
+        self.engine.doubt(&source.key);
     }
 
     /// Takes the whole body, resuming it when it breaks off.
@@ -385,36 +402,37 @@ impl Transfer {
 
     /// Commits what was written and remembers it. A volume or index that fails costs the storing,
     /// never the clients, who have their bytes.
-    async fn keep(&self, meta: &Meta, written: Written) {
-        let sha256 = written.verdict.sha256;
-        let same = self.known.as_ref().filter(|known| known.entry.blob == sha256);
-        if let Some(known) = same {
-            return self.confirm_with(known, meta).await;
+    async fn keep(&self, arrived: Arrived) {
+        let Arrived { flow, written } = arrived;
+        if !flow.stored {
+            return;
         }
-        let Staged { stage, promise, .. } = written.staged;
+        let sha256 = written.verdict.sha256;
+        let Staged { stage, promise } = written.staged;
         let size = stage.size();
         let entry = Entry {
             blob: sha256,
             size,
-            validators: meta.validators.clone(),
-            content_type: meta.content_type.clone(),
+            validators: flow.meta.validators.clone(),
+            content_type: flow.meta.content_type.clone(),
             checked_at: now_seconds(),
         };
+        let same = self.known.as_ref().filter(|known| known.entry.blob == sha256);
+        if let Some(known) = same {
+            // What is new are at most their marks.
+            return self.remember(Arc::new(known.described_anew(entry)), &flow.source).await;
+        }
         let arriving = self.engine.room.evictor().moves().arrive(sha256).await;
         let engine = Arc::clone(&self.engine);
-        let recorded = entry.clone();
         let committing = tokio::task::spawn_blocking(move || {
             let blob = engine.store.commit(stage, &sha256)?;
-            Known::load(recorded, blob).map_err(StoreError::interrupted)
+            Known::load(entry, blob).map_err(StoreError::interrupted)
         });
         match committing.await.map_err(StoreError::interrupted).and_then(|committed| committed) {
             Ok(known) => {
                 self.engine.metrics.stored_bytes.inc_by(size);
                 self.engine.learner.offer(&self.target.key, &known);
-                self.engine.memory.hold(&self.target.key, Arc::new(known));
-                if let Err(error) = self.engine.index.record(&self.target.key, &entry).await {
-                    tracing::warn!(url = self.target.url, %error, source = %error.source, "stored, but not recorded");
-                }
+                self.remember(Arc::new(known), &flow.source).await;
             }
             Err(error) => {
                 tracing::warn!(url = self.target.url, %error, source = %error.source, "fetched, but not stored");
@@ -424,17 +442,13 @@ impl Transfer {
         drop((arriving, promise));
     }
 
-    /// The same bytes: what is new are at most their marks.
-    async fn confirm_with(&self, known: &Known, meta: &Meta) {
-        let entry = Entry {
-            validators: meta.validators.clone(),
-            content_type: meta.content_type.clone(),
-            checked_at: now_seconds(),
-            ..known.entry.clone()
-        };
-        self.engine.memory.hold(&self.target.key, Arc::new(known.described_anew(entry.clone())));
-        if let Err(error) = self.engine.index.record(&self.target.key, &entry).await {
-            tracing::warn!(url = self.target.url, %error, source = %error.source, "confirmed, but not recorded");
+    /// Under its name; and, where it was asked for under another, under that too: so it is known
+    /// which files of a suite this site uses.
+    async fn remember(&self, known: Arc<Known>, source: &Target) {
+        let asked_as = Some(&source.key).filter(|key| **key != self.target.key);
+        for key in asked_as.into_iter().chain([&self.target.key]) {
+            self.engine.record(key, &known.entry).await;
+            self.engine.memory.hold(key, Arc::clone(&known));
         }
     }
 
@@ -456,8 +470,26 @@ enum Asked {
 /// A body whose first bytes are there.
 struct Arrival {
     meta: Meta,
+    /// What it was asked for as.
+    source: Arc<Target>,
+    /// Which mirror gives it.
+    origin: Arc<str>,
     first: Bytes,
     body: Body,
     /// Whether it can be told that it is whole.
     provable: bool,
+}
+
+/// A body that is there to its end, and right.
+struct Arrived {
+    flow: Arc<Flow>,
+    written: Written,
+}
+
+impl Arrived {
+    /// Those who follow may have all of it.
+    fn tell(&self, flight: &Flight) {
+        flight.advance(self.written.staged.stage.size(), 0);
+        flight.end(State::Whole);
+    }
 }

@@ -197,6 +197,10 @@ pub trait Index: Send + Sync {
     /// What lies on the volume, in sum.
     async fn volume(&self) -> Result<Volume, IndexError>;
 
+    /// The keys of at most `limit` resources that begin with `folder` (which ends with a slash), other
+    /// than by-hash names.
+    async fn names_below(&self, folder: &str, limit: usize) -> Result<Vec<String>, IndexError>;
+
     /// What the lists that were learnt in full say of `key`; `None` if none names it, or if they
     /// disagree.
     async fn expectation(&self, key: &str) -> Result<Option<Expectation>, IndexError>;
@@ -207,8 +211,13 @@ pub trait Index: Send + Sync {
     /// The blob from which `list` was last learnt in full.
     async fn learnt(&self, list: &str) -> Result<Option<Sha256>, IndexError>;
 
-    /// Everything that `list` says.
-    async fn said_by(&self, list: &str) -> Result<Vec<(String, Expectation)>, IndexError>;
+    /// What `list` says of keys greater than `after`, by key and at most `limit`; all, page by page.
+    async fn said_by(
+        &self,
+        list: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<(String, Expectation)>, IndexError>;
 
     /// Changes what `list` says, at `now`. A change that is broken off half-way is made whole by the next
     /// learning: until [`Index::finish`] the list counts as not learnt.

@@ -1,13 +1,15 @@
 //! A mirror's answer: what its head says, and its body, chunk by chunk.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use prometheus::IntCounter;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use super::Source;
 use super::error::MirrorError;
 use crate::content::range::parse_content_range;
 use crate::content::validators::Validators;
@@ -18,6 +20,8 @@ pub struct Answer {
     pub status: StatusCode,
     /// As the mirror gave them.
     pub headers: HeaderMap,
+    /// Which mirror it was.
+    pub origin: Arc<str>,
     /// What follows.
     pub body: Body,
 }
@@ -36,14 +40,16 @@ pub enum Framing {
 impl Answer {
     pub(super) fn new(
         response: reqwest::Response,
-        host: &str,
+        source: &Source,
         patience: Duration,
         bytes: IntCounter,
     ) -> Self {
+        let source = source.clone();
         Self {
             status: response.status(),
             headers: response.headers().clone(),
-            body: Body { first: None, response, host: host.to_owned(), patience, bytes },
+            origin: Arc::clone(&source.origin),
+            body: Body { first: None, response, source, patience, bytes },
         }
     }
 
@@ -114,7 +120,7 @@ impl Answer {
 pub struct Body {
     first: Option<Bytes>,
     response: reqwest::Response,
-    host: String,
+    source: Source,
     patience: Duration,
     bytes: IntCounter,
 }
@@ -135,10 +141,17 @@ impl Body {
         if let Some(bytes) = self.first.take() {
             return Ok(Some(bytes));
         }
-        let chunk = timeout(self.patience, self.response.chunk())
-            .await
-            .map_err(|_| MirrorError::silent(&self.host))?
-            .map_err(|error| MirrorError::from_client(&self.host, error))?;
+        let chunk = match timeout(self.patience, self.response.chunk()).await {
+            Ok(Ok(chunk)) => chunk,
+            broken => {
+                self.source.health.failed(&self.source.origin, Instant::now());
+                let host = &self.source.host;
+                return Err(match broken {
+                    Ok(Err(error)) => MirrorError::from_client(host, error),
+                    _ => MirrorError::silent(host),
+                });
+            }
+        };
         if let Some(chunk) = &chunk {
             self.bytes.inc_by(chunk.len() as u64);
         }

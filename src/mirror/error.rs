@@ -31,6 +31,8 @@ pub enum MirrorErrorKind {
     Misdirected,
     /// Answered with what makes no sense, or broke off.
     Broken,
+    /// Not asked: it has been unreachable for some time, or nobody is to be asked.
+    Away,
 }
 
 impl MirrorErrorKind {
@@ -43,6 +45,7 @@ impl MirrorErrorKind {
             Self::Silent => "silent",
             Self::Misdirected => "misdirected",
             Self::Broken => "broken",
+            Self::Away => "away",
         }
     }
 }
@@ -63,6 +66,15 @@ impl MirrorError {
         Self::new(MirrorErrorKind::Silent, host, "no answer in time")
     }
 
+    pub(super) fn away(host: &str) -> Self {
+        Self::new(MirrorErrorKind::Away, host, "away, and what was asked for is not stored")
+    }
+
+    pub(super) fn offline(host: &str) -> Self {
+        let reason = "not asked (mirror.offline), and what was asked for is not stored";
+        Self::new(MirrorErrorKind::Away, host, reason)
+    }
+
     pub(super) fn not_listed(host: &str) -> Self {
         Self::new(MirrorErrorKind::Forbidden, host, "not in mirror.allow")
     }
@@ -74,7 +86,10 @@ impl MirrorError {
     /// Whether asking again may help.
     #[must_use]
     pub fn may_pass(&self) -> bool {
-        !matches!(self.kind, MirrorErrorKind::Forbidden | MirrorErrorKind::Misdirected)
+        matches!(
+            self.kind,
+            MirrorErrorKind::Unreachable | MirrorErrorKind::Silent | MirrorErrorKind::Broken
+        )
     }
 
     pub(super) fn from_client(host: &str, error: reqwest::Error) -> Self {
@@ -83,10 +98,10 @@ impl MirrorError {
         if chain(&error).any(<dyn Error>::is::<SpecialAddress>) {
             return Self::special_address(host);
         }
-        let kind = if error.is_timeout() {
-            MirrorErrorKind::Silent
-        } else if error.is_connect() {
+        let kind = if error.is_connect() {
             MirrorErrorKind::Unreachable
+        } else if error.is_timeout() {
+            MirrorErrorKind::Silent
         } else {
             MirrorErrorKind::Broken
         };

@@ -4,9 +4,11 @@
 mod answer;
 mod error;
 pub mod guard;
+mod health;
 mod resolver;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -14,14 +16,16 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
-use prometheus::IntCounterVec;
+use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use tokio::time::{Instant, sleep, timeout};
 use url::Url;
 
 pub use self::answer::{Answer, Body, Framing};
 pub use self::error::{MirrorError, MirrorErrorKind};
 use self::guard::Guard;
+use self::health::{Health, Standing};
 use self::resolver::GuardedResolver;
+use crate::archive::groups::Groups;
 use crate::archive::target::Target;
 use crate::telemetry::metrics::Metrics;
 
@@ -29,6 +33,11 @@ use crate::telemetry::metrics::Metrics;
 const REDIRECTS_MAX: usize = 5;
 /// For how long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// For how long one that is away is waited for, to see whether it is back.
+const PROBE_BUDGET: Duration = Duration::from_secs(5);
+/// For how long it is waited for in between: enough for one that is back and near, and little to lose
+/// with each request where it is not.
+const GLANCE_BUDGET: Duration = Duration::from_secs(1);
 /// How often a question is asked when mirrors fail in ways that pass.
 const ATTEMPTS_MAX: u32 = 4;
 /// Before the second attempt; doubled for each further one.
@@ -52,6 +61,10 @@ pub struct Config {
     pub timeout: Duration,
     /// Ports that tunnels may lead to.
     pub connect_ports: Vec<u16>,
+    /// Which mirrors are one archive.
+    pub groups: Groups,
+    /// Nobody is asked.
+    pub offline: bool,
     /// This process in `Via` (RFC 9110 §7.6.3), so that a circle of caches is noticed.
     pub pseudonym: String,
 }
@@ -63,9 +76,26 @@ pub struct Mirror {
     timeout: Duration,
     has_proxy: bool,
     connect_ports: Vec<u16>,
+    groups: Groups,
+    health: Arc<Health>,
+    offline: AtomicBool,
     via: HeaderValue,
     requests: IntCounterVec,
-    bytes: prometheus::IntCounter,
+    failovers: IntCounter,
+    away: IntGauge,
+    bytes: IntCounter,
+}
+
+/// A resource on one mirror.
+#[derive(Clone)]
+struct Source {
+    url: Url,
+    host: Arc<str>,
+    /// `SCHEME://HOST[:PORT]`
+    origin: Arc<str>,
+    /// The operator's favourite.
+    is_first: bool,
+    health: Arc<Health>,
 }
 
 /// What is asked of a mirror besides the resource's bytes.
@@ -108,12 +138,20 @@ impl Mirror {
             timeout: config.timeout,
             has_proxy: config.proxy.is_some(),
             connect_ports: config.connect_ports.clone(),
+            groups: config.groups.clone(),
+            health: Arc::default(),
+            offline: AtomicBool::new(config.offline),
             via: HeaderValue::try_from(format!("1.1 {}", config.pseudonym))?,
             requests: metrics.counters(
                 "aptmesh_mirror_requests_total",
                 "Requests sent to mirrors, by the class of their answer.",
                 &["answer"],
             ),
+            failovers: metrics.counter(
+                "aptmesh_mirror_failovers_total",
+                "Answers that came from another than the first mirror of the archive.",
+            ),
+            away: metrics.gauge("aptmesh_mirror_away", "Mirrors that can not be reached."),
             bytes: metrics.counter(
                 "aptmesh_mirror_received_bytes_total",
                 "Bytes of bodies received from mirrors.",
@@ -121,30 +159,57 @@ impl Mirror {
         })
     }
 
+    /// Changes whether anybody is asked, from now on.
+    pub fn set_offline(&self, offline: bool) {
+        self.offline.store(offline, Ordering::Relaxed);
+    }
+
     /// Changes who may be asked, from now on.
     pub fn set_guard(&self, guard: Guard) {
         self.guard.store(Arc::new(guard));
     }
 
-    /// Asks, and asks again when the mirror fails in a way that may pass: it can not be reached, is
-    /// silent, or answers 500, 502, 503 or 504. The last such answer is handed on.
+    /// Asks, and asks again when all that serve the archive fail in a way that may pass: they can not
+    /// be reached, are silent, or answer 500, 502, 503 or 504. The last such answer is handed on.
     ///
     /// # Errors
-    /// When no attempt got an answer within the budget, or the host may not be asked.
+    /// When no attempt got an answer within the budget, which is small for one that is away, or when
+    /// the host may not be asked.
     pub async fn ask(&self, target: &Target, question: &Question) -> Result<Answer, MirrorError> {
-        let deadline = Instant::now() + HEAD_BUDGET;
+        if self.is_offline() {
+            return Err(MirrorError::offline(&target.authority.host));
+        }
+        let sources = self.sources(target, question)?;
+        let mut deadline = Instant::now() + HEAD_BUDGET;
         let mut attempt = 1;
         loop {
-            let patience = self.timeout.min(deadline.saturating_duration_since(Instant::now()));
-            let answered = self.ask_once(target, question, patience).await;
-            let may_pass = match &answered {
-                Ok(answer) => is_passing_failure(answer.status),
-                Err(error) => error.may_pass(),
+            let (standing, order) = self.in_order(&sources);
+            let probe = match standing {
+                Standing::ToBeProbed => Some(PROBE_BUDGET),
+                Standing::Away if attempt == 1 => Some(GLANCE_BUDGET),
+                // These attempts found it out: they are for one that comes back soon.
+                Standing::Well | Standing::Benched | Standing::Away => None,
             };
+            if let Some(budget) = probe {
+                deadline = deadline.min(Instant::now() + budget);
+            }
+            let answered = self.ask_around(&order, question, deadline).await;
+            if let Some(is_silent) = silence(&answered)
+                && (attempt > 1 || standing == Standing::ToBeProbed)
+            {
+                for source in &sources {
+                    self.health.is_gone(&source.origin, is_silent, Instant::now());
+                }
+            }
             let pause = BACKOFF * 2_u32.pow(attempt - 1);
             let out_of_time = Instant::now() + pause >= deadline;
-            if !may_pass || attempt == ATTEMPTS_MAX || out_of_time {
-                return answered;
+            match answered {
+                Err(_) if probe.is_some() => {
+                    return Err(MirrorError::away(&target.authority.host));
+                }
+                answered if !is_trouble(&answered) => return answered,
+                answered if attempt == ATTEMPTS_MAX || out_of_time => return answered,
+                _ => {}
             }
             tracing::debug!(host = target.authority.host, attempt, "asking the mirror again");
             sleep(pause).await;
@@ -152,15 +217,109 @@ impl Mirror {
         }
     }
 
+    /// Whether the target can be had from more than one mirror.
+    #[must_use]
+    pub fn has_several(&self, target: &Target) -> bool {
+        self.groups.sources(target).is_some_and(|sources| sources.len() > 1)
+    }
+
+    /// Whether nobody who has the target can be reached: then there is no use in waiting.
+    #[must_use]
+    pub fn is_away(&self, target: &Target) -> bool {
+        let sources = self.sources(target, &Question::default());
+        let is_away = |source: &Source| self.health.is_away(&source.origin);
+        self.is_offline() || sources.is_ok_and(|sources| sources.iter().all(is_away))
+    }
+
+    /// The mirror of that origin sent something else than its archive's lists say: others are asked
+    /// first for a while.
+    pub fn blame(&self, origin: &str) {
+        self.health.sent_wrong_bytes(origin, Instant::now());
+    }
+
+    fn is_offline(&self) -> bool {
+        self.offline.load(Ordering::Relaxed)
+    }
+
+    /// How the best of the sources stands, and who is worth a question, the healthiest first. The
+    /// first of the operator's is at the front of equals.
+    fn in_order<'a>(&self, sources: &'a [Source]) -> (Standing, Vec<&'a Source>) {
+        let now = Instant::now();
+        let mut standings: Vec<(Standing, &Source)> =
+            sources.iter().map(|one| (self.health.standing(&one.origin, now), one)).collect();
+        standings.sort_by_key(|(standing, _)| *standing);
+        let best = standings.first().map_or(Standing::Away, |(standing, _)| *standing);
+        if best < Standing::Away {
+            standings.retain(|(standing, _)| *standing < Standing::Away);
+        }
+        (best, standings.into_iter().map(|(_, source)| source).collect())
+    }
+
+    /// Each of the mirrors once, until one gives what was asked for. What one does not have another
+    /// may: a no counts when nobody has more to give.
+    async fn ask_around(
+        &self,
+        sources: &[&Source],
+        question: &Question,
+        deadline: Instant,
+    ) -> Result<Answer, MirrorError> {
+        let mut refused = None;
+        let host = sources.first().map_or("", |source| &source.host);
+        let mut troubled = Err(MirrorError::silent(host));
+        for (number, source) in sources.iter().enumerate() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let share = left / u32::try_from(sources.len() - number).unwrap_or(u32::MAX);
+            let answered = self.ask_once(source, question, share.min(self.timeout)).await;
+            match answered {
+                Ok(answer) if answer.status.is_client_error() => refused = Some(answer),
+                Ok(answer) if !is_passing_failure(answer.status) => {
+                    self.failovers.inc_by(u64::from(!source.is_first));
+                    return Ok(answer);
+                }
+                trouble => troubled = trouble,
+            }
+        }
+        refused.map_or(troubled, Ok)
+    }
+
+    /// Where the target can be had, in the operator's order. Credentials are for the host that the
+    /// client wrote.
+    fn sources(&self, target: &Target, question: &Question) -> Result<Vec<Source>, MirrorError> {
+        let is_private = question.headers.contains_key(header::AUTHORIZATION);
+        let group = if is_private { None } else { self.groups.sources(target) };
+        let targets = group.unwrap_or_else(|| vec![target.clone()]);
+        let first = std::iter::once(true).chain(std::iter::repeat(false));
+        targets.iter().zip(first).map(|(target, first)| self.source(target, first)).collect()
+    }
+
+    fn source(&self, target: &Target, is_first: bool) -> Result<Source, MirrorError> {
+        let host = target.authority.host.as_str();
+        let url = Url::parse(&target.url)
+            .map_err(|error| MirrorError::new(MirrorErrorKind::Forbidden, host, error))?;
+        let origin = format!("{}://{}", target.scheme, target.authority.for_scheme(target.scheme));
+        Ok(Source {
+            url,
+            host: host.into(),
+            origin: origin.into(),
+            is_first,
+            health: Arc::clone(&self.health),
+        })
+    }
+
     async fn ask_once(
         &self,
-        target: &Target,
+        source: &Source,
         question: &Question,
         patience: Duration,
     ) -> Result<Answer, MirrorError> {
-        let host = target.authority.host.as_str();
-        let asked = timeout(patience, self.follow(target, question)).await;
-        let answered = asked.unwrap_or_else(|_| Err(MirrorError::silent(host)));
+        let asked = timeout(patience, self.follow(source, question)).await;
+        let answered = asked.unwrap_or_else(|_| Err(MirrorError::silent(&source.host)));
+        if is_trouble(&answered) {
+            self.health.failed(&source.origin, Instant::now());
+        } else if answered.is_ok() {
+            self.health.answered(&source.origin, Instant::now());
+        }
+        self.away.set(i64::try_from(self.health.away()).unwrap_or(i64::MAX));
         let class = match &answered {
             Ok(answer) => status_class(answer.status),
             Err(error) => error.kind.label(),
@@ -170,10 +329,9 @@ impl Mirror {
     }
 
     /// One question through its redirects.
-    async fn follow(&self, target: &Target, question: &Question) -> Result<Answer, MirrorError> {
-        let host = target.authority.host.as_str();
-        let mut url = Url::parse(&target.url)
-            .map_err(|error| MirrorError::new(MirrorErrorKind::Forbidden, host, error))?;
+    async fn follow(&self, source: &Source, question: &Question) -> Result<Answer, MirrorError> {
+        let host: &str = &source.host;
+        let mut url = source.url.clone();
         let mut headers = question.headers.clone();
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.append(header::VIA, self.via.clone());
@@ -184,7 +342,7 @@ impl Mirror {
             let response =
                 request.send().await.map_err(|error| MirrorError::from_client(host, error))?;
             let Some(next) = redirect_of(&response, &url) else {
-                return Ok(Answer::new(response, host, self.timeout, self.bytes.clone()));
+                return Ok(Answer::new(response, source, self.timeout, self.bytes.clone()));
             };
             let next = next
                 .map_err(|reason| MirrorError::new(MirrorErrorKind::Misdirected, host, reason))?;
@@ -226,6 +384,9 @@ impl Mirror {
         host: &str,
         port: u16,
     ) -> Result<tokio::net::TcpStream, MirrorError> {
+        if self.is_offline() {
+            return Err(MirrorError::offline(host));
+        }
         if self.has_proxy {
             let reason = "tunnels do not go through mirror.proxy";
             return Err(MirrorError::new(MirrorErrorKind::Forbidden, host, reason));
@@ -289,6 +450,23 @@ fn redirect_of(response: &reqwest::Response, url: &Url) -> Option<Result<Url, St
 
 fn is_passing_failure(status: StatusCode) -> bool {
     matches!(status.as_u16(), 500 | 502 | 503 | 504)
+}
+
+/// Whether nobody could be connected to (`false`), or somebody could and was silent (`true`).
+fn silence(answered: &Result<Answer, MirrorError>) -> Option<bool> {
+    match answered.as_ref().err()?.kind {
+        MirrorErrorKind::Unreachable => Some(false),
+        MirrorErrorKind::Silent => Some(true),
+        _ => None,
+    }
+}
+
+/// Whether asking again may help.
+fn is_trouble(answered: &Result<Answer, MirrorError>) -> bool {
+    match answered {
+        Ok(answer) => is_passing_failure(answer.status),
+        Err(error) => error.may_pass(),
+    }
 }
 
 fn status_class(status: StatusCode) -> &'static str {

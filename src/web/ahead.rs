@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::engine::Hint;
+use crate::engine::{Client, Hint};
 use crate::web::proxy::Proxy;
 use crate::web::wire::Wire;
 
@@ -21,12 +21,12 @@ struct Begun {
 
 impl Ahead {
     /// Begins what the heads waiting on the wire will need, as far as there is room.
-    pub(super) fn begin(&self, wire: &Wire, proxy: &Arc<Proxy>) {
+    pub(super) fn begin(&self, wire: &Wire, proxy: &Arc<Proxy>, client: Client) {
         let mut begun = self.lock();
         while begun.len() < BEGUN_MAX {
             let Some(head) = wire.next_head() else { return };
             let target = head.target.clone();
-            begun.push_back(Begun { target, hint: proxy.prepare(head) });
+            begun.push_back(Begun { target, hint: proxy.prepare(head, client) });
         }
     }
 

@@ -5,6 +5,7 @@ use std::error::Error as _;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -24,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
 use warp::filters::BoxedFilter;
 
-use crate::engine::Hint;
+use crate::engine::{Client, Hint};
 use crate::web::ahead::Ahead;
 use crate::web::body::{AnswerBody, Source};
 use crate::web::proxy::{Proxy, forbidden_client};
@@ -39,6 +40,9 @@ const STALLED_MAX: Duration = Duration::from_mins(2);
 const FIELDS_MAX: usize = 64;
 /// Bytes of a request's head.
 const HEAD_MAX: usize = 32 * 1024;
+
+/// Connections so far: their numbers tell them apart.
+static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
 
 /// A set of routes and how it is offered.
 pub struct Surface {
@@ -61,6 +65,8 @@ pub struct Visit {
     pub uri: Uri,
     /// Its header fields.
     pub headers: HeaderMap,
+    /// Who asks.
+    pub client: Client,
     /// Whether what it needs was begun before its turn.
     pub begun_early: bool,
     /// Where what outlives it runs.
@@ -87,9 +93,14 @@ pub(super) async fn serve(
     let wire = Wire::new(stream);
     let ahead = Ahead::default();
     let permitted = surface.proxy.as_ref().is_none_or(|proxy| proxy.permits(client.ip()));
+    let asks = Client {
+        connection: CONNECTIONS.fetch_add(1, Ordering::Relaxed),
+        address: client.ip().to_canonical(),
+    };
     let session = Arc::new(Session {
         permitted,
         client,
+        asks,
         wire: wire.clone(),
         ahead: ahead.clone(),
         surface: Arc::clone(&surface),
@@ -110,6 +121,7 @@ pub(super) async fn serve(
         wire,
         ahead,
         proxy,
+        asks,
         patience: Box::pin(sleep(STALLED_MAX)),
     };
     let told_to_stop = async { drop(draining.wait_for(|draining| *draining).await) };
@@ -145,6 +157,7 @@ fn is_ours(error: &hyper::Error) -> bool {
 struct Session {
     permitted: bool,
     client: SocketAddr,
+    asks: Client,
     wire: Wire,
     ahead: Ahead,
     surface: Arc<Surface>,
@@ -165,6 +178,7 @@ impl Session {
                 method: request.method().clone(),
                 uri: request.uri().clone(),
                 headers: std::mem::take(request.headers_mut()),
+                client: self.asks,
                 begun_early: hint.as_ref().is_some_and(Hint::has_begun),
                 tasks: self.surface.tasks.clone(),
                 draining: self.draining.clone(),
@@ -208,6 +222,7 @@ struct Attended<C> {
     wire: Wire,
     ahead: Ahead,
     proxy: Option<Arc<Proxy>>,
+    asks: Client,
     /// Runs while the client takes nothing of what is there for it.
     patience: Pin<Box<Sleep>>,
 }
@@ -228,7 +243,7 @@ impl<C: Future<Output = hyper::Result<()>>> Future for Attended<C> {
             }
         }
         if let Some(proxy) = &self.proxy {
-            self.ahead.begin(&self.wire, proxy);
+            self.ahead.begin(&self.wire, proxy, self.asks);
         }
         ended
     }

@@ -11,10 +11,11 @@ use warp::filters::BoxedFilter;
 use warp::reply::Response;
 use warp::{Filter, Rejection};
 
+use crate::archive::groups::Groups;
 use crate::archive::kind::Kind;
 use crate::archive::target::{Target, TargetError};
 use crate::engine::plan::Freshness;
-use crate::engine::{Ask, Engine, Hint, Sharing};
+use crate::engine::{Ask, Client, Engine, Hint, Sharing};
 use crate::mirror::basic_authorization;
 use crate::web::connection::Visit;
 use crate::web::heads::Head;
@@ -25,6 +26,7 @@ pub struct Proxy {
     engine: Arc<Engine>,
     clients: ArcSwap<Vec<IpNet>>,
     tunnels: tunnel::Tunnels,
+    groups: Groups,
     /// This process in `Via`: a request that names it has come round in a circle.
     pseudonym: String,
 }
@@ -53,9 +55,14 @@ const HANDED_ON: [HeaderName; 8] = [
 impl Proxy {
     /// The surface, for clients in `clients`.
     #[must_use]
-    pub fn new(engine: Arc<Engine>, clients: Vec<IpNet>, pseudonym: String) -> Self {
+    pub fn new(
+        engine: Arc<Engine>,
+        clients: Vec<IpNet>,
+        groups: Groups,
+        pseudonym: String,
+    ) -> Self {
         let clients = ArcSwap::from_pointee(clients);
-        Self { engine, clients, tunnels: tunnel::Tunnels::default(), pseudonym }
+        Self { engine, clients, tunnels: tunnel::Tunnels::default(), groups, pseudonym }
     }
 
     /// Changes who may be a client, for connections from now on.
@@ -83,7 +90,7 @@ impl Proxy {
     }
 
     /// Begins what a request will need before its turn.
-    pub(super) fn prepare(self: &Arc<Self>, head: Head) -> Option<Hint> {
+    pub(super) fn prepare(self: &Arc<Self>, head: Head, client: Client) -> Option<Hint> {
         let mut headers = HeaderMap::new();
         for (name, value) in head.fields {
             if let (Ok(name), Ok(value)) =
@@ -96,7 +103,42 @@ impl Proxy {
         if self.is_circular(&headers) {
             return None;
         }
-        self.engine.prepare(ask(target, &headers, false))
+        self.engine.prepare(self.ask(target, &headers, false, client))
+    }
+
+    fn ask(&self, target: Target, headers: &HeaderMap, head_only: bool, client: Client) -> Ask {
+        let mut handed_on = HeaderMap::new();
+        for name in &HANDED_ON {
+            for value in headers.get_all(name) {
+                handed_on.append(name.clone(), value.clone());
+            }
+        }
+        if let (false, Some(credentials)) =
+            (handed_on.contains_key(header::AUTHORIZATION), basic_authorization(&target))
+        {
+            handed_on.insert(header::AUTHORIZATION, credentials);
+        }
+        let (freshness, no_store) = cache_control(headers);
+        let has_credentials = handed_on.contains_key(header::AUTHORIZATION);
+        // Credentials are for the host that the client wrote.
+        let target = if has_credentials { target } else { self.groups.settle(target) };
+        let sharing = match no_store {
+            _ if has_credentials || target.has_query => Sharing::Private,
+            true => Sharing::NotStored,
+            false => Sharing::Shared,
+        };
+        let target = Arc::new(target);
+        Ask {
+            kind: Kind::of(&target.path),
+            sharing,
+            sources: vec![Arc::clone(&target)],
+            target,
+            freshness,
+            head_only,
+            headers: handed_on,
+            client: Some(client),
+            begun_early: false,
+        }
     }
 
     fn is_circular(&self, headers: &HeaderMap) -> bool {
@@ -131,36 +173,6 @@ fn read_target(uri: &Uri) -> Result<Target, TargetError> {
     }
 }
 
-fn ask(target: Target, headers: &HeaderMap, head_only: bool) -> Ask {
-    let mut handed_on = HeaderMap::new();
-    for name in &HANDED_ON {
-        for value in headers.get_all(name) {
-            handed_on.append(name.clone(), value.clone());
-        }
-    }
-    if let (false, Some(credentials)) =
-        (handed_on.contains_key(header::AUTHORIZATION), basic_authorization(&target))
-    {
-        handed_on.insert(header::AUTHORIZATION, credentials);
-    }
-    let (freshness, no_store) = cache_control(headers);
-    let has_credentials =
-        target.userinfo.is_some() || handed_on.contains_key(header::AUTHORIZATION);
-    Ask {
-        kind: Kind::of(&target.path),
-        sharing: match no_store {
-            _ if has_credentials || target.has_query => Sharing::Private,
-            true => Sharing::NotStored,
-            false => Sharing::Shared,
-        },
-        target: Arc::new(target),
-        freshness,
-        head_only,
-        headers: handed_on,
-        begun_early: false,
-    }
-}
-
 /// RFC 9111 §5.2.1, and the older `Pragma: no-cache` (§5.4).
 fn cache_control(headers: &HeaderMap) -> (Freshness, bool) {
     let mut freshness = Freshness::Any;
@@ -192,7 +204,7 @@ async fn answer(proxy: Arc<Proxy>, visit: Visit) -> Response {
         Err(error) => return reply::bad_target(&error),
     };
     let head_only = visit.method == Method::HEAD;
-    let asked = ask(target, &visit.headers, head_only);
+    let asked = proxy.ask(target, &visit.headers, head_only, visit.client);
     let ask = Ask { begun_early: visit.begun_early, ..asked };
     match proxy.engine.serve(&ask).await {
         Ok(served) => reply::served(&visit.headers, head_only, served).await,

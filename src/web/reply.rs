@@ -58,8 +58,9 @@ pub(super) async fn served(
 ) -> warp::reply::Response {
     let outcome = served.outcome;
     // RFC 9110 §14.2: a range means something to GET alone.
+    let only_whole = head_only || served.only_whole;
     let portion = |meta: &Meta| match portion(asked, meta) {
-        Portion::Part(_) | Portion::Unsatisfiable if head_only => Portion::Whole,
+        Portion::Part(_) | Portion::Unsatisfiable if only_whole => Portion::Whole,
         portion => portion,
     };
     match served.content {
@@ -238,7 +239,9 @@ pub(super) fn failed(failure: &Failure) -> warp::reply::Response {
         }
         Failure::Mirror(error) => match error.kind {
             MirrorErrorKind::Forbidden => refusal(StatusCode::FORBIDDEN, &error.to_string()),
-            MirrorErrorKind::Silent => trouble(StatusCode::GATEWAY_TIMEOUT, &error.to_string()),
+            MirrorErrorKind::Silent | MirrorErrorKind::Away => {
+                trouble(StatusCode::GATEWAY_TIMEOUT, &error.to_string())
+            }
             MirrorErrorKind::Unreachable => {
                 let reason = format!("{} unreachable: {}", error.host, error.reason);
                 trouble(StatusCode::SERVICE_UNAVAILABLE, &reason)

@@ -154,7 +154,8 @@ fn what_the_client_has_is_not_sent_again() {
     let mut connection = Connection::open(proxy.addr());
     let table: [(Fields, u16); 11] = [
         (&[("If-Modified-Since", DATE)], 304),
-        (&[("If-Modified-Since", LATER)], 304),
+        // Not what we gave: another version, or a date of its own making.
+        (&[("If-Modified-Since", LATER)], 200),
         (&[("If-Modified-Since", EARLIER)], 200),
         (&[("If-Modified-Since", "yesterday")], 200),
         (&[("If-None-Match", "\"v1\"")], 304),
@@ -417,9 +418,10 @@ fn the_end_of_every_body_is_marked() {
 fn an_unreachable_mirror_is_a_trouble_that_may_pass() {
     let (mirror, proxy) = (Mirror::start(), Proxy::start());
     mirror.stop();
-    for path in [PACKAGE, RELEASE, PAGE] {
+    // By the second it is known to be away.
+    for (path, status) in [(PACKAGE, 503), (RELEASE, 504), (PAGE, 504)] {
         let reply = ask(&proxy, &mirror, path, &[]);
-        assert!(reply.complete && reply.status == 503, "{reply:?}");
+        assert!(reply.complete && reply.status == status, "{reply:?}");
         assert!(reply.header("retry-after").is_some_and(|after| after.parse::<u8>().is_ok()));
         assert!(reply.reason.contains("127.0.0.1"), "{}", reply.reason);
         assert!(String::from_utf8_lossy(&reply.body).contains(&reply.reason));

@@ -2,6 +2,9 @@
 //! a package is known before it is fetched, under whatever name it is asked for.
 
 use crate::kit::*;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const LEARNT: &str = "aptmesh_engine_learnt_lists_total{outcome=\"learnt\"}";
@@ -80,6 +83,33 @@ fn of_a_changed_list_only_the_difference_is_written() {
     let line = packages.lines().rfind(|line| line.contains("binary-") && line.contains("learnt"));
     assert!(line.is_some_and(|line| line.contains("changes=1")), "{packages}");
     assert_eq!(expectations(&proxy), 4);
+}
+
+#[test]
+fn of_two_entries_of_one_name_the_first_counts_and_none_is_learnt_anew() {
+    let (mirror, proxy) = (Mirror::start(), proxy());
+    let (one, two) = (*b"!<arch>\none", *b"!<arch>\ntwo");
+    let list: String = [one, two, one]
+        .map(|content| {
+            let digest = sha256_hex(&content);
+            format!("Package: p\nFilename: p.deb\nSize: 11\nSHA256: {digest}\n\n")
+        })
+        .concat();
+    for (round, changes) in [(1, 1), (2, 0), (3, 0)] {
+        // Another file each time, which says the same.
+        let text = format!("{list}Package: round{round}\n");
+        mirror.put("/flat/Packages", File::new(text.into_bytes()).no_validators());
+        assert_eq!(fetch(&proxy, &mirror, "/flat/Packages").status, 200);
+        wait_until(PATIENCE, "the list is learnt", || proxy.count(LEARNT) == round);
+        let log = proxy.log();
+        let line = log.lines().rfind(|line| line.contains("learnt a list")).unwrap();
+        assert!(line.contains(&format!("changes={changes} ")), "{line}");
+    }
+    mirror.put("/flat/p.deb", File::new(two));
+    assert_eq!(fetch(&proxy, &mirror, "/flat/p.deb").status, 503);
+    assert!(proxy.count(VERIFY_FAILURES) > 0);
+    mirror.put("/flat/p.deb", File::new(one));
+    assert_eq!(fetch(&proxy, &mirror, "/flat/p.deb").body, one);
 }
 
 #[test]
@@ -222,6 +252,49 @@ fn hostile_lists_reach_the_client_and_teach_nothing() {
     assert!(proxy.log().contains("could not learn a list"), "{}", proxy.log());
     let grown = proxy.resident_bytes().saturating_sub(before);
     assert!(grown < 100_000_000, "{grown} bytes more");
+}
+
+#[test]
+fn a_list_of_too_much_teaches_nothing_and_leaves_nothing() {
+    let (mirror, proxy) = (Mirror::start(), proxy());
+    let entry = |name: &str| {
+        format!("Filename: {name}.deb\nSize: 1\nSHA256: {}\n\n", sha256_hex(name.as_bytes()))
+    };
+    // 80 MB of names; that there are not many different ones makes it no better.
+    let mut text = String::new();
+    for number in 0..20_000 {
+        write!(text, "{}", entry(&format!("{:04000}", number % 1000))).unwrap();
+    }
+    let put = |text: &str| {
+        mirror.put("/flat/Packages.gz", File::new(gzip(text)).no_validators());
+        assert!(fetch(&proxy, &mirror, "/flat/Packages.gz").complete);
+    };
+    put(&entry("before"));
+    wait_until(PATIENCE, "a small list is learnt", || proxy.count(LEARNT) == 1);
+    let before = proxy.resident_bytes();
+    put(&text);
+    wait_until(PATIENCE * 4, "it is refused", || proxy.count(REFUSED) == 1);
+    assert!(proxy.log().contains("it names more than"), "{}", proxy.log());
+    assert_eq!(expectations(&proxy), 0);
+    let grown = proxy.resident_bytes().saturating_sub(before);
+    assert!(grown < 100_000_000, "{grown} bytes more");
+    put(&(entry("after") + &entry("later")));
+    wait_until(PATIENCE, "another small list is learnt", || proxy.count(LEARNT) == 2);
+    assert_eq!(expectations(&proxy), 2);
+}
+
+fn gzip(text: &str) -> Vec<u8> {
+    let mut gzip = Command::new("gzip")
+        .args(["-1", "-c"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("this test needs gzip");
+    let mut input = gzip.stdin.take().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || input.write_all(text.as_bytes()).unwrap());
+        gzip.wait_with_output().unwrap().stdout
+    })
 }
 
 #[test]

@@ -3,9 +3,11 @@
 mod kit;
 
 mod apt;
+mod consistency;
 mod durability;
 mod flights;
 mod freshness;
+mod groups;
 mod guard;
 mod http;
 mod https;

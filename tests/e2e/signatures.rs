@@ -3,69 +3,12 @@
 
 use crate::kit::*;
 use std::fs;
-use std::io::Write as _;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
-use tempfile::TempDir;
 
 const INRELEASE: &str = "/debian/dists/demo/InRelease";
 const RELEASE: &str = "/debian/dists/demo/Release";
+const RELEASE_GPG: &str = "/debian/dists/demo/Release.gpg";
 const VERDICTS: &str = "aptmesh_engine_release_verdicts_total";
-
-/// An archive's key.
-struct Signer {
-    home: TempDir,
-}
-
-impl Signer {
-    fn new(algorithm: &str) -> Self {
-        let signer = Self { home: tempfile::tempdir().unwrap() };
-        let user = "Archive <archive@example.org>";
-        signer.gpg(&["--quick-generate-key", user, algorithm, "sign", "never"], b"");
-        signer
-    }
-
-    fn gpg(&self, args: &[&str], input: &[u8]) -> Vec<u8> {
-        let mut child = Command::new("gpg")
-            .args(["--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""])
-            .args(args)
-            .env("GNUPGHOME", self.home.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("this test needs gpg (package gnupg)");
-        child.stdin.take().unwrap().write_all(input).unwrap();
-        let output = child.wait_with_output().unwrap();
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "gpg {args:?}: {complaint}");
-        output.stdout
-    }
-
-    fn keyring(&self) -> PathBuf {
-        let path = self.home.path().join("archive.gpg");
-        fs::write(&path, self.gpg(&["--export"], b"")).unwrap();
-        path
-    }
-
-    fn clearsign(&self, text: &str) -> Vec<u8> {
-        self.gpg(&["--digest-algo", "SHA512", "--clearsign"], text.as_bytes())
-    }
-
-    fn detach(&self, text: &str) -> Vec<u8> {
-        self.gpg(&["--armor", "--detach-sign"], text.as_bytes())
-    }
-}
-
-impl Drop for Signer {
-    fn drop(&mut self) {
-        let _ = Command::new("gpgconf")
-            .args(["--kill", "all"])
-            .env("GNUPGHOME", self.home.path())
-            .status();
-    }
-}
 
 fn proxy(verify: &str, signer: &Signer) -> Proxy {
     Proxy::build()
@@ -111,10 +54,10 @@ fn a_good_signature_is_enough_for_the_strictest() {
         assert_eq!(fetch(&proxy, &mirror, INRELEASE).body, file, "{algorithm}");
         let text = release(3, "");
         put(&mirror, RELEASE, text.clone());
-        put(&mirror, "/debian/dists/demo/Release.gpg", signer.detach(&text));
+        put(&mirror, RELEASE_GPG, signer.detach(&text));
         assert_eq!(fetch(&proxy, &mirror, RELEASE).body, text.as_bytes(), "{algorithm}");
         assert_eq!(verdicts(&proxy, "good"), 2);
-        assert_eq!(proxy.blobs().len(), 2);
+        assert_eq!(proxy.blobs().len(), 3);
     }
 }
 
@@ -186,6 +129,24 @@ fn an_expired_release_file_is_refused() {
 }
 
 #[test]
+fn another_spelling_of_the_frame_hides_no_date() {
+    let (mirror, signer) = (Mirror::start(), Signer::new("ed25519"));
+    let expired = signer.clearsign(&release(9, "Valid-Until: YESTERDAY\n"));
+    let expired = String::from_utf8(expired).unwrap();
+    let proxy = proxy("auto", &signer);
+    for spelling in ["Hash:SHA512\n\n", "Hash: SHA512\n \n"] {
+        put(&mirror, INRELEASE, expired.replace("Hash: SHA512\n\n", spelling));
+        let reply = fetch(&proxy, &mirror, INRELEASE);
+        assert!(
+            reply.reason.contains("expired"),
+            "{spelling:?}: {} {}",
+            reply.status,
+            reply.reason
+        );
+    }
+}
+
+#[test]
 fn the_machines_own_archive_is_good_as_it_is() {
     let archive = HostArchive::read();
     let mut allowed = archive.hosts();
@@ -207,10 +168,212 @@ fn a_keyring_that_is_none_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("not-a-keyring.gpg");
     fs::write(&file, "hello").unwrap();
-    for path in [file, folder.path().join("missing.gpg")] {
+    // Larger than any memory, though it takes no room.
+    let large = folder.path().join("large.gpg");
+    fs::File::create(&large).unwrap().set_len(1 << 42).unwrap();
+    let missing = folder.path().join("missing.gpg");
+    for (path, why) in [(file, "no OpenPGP"), (large, "larger than"), (missing, "No such file")] {
         let run = aptmesh().arg("config").env("APTMESH_ARCHIVE_KEYRING", &path).output().unwrap();
         let complaint = String::from_utf8_lossy(&run.stderr).into_owned();
         assert_eq!(run.status.code(), Some(78), "{complaint}");
-        assert!(complaint.contains("archive.keyring") && complaint.contains(".gpg"), "{complaint}");
+        for part in ["archive.keyring", ".gpg", why] {
+            assert!(complaint.contains(part), "{complaint}");
+        }
     }
+}
+
+/// A proxy that knows the keys of these signers, and these groups of mirrors.
+fn grouped(signers: &[&Signer], groups: &str) -> Proxy {
+    let keyrings: Vec<String> =
+        signers.iter().map(|signer| signer.keyring().display().to_string()).collect();
+    Proxy::build()
+        .env("APTMESH_MIRROR_RECHECK_AFTER", "0s")
+        .env("APTMESH_ARCHIVE_VERIFY", "enforce")
+        .env("APTMESH_ARCHIVE_KEYRING", keyrings.join(","))
+        .env("APTMESH_ARCHIVE_GROUPS", groups)
+        .start()
+}
+
+#[test]
+fn a_group_is_signed_by_the_keys_that_it_names() {
+    let (scoped, free) = (Mirror::start(), Mirror::start_at("127.0.0.2"));
+    let [own, second, foreign] = [(); 3].map(|()| Signer::new("ed25519"));
+    let keys = [&own, &second].map(|signer| format!("signed-by={}", signer.fingerprint()));
+    let group = format!("demo http://{}/debian {}", scoped.host(), keys.join(" "));
+    let proxy = grouped(&[&own, &second, &foreign], &group);
+
+    let by_foreign = foreign.clearsign(&release(9, ""));
+    for mirror in [&scoped, &free] {
+        put(mirror, INRELEASE, by_foreign.clone());
+    }
+    let reply = fetch(&proxy, &scoped, INRELEASE);
+    assert_eq!(reply.status, 503);
+    assert!(reply.reason.contains("signed"), "{}", reply.reason);
+    assert_eq!((verdicts(&proxy, "unknown_key"), proxy.blobs().len()), (1, 0));
+    assert_eq!(fetch(&proxy, &free, INRELEASE).body, by_foreign, "elsewhere all keys count");
+
+    for (days, signer) in [(5, &own), (3, &second)] {
+        let file = signer.clearsign(&release(days, ""));
+        put(&scoped, INRELEASE, file.clone());
+        assert_eq!(fetch(&proxy, &scoped, INRELEASE).body, file);
+    }
+    assert_eq!(verdicts(&proxy, "good"), 3);
+}
+
+#[test]
+fn the_halves_of_a_groups_release_file_are_scoped_too() {
+    let mirror = Mirror::start();
+    let [own, foreign] = [(); 2].map(|()| Signer::new("ed25519"));
+    let group = format!("demo http://{}/debian signed-by={}", mirror.host(), own.fingerprint());
+    let proxy = grouped(&[&own, &foreign], &group);
+    let text = release(3, "");
+    put(&mirror, RELEASE, text.clone());
+    put(&mirror, RELEASE_GPG, foreign.detach(&text));
+    assert_eq!(fetch(&proxy, &mirror, RELEASE).status, 503);
+    put(&mirror, RELEASE_GPG, own.detach(&text));
+    assert_eq!(fetch(&proxy, &mirror, RELEASE).body, text.as_bytes());
+}
+
+#[test]
+fn a_groups_keys_may_lie_in_a_file_of_their_own() {
+    let (scoped, free) = (Mirror::start(), Mirror::start_at("127.0.0.2"));
+    let [known, private] = [(); 2].map(|()| Signer::new("ed25519"));
+    let keyring = private.keyring();
+    let group = format!("demo http://{}/debian signed-by={}", scoped.host(), keyring.display());
+    let proxy = grouped(&[&known], &group);
+    let file = private.clearsign(&release(5, ""));
+    for (mirror, status) in [(&scoped, 200), (&free, 503)] {
+        put(mirror, INRELEASE, file.clone());
+        assert_eq!(fetch(&proxy, mirror, INRELEASE).status, status);
+    }
+    put(&scoped, INRELEASE, known.clearsign(&release(3, "")));
+    let reply = fetch(&proxy, &scoped, INRELEASE);
+    assert_eq!(reply.body, file, "not by a key of others: {}", reply.reason);
+}
+
+/// The state of an archive so many days ago, with both halves of its release file.
+fn halves(days_ago: u64, signer: &Signer) -> (String, String) {
+    let text = release(days_ago, "");
+    let signature = String::from_utf8(signer.detach(&text)).unwrap();
+    (text, signature)
+}
+
+/// What a client that begins anew is given: a release file, then its signature.
+fn both(proxy: &Proxy, mirror: &Mirror) -> (String, String) {
+    let mut client = Connection::open(proxy.addr());
+    let [text, signature] = [RELEASE, RELEASE_GPG].map(|path| {
+        let reply = client.get(&proxy.url_for(mirror, path));
+        assert_eq!((reply.status, reply.complete), (200, true), "{path}: {}", reply.reason);
+        String::from_utf8(reply.body).unwrap()
+    });
+    proxy.wait_landed();
+    (text, signature)
+}
+
+#[test]
+fn a_client_gets_the_signature_that_belongs_to_its_release_file() {
+    let (mirror, signer) = (Mirror::start(), Signer::new("ed25519"));
+    let proxy = proxy("auto", &signer);
+    for days in [9, 7, 5] {
+        let ((text, signature), newer) = (halves(days, &signer), halves(days - 1, &signer));
+        put(&mirror, RELEASE, text.clone());
+        put(&mirror, RELEASE_GPG, signature.clone());
+        let mut client = Connection::open(proxy.addr());
+        assert_eq!(client.get(&proxy.url_for(&mirror, RELEASE)).body, text.as_bytes());
+        put(&mirror, RELEASE, newer.0.clone());
+        put(&mirror, RELEASE_GPG, newer.1.clone());
+        // Meanwhile others are given what the mirror has now.
+        proxy.wait_landed();
+        assert_eq!(both(&proxy, &mirror), newer);
+        let reply = client.get(&proxy.url_for(&mirror, RELEASE_GPG));
+        assert_eq!(reply.body, signature.as_bytes(), "{}", reply.reason);
+    }
+    assert_eq!(verdicts(&proxy, "bad"), 0);
+}
+
+#[test]
+fn halves_that_do_not_fit_are_never_handed_out() {
+    let (mirror, signer) = (Mirror::start(), Signer::new("ed25519"));
+    let proxy = proxy("auto", &signer);
+    let (old, new, newest) = (halves(9, &signer), halves(5, &signer), halves(2, &signer));
+    // What the mirror has, and what clients are given.
+    let states = [
+        ((&old.0, &old.1), &old),
+        ((&new.0, &old.1), &old),
+        ((&new.0, &new.1), &new),
+        ((&new.0, &newest.1), &new),
+        ((&newest.0, &newest.1), &newest),
+    ];
+    for (number, ((text, signature), given)) in states.into_iter().enumerate() {
+        put(&mirror, RELEASE, text.clone());
+        put(&mirror, RELEASE_GPG, signature.clone());
+        for round in 0..2 {
+            assert_eq!(both(&proxy, &mirror), *given, "state {number}, round {round}");
+        }
+    }
+}
+
+#[test]
+fn the_accepted_halves_outlive_the_process() {
+    let (mirror, signer) = (Mirror::start(), Signer::new("ed25519"));
+    let mut proxy = proxy("auto", &signer);
+    let (old, new) = (halves(9, &signer), halves(5, &signer));
+    // Whichever of the new halves comes first.
+    for (text, signature) in [(&new.0, &old.1), (&old.0, &new.1)] {
+        put(&mirror, RELEASE, old.0.clone());
+        put(&mirror, RELEASE_GPG, old.1.clone());
+        assert_eq!(both(&proxy, &mirror), old);
+        proxy.restart();
+        put(&mirror, RELEASE, text.clone());
+        put(&mirror, RELEASE_GPG, signature.clone());
+        assert_eq!(both(&proxy, &mirror), old);
+    }
+    proxy.restart();
+    mirror.stop();
+    assert_eq!(both(&proxy, &mirror), old, "the mirror is away");
+}
+
+#[test]
+fn a_detached_signature_that_stays_wrong_is_refused() {
+    let (mirror, signer) = (Mirror::start(), Signer::new("ed25519"));
+    let proxy = proxy("auto", &signer);
+    let (old, new) = (halves(9, &signer), halves(5, &signer));
+    put(&mirror, RELEASE, new.0.clone());
+    put(&mirror, RELEASE_GPG, old.1.clone());
+    for _ in 0..2 {
+        let reply = fetch(&proxy, &mirror, RELEASE);
+        assert_eq!(reply.status, 503);
+        assert!(reply.reason.contains("signature"), "{}", reply.reason);
+    }
+    assert!(verdicts(&proxy, "bad") >= 2);
+    assert_eq!(proxy.blobs().len(), 0);
+    put(&mirror, RELEASE_GPG, new.1.clone());
+    assert_eq!(both(&proxy, &mirror), new);
+}
+
+#[test]
+fn an_older_release_file_is_not_followed_however_well_it_is_signed() {
+    let (mirror, signer) = (Mirror::start(), Signer::new("ed25519"));
+    let proxy = proxy("auto", &signer);
+    let (old, new) = (halves(9, &signer), halves(5, &signer));
+    for (offered, given) in [(&new, &new), (&old, &new), (&new, &new)] {
+        put(&mirror, RELEASE, offered.0.clone());
+        put(&mirror, RELEASE_GPG, offered.1.clone());
+        assert_eq!(both(&proxy, &mirror), *given);
+    }
+    assert!(verdicts(&proxy, "older") >= 1);
+}
+
+#[test]
+fn an_unsigned_release_file_has_no_signature_invented_for_it() {
+    let (mirror, signer) = (Mirror::start(), Signer::new("ed25519"));
+    let proxy = proxy("auto", &signer);
+    put(&mirror, RELEASE, release(3, ""));
+    assert_eq!(fetch(&proxy, &mirror, RELEASE).status, 200);
+    assert_eq!(fetch(&proxy, &mirror, RELEASE_GPG).status, 404);
+    // One of a key that nobody here knows is the client's affair.
+    let (text, signature) = halves(2, &Signer::new("ed25519"));
+    put(&mirror, RELEASE, text.clone());
+    put(&mirror, RELEASE_GPG, signature.clone());
+    assert_eq!(both(&proxy, &mirror), (text, signature));
 }

@@ -227,6 +227,9 @@ fn a_volume_that_became_read_only_still_serves_what_it_has() {
         assert!(!passed_on.iter().any(is_hit), "{passed_on:?}");
     }
     assert_eq!(mirror.requests(SMALL).len(), 0);
+    wait_until(Duration::from_secs(20), "the log", || {
+        times_said(&proxy, "the volume can not be written") > 0
+    });
     assert_eq!(times_said(&proxy, "the volume can not be written"), 1, "{}", proxy.log());
     let told = readiness(&proxy);
     assert!(told.contains("not storing: the volume can not be written"), "{told}");

@@ -17,6 +17,7 @@ pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {
     wait(counts_blobs_once(&open()));
     wait(takes_calls_from_many_tasks(&open()));
     wait(finds_a_blob_under_any_name(&open()));
+    wait(tells_which_names_are_below_a_folder(&open()));
     wait(knows_what_lists_say(&open()));
     wait(believes_lists_only_where_they_agree(&open()));
     wait(a_list_counts_as_learnt_only_when_finished(&open()));
@@ -59,6 +60,16 @@ async fn knows_what_was_recorded(index: &impl Index) {
 
     index.record("http://m/a", &entry("newer")).await.unwrap();
     assert_eq!(index.look_up("http://m/a").await.unwrap(), Some(entry("newer")));
+}
+
+async fn tells_which_names_are_below_a_folder(index: &impl Index) {
+    let names = ["m/d/a", "m/d/b/c", "m/d0", "m/d", "m/D/x", "m/d/by-hash/SHA256/00", "m/d%/y"];
+    for name in names {
+        index.record(name, &entry(name)).await.unwrap();
+    }
+    assert_eq!(index.names_below("m/d/", 9).await.unwrap(), ["m/d/a", "m/d/b/c"]);
+    assert_eq!(index.names_below("m/d/", 1).await.unwrap(), ["m/d/a"]);
+    assert_eq!(index.names_below("m/e/", 9).await.unwrap(), [""; 0]);
 }
 
 async fn keeps_marks_to_the_letter(index: &impl Index) {
@@ -136,7 +147,7 @@ async fn finds_a_blob_under_any_name(index: &impl Index) {
 
 async fn knows_what_lists_say(index: &impl Index) {
     assert_eq!(index.expectation("http://m/a").await.unwrap(), None);
-    assert_eq!(index.said_by("http://m/list").await.unwrap(), vec![]);
+    assert_eq!(index.said_by("http://m/list", "", 9).await.unwrap(), vec![]);
     let digests =
         [Expected::Sha1([1; 20]), Expected::Sha256(Sha256::of(b"x")), Expected::Sha512([5; 64])];
     let set: Vec<(String, Expectation)> = digests
@@ -152,9 +163,14 @@ async fn knows_what_lists_say(index: &impl Index) {
     for (key, expectation) in &set {
         assert_eq!(index.expectation(key).await.unwrap(), Some(*expectation));
     }
-    let mut said = index.said_by("http://m/list").await.unwrap();
-    said.sort_by(|one, other| one.0.cmp(&other.0));
-    assert_eq!(said, set);
+    for (after, limit, said) in [
+        ("", 9, &set[..]),
+        ("", 2, &set[..2]),
+        ("http://m/1", 9, &set[2..]),
+        ("http://m/2", 9, &[]),
+    ] {
+        assert_eq!(index.said_by("http://m/list", after, limit).await.unwrap(), said, "{after}");
+    }
     assert_eq!(index.totals().await.unwrap().expectations, 3);
 
     let change = Change {

@@ -13,7 +13,8 @@ use super::{
 
 impl Keyring {
     /// Judges an `InRelease` (RFC 9580 §7) at the time `now`, in seconds since 1970. The text that
-    /// was signed is what [`super::signed_text`] gives; nothing else of the file may be believed.
+    /// was signed is what [`crate::archive::release::content`] gives; nothing else of the file may
+    /// be believed.
     #[must_use]
     pub fn check_inline(&self, inrelease: &[u8], now: i64) -> Verdict {
         cleartext::read(inrelease)

@@ -3,7 +3,8 @@
 use super::armour::{self, next_line, trim_end};
 use super::{Malformed, SIGNATURE_BYTES_MAX, TEXT_BYTES_MAX};
 
-const BEGIN: &[u8] = b"-----BEGIN PGP SIGNED MESSAGE-----";
+/// The line that a signed message begins with.
+pub(in crate::archive) const BEGIN: &[u8] = b"-----BEGIN PGP SIGNED MESSAGE-----";
 
 /// A cleartext message, taken apart.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ impl Message {
 ///
 /// # Errors
 /// When the framing is not exactly that of one signed message: see [`Malformed`].
-pub fn signed_text(inrelease: &[u8]) -> Result<Vec<u8>, Malformed> {
+pub(in crate::archive) fn signed_text(inrelease: &[u8]) -> Result<Vec<u8>, Malformed> {
     read(inrelease).map(|message| message.text)
 }
 

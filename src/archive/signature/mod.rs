@@ -18,7 +18,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-pub use cleartext::signed_text;
+pub(super) use cleartext::{BEGIN as MESSAGE_BEGIN, signed_text};
 pub use keyring::{KEYRING_BYTES_MAX, KEYS_MAX, Keyring, KeyringError};
 
 /// The largest release file that is read, in bytes. apt itself takes 10 MB; Debian's largest is

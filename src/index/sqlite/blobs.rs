@@ -155,20 +155,23 @@ pub(super) fn raise_floor(connection: &Connection, floor: f64) -> rusqlite::Resu
 
 pub(super) fn names(connection: &Connection, digest: &Sha256) -> rusqlite::Result<Names> {
     let keys = |statement: &str| -> rusqlite::Result<Vec<String>> {
-        connection
+        let mut keys: Vec<String> = connection
             .prepare_cached(statement)?
             .query_map(params![digest.as_bytes(), limit_of(NAMES_MAX)], |row| row.get(0))?
-            .collect()
+            .collect::<rusqlite::Result<_>>()?;
+        keys.sort_unstable();
+        keys.dedup();
+        Ok(keys)
     };
     Ok(Names {
         resources: keys(
             "SELECT key FROM resources WHERE blob = ?1
-             UNION SELECT key FROM expectations WHERE digest = ?1 ORDER BY key LIMIT ?2",
+             UNION ALL SELECT key FROM expectations WHERE digest = ?1 LIMIT ?2",
         )?,
         lists: keys(
             "SELECT key FROM lists WHERE blob = ?1
-             UNION SELECT lists.key FROM expectations JOIN lists ON list = id WHERE digest = ?1
-             ORDER BY key LIMIT ?2",
+             UNION ALL
+             SELECT lists.key FROM expectations JOIN lists ON list = id WHERE digest = ?1 LIMIT ?2",
         )?,
     })
 }

@@ -44,13 +44,17 @@ pub(super) fn learnt(connection: &Connection, list: &str) -> rusqlite::Result<Op
 pub(super) fn said_by(
     connection: &Connection,
     list: &str,
+    after: &str,
+    limit: usize,
 ) -> rusqlite::Result<Vec<(String, Expectation)>> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     connection
         .prepare_cached(
-            "SELECT expectations.key, size, digest FROM expectations JOIN lists ON list = id
-             WHERE lists.key = ?1",
+            "SELECT key, size, digest FROM expectations
+             WHERE list = (SELECT id FROM lists WHERE key = ?1) AND key > ?2
+             ORDER BY key LIMIT ?3",
         )?
-        .query_map([list], |row| Ok((row.get(0)?, expectation_from(row, 1)?)))?
+        .query_map(params![list, after, limit], |row| Ok((row.get(0)?, expectation_from(row, 1)?)))?
         .collect()
 }
 
@@ -206,8 +210,8 @@ pub(super) fn unlearn(
 
 fn expectation_from(row: &Row<'_>, first: usize) -> rusqlite::Result<Expectation> {
     let size: Option<i64> = row.get(first)?;
-    let digest: Vec<u8> = row.get(first + 1)?;
-    let digest = Expected::from_bytes(&digest).ok_or_else(|| {
+    let digest = row.get_ref(first + 1)?.as_blob()?;
+    let digest = Expected::from_bytes(digest).ok_or_else(|| {
         let reason = "a digest of no known length".into();
         rusqlite::Error::FromSqlConversionFailure(first + 1, Type::Blob, reason)
     })?;

@@ -182,6 +182,24 @@ impl Index for SqliteIndex {
             .await
     }
 
+    async fn names_below(&self, folder: &str, limit: usize) -> Result<Vec<String>, IndexError> {
+        // The slash at the end makes all names below sort before the next character.
+        let bounds = (folder.to_owned(), format!("{}0", folder.trim_end_matches('/')));
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.reader
+            .call("look up names", move |connection| {
+                connection
+                    .prepare_cached(
+                        "SELECT key FROM resources
+                         WHERE key > ?1 AND key < ?2 AND key NOT LIKE '%/by-hash/%'
+                         ORDER BY key LIMIT ?3",
+                    )?
+                    .query_map(params![bounds.0, bounds.1, limit], |row| row.get(0))?
+                    .collect()
+            })
+            .await
+    }
+
     async fn forget_blobs(&self, blobs: &[Sha256]) -> Result<(), IndexError> {
         let blobs = blobs.to_vec();
         self.writer.call("forget blobs", move |c| blobs::forget(c, &blobs)).await
@@ -269,9 +287,16 @@ impl Index for SqliteIndex {
         self.reader.call("look up a list", move |c| expectations::learnt(c, &list)).await
     }
 
-    async fn said_by(&self, list: &str) -> Result<Vec<(String, Expectation)>, IndexError> {
-        let list = list.to_owned();
-        self.writer.call("read a list", move |c| expectations::said_by(c, &list)).await
+    async fn said_by(
+        &self,
+        list: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<(String, Expectation)>, IndexError> {
+        let (list, after) = (list.to_owned(), after.to_owned());
+        self.writer
+            .call("read a list", move |c| expectations::said_by(c, &list, &after, limit))
+            .await
     }
 
     async fn learn(&self, list: &str, change: Change, now: i64) -> Result<(), IndexError> {

@@ -2,10 +2,11 @@
 //! and a broken body is reported instead of repaired.
 
 use super::{Headers, find_header, hex};
+use rustix::net::{AddressFamily, SocketType};
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -59,10 +60,7 @@ pub fn get(addr: SocketAddr, target: &str) -> Reply {
 /// One request on a new connection.
 pub fn request(addr: SocketAddr, method: &str, target: &str, headers: &[(&str, &str)]) -> Reply {
     match Connection::try_open(addr) {
-        Ok(mut connection) => {
-            connection.send(method, target, headers);
-            connection.read_reply(method)
-        }
+        Ok(mut connection) => connection.request(method, target, headers),
         Err(trouble) => Reply {
             reason: trouble.to_string(),
             trouble: Some(trouble.to_string()),
@@ -114,7 +112,20 @@ impl Connection {
     }
 
     fn try_open(addr: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect(addr)?;
+        Self::over(TcpStream::connect(addr)?)
+    }
+
+    /// As a client that has another loopback address.
+    pub fn open_from(ip: &str, addr: SocketAddr) -> Self {
+        let ip: IpAddr = ip.parse().expect("an IP address");
+        let socket =
+            rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+        rustix::net::bind(&socket, &SocketAddr::from((ip, 0))).expect("a loopback address");
+        rustix::net::connect(&socket, &addr).expect("a connection");
+        Self::over(socket.into()).expect("a connection")
+    }
+
+    fn over(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         Ok(Self {
@@ -129,6 +140,17 @@ impl Connection {
     pub fn set_read_timeout(&mut self, patience: Duration) {
         let stream = self.stream.get_ref();
         stream.set_read_timeout(Some(patience)).expect("a timeout");
+    }
+
+    /// GET, and the answer to it.
+    pub fn get(&mut self, target: &str) -> Reply {
+        self.request("GET", target, &[])
+    }
+
+    /// One request, and the answer to it.
+    pub fn request(&mut self, method: &str, target: &str, headers: &[(&str, &str)]) -> Reply {
+        self.send(method, target, headers);
+        self.read_reply(method)
     }
 
     /// Sends a request head; adds `Host: cache` unless a Host is given.
@@ -174,7 +196,7 @@ impl Connection {
     }
 
     fn parse_head(&mut self) -> io::Result<Head> {
-        self.stream.fill_buf()?;
+        uninterrupted(|| self.stream.fill_buf().map(<[u8]>::len))?;
         let first_byte = self.asked.elapsed();
         let line = self.read_line()?;
         let mut words = line.splitn(3, ' ');
@@ -263,7 +285,7 @@ impl Connection {
         loop {
             match self.body {
                 Body::Ended | Body::Sized { left: 0 } => return Ok(0),
-                Body::UntilClose => return self.stream.read(buffer),
+                Body::UntilClose => return uninterrupted(|| self.stream.read(buffer)),
                 Body::Sized { left } => {
                     let count = self.read_at_most(buffer, left)?;
                     self.body = Body::Sized { left: left - count as u64 };
@@ -281,7 +303,7 @@ impl Connection {
 
     fn read_at_most(&mut self, buffer: &mut [u8], left: u64) -> io::Result<usize> {
         let most = buffer.len().min(left.try_into().unwrap_or(usize::MAX));
-        let count = self.stream.read(&mut buffer[..most])?;
+        let count = uninterrupted(|| self.stream.read(&mut buffer[..most]))?;
         if count == 0 && most > 0 {
             return Err(ErrorKind::UnexpectedEof.into());
         }
@@ -314,5 +336,15 @@ fn body_of(method: &str, head: &Head) -> Body {
         _ if chunked => Body::Chunked { left: 0, first: true },
         Some(left) => Body::Sized { left },
         None => Body::UntilClose,
+    }
+}
+
+/// A machine that was put to sleep and woken interrupts reads that have a time limit.
+pub fn uninterrupted(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match read() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
     }
 }

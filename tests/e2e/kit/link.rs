@@ -1,5 +1,6 @@
 //! A long way: a TCP relay that adds a round-trip time and nothing else.
 
+use super::client::uninterrupted;
 use super::door::Door;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
@@ -89,7 +90,7 @@ fn collect(
 ) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        let count = from.read(&mut buffer).unwrap_or(0);
+        let count = uninterrupted(|| from.read(&mut buffer)).unwrap_or(0);
         let due = Instant::now().max(not_before) + delay;
         // An empty piece is the end, which travels like everything else.
         if sender.send((due, buffer[..count].to_vec())).is_err() || count == 0 {

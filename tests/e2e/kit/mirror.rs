@@ -22,7 +22,7 @@ use seen::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::io::BufReader;
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use wire::Wire;
@@ -34,6 +34,9 @@ pub struct Mirror {
     door: Mutex<Option<Door>>,
 }
 
+/// What a request, named by its path, changes: files that are put.
+type Hook = Box<dyn FnMut(&str) -> Vec<(String, File)> + Send>;
+
 /// What the connections share. Paths are kept decoded and without query.
 #[derive(Default)]
 struct Shelf {
@@ -41,6 +44,8 @@ struct Shelf {
     files: Mutex<HashMap<String, File>>,
     scripts: Mutex<HashMap<String, VecDeque<Fault>>>,
     log: Mutex<Vec<Arc<Entry>>>,
+    hook: Mutex<Option<Hook>>,
+    hangs_up: AtomicBool,
     connections: AtomicUsize,
 }
 
@@ -77,7 +82,7 @@ impl Mirror {
 
     /// Serves `file` at `path`; answers under way keep the old content.
     pub fn put(&self, path: &str, file: File) {
-        self.shelf.files.lock().unwrap().insert(path_of(path), file);
+        self.shelf.put(path, file);
     }
 
     /// Another word for `put`, where a test replaces what was there.
@@ -88,6 +93,12 @@ impl Mirror {
     /// 404 from here on.
     pub fn remove(&self, path: &str) {
         self.shelf.files.lock().unwrap().remove(&path_of(path));
+    }
+
+    /// Calls `hook` with the path of each request before it is answered, and puts what it returns,
+    /// in that order. One request at a time.
+    pub fn before_each(&self, hook: impl FnMut(&str) -> Vec<(String, File)> + Send + 'static) {
+        *self.shelf.hook.lock().unwrap() = Some(Box::new(hook));
     }
 
     /// What happens to the next requests of `path`, one fault each; added to
@@ -137,6 +148,11 @@ impl Mirror {
         self.shelf.connections.load(Ordering::SeqCst)
     }
 
+    /// From here on, or not any more: hangs up on whoever comes, and logs nothing.
+    pub fn hang_up(&self, on: bool) {
+        self.shelf.hangs_up.store(on, Ordering::SeqCst);
+    }
+
     /// Cuts all connections and refuses new ones.
     pub fn stop(&self) {
         self.door.lock().unwrap().take();
@@ -160,12 +176,28 @@ fn open_door(addr: SocketAddr, shelf: &Arc<Shelf>) -> Door {
 }
 
 impl Shelf {
+    fn put(&self, path: &str, file: File) {
+        self.files.lock().unwrap().insert(path_of(path), file);
+    }
+
+    fn call_hook(&self, path: &str) {
+        // Held to the end: what two requests change must not be mixed up.
+        let mut hook = self.hook.lock().unwrap();
+        for (path, file) in hook.as_mut().map(|hook| hook(path)).unwrap_or_default() {
+            self.put(&path, file);
+        }
+    }
+
     /// Answers the requests of one connection in order.
     fn serve(&self, stream: TcpStream) {
         let mut wire = BufReader::new(Wire::new(stream, self.tls.as_ref()));
         while let Ok(Some(asked)) = Asked::read(&mut wire) {
+            if self.hangs_up.load(Ordering::SeqCst) {
+                break;
+            }
             let entry = Arc::new(Entry::new(&asked));
             self.log.lock().unwrap().push(entry.clone());
+            self.call_hook(&entry.path);
             let on = match self.answer(&asked, &entry.path) {
                 None => false,
                 Some(answer) => {

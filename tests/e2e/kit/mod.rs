@@ -14,6 +14,7 @@ pub mod link;
 pub mod mirror;
 pub mod proxy;
 mod selftest;
+pub mod signer;
 
 pub use apt::{Apt, HostArchive, LocalArchive, Run};
 pub use ca::Ca;
@@ -21,6 +22,7 @@ pub use client::{Connection, Head, Reply, download_hash, get, request};
 pub use link::Link;
 pub use mirror::{Fault, File, Mirror, Seen};
 pub use proxy::{Proxy, aptmesh};
+pub use signer::Signer;
 
 use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};

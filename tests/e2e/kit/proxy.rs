@@ -352,7 +352,7 @@ impl Captured {
         let copy = bytes.clone();
         let reader = thread::spawn(move || {
             let mut buffer = [0; 8192];
-            while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+            while let Ok(count @ 1..) = client::uninterrupted(|| pipe.read(&mut buffer)) {
                 copy.lock().unwrap().extend_from_slice(&buffer[..count]);
             }
         });

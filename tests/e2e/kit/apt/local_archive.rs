@@ -2,21 +2,25 @@
 
 use super::deb;
 use crate::kit::mirror::{File, Mirror};
-use crate::kit::{noise, sha256_hex};
+use crate::kit::{Signer, noise, sha256_hex};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 /// 2024-01-02 00:00:00 UTC, like the files of a mirror.
 const FIRST_DATE: Duration = Duration::from_secs(1_704_153_600);
 
-/// An unsigned archive with one suite, the component `main`, and packages
-/// for all architectures.
+/// An archive with one suite, the component `main`, and packages for all
+/// architectures; unsigned, unless it is signed.
 #[derive(Clone)]
 pub struct LocalArchive {
     suite: String,
     arch: String,
     packages: Vec<Package>,
     date: SystemTime,
+    by_hash: bool,
+    inrelease: Option<Vec<u8>>,
+    release_gpg: Option<Vec<u8>>,
 }
 
 #[derive(Clone)]
@@ -47,7 +51,56 @@ impl LocalArchive {
             arch: String::from_utf8_lossy(&printed.stdout).trim().to_owned(),
             packages: Vec::new(),
             date: SystemTime::UNIX_EPOCH + FIRST_DATE,
+            by_hash: true,
+            inrelease: None,
+            release_gpg: None,
         }
+    }
+
+    /// Has no by-hash names, and says so.
+    pub fn without_by_hash(mut self) -> Self {
+        self.by_hash = false;
+        self
+    }
+
+    /// Made so many minutes later.
+    pub fn later(mut self, minutes: u64) -> Self {
+        self.date += Duration::from_secs(60 * minutes);
+        self
+    }
+
+    /// With an `InRelease` file. What is changed afterwards is not signed.
+    pub fn signed_inline(self, signer: &Signer) -> Self {
+        let inrelease = signer.clearsign(&self.release());
+        self.with_inrelease(inrelease)
+    }
+
+    /// With a `Release.gpg` file. What is changed afterwards is not signed.
+    pub fn signed_detached(self, signer: &Signer) -> Self {
+        let signature = signer.detach(&self.release());
+        self.with_release_gpg(signature)
+    }
+
+    /// With these bytes as its `InRelease` file.
+    pub fn with_inrelease(mut self, bytes: Vec<u8>) -> Self {
+        self.inrelease = Some(bytes);
+        self
+    }
+
+    /// With these bytes as its `Release.gpg` file.
+    pub fn with_release_gpg(mut self, bytes: Vec<u8>) -> Self {
+        self.release_gpg = Some(bytes);
+        self
+    }
+
+    /// Its `InRelease` file.
+    pub fn inrelease(&self) -> &[u8] {
+        self.inrelease.as_deref().expect("an InRelease file")
+    }
+
+    /// Its `Release.gpg` file.
+    pub fn release_gpg(&self) -> &[u8] {
+        self.release_gpg.as_deref().expect("a Release.gpg file")
     }
 
     /// Adds a package with a file of so many bytes of noise. The archive
@@ -129,10 +182,11 @@ impl LocalArchive {
         let date = httpdate::fmt_http_date(self.date).replace("GMT", "UTC");
         format!(
             "Origin: test\nLabel: test\nSuite: {suite}\nCodename: {suite}\nDate: {date}\n\
-             Acquire-By-Hash: yes\nNo-Support-for-Architecture-all: Packages\n\
+             {by_hash}No-Support-for-Architecture-all: Packages\n\
              Architectures: {arch} all\nComponents: main\nDescription: made for a test\n\
              SHA256:\n {hash} {size} main/binary-{arch}/Packages\n",
             suite = self.suite,
+            by_hash = if self.by_hash { "Acquire-By-Hash: yes\n" } else { "" },
             arch = self.arch,
             hash = sha256_hex(index.as_bytes()),
             size = index.len()
@@ -146,37 +200,52 @@ impl LocalArchive {
 
     /// The same, with the release file also under the name `InRelease`, unsigned.
     pub fn publish_with_inrelease(&self, mirror: &Mirror, base: &str) {
-        self.publish(mirror, base);
         let text = format!(
             "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\n{}-----BEGIN PGP SIGNATURE-----\n\n\
              AAAA\n-----END PGP SIGNATURE-----\n",
             self.release()
         );
-        let path = format!("{}/dists/{}/InRelease", base.trim_end_matches('/'), self.suite);
-        mirror.put(&path, File::new(text.into_bytes()).last_modified(self.date));
+        self.clone().with_inrelease(text.into_bytes()).publish(mirror, base);
     }
 
     /// The same, where `alter` may change how each file (named by its path
     /// below the base) is served.
     pub fn publish_with(&self, mirror: &Mirror, base: &str, alter: impl Fn(&str, File) -> File) {
-        let put = |path: &str, file: File| {
+        for (path, file) in self.files() {
             let full = format!("{}/{path}", base.trim_end_matches('/'));
-            mirror.put(&full, alter(path, file));
-        };
-        let dated = |text: String| File::new(text.into_bytes()).last_modified(self.date);
-        // What is named before what names it, as archives do it.
-        for package in &self.packages {
+            mirror.put(&full, alter(&path, file));
+        }
+    }
+
+    /// All files by their paths below the base, in the order of publishing: what is named before
+    /// what names it, as archives do it.
+    pub fn files(&self) -> Vec<(String, File)> {
+        let dated = |bytes: &[u8]| File::new(bytes).last_modified(self.date);
+        let deb = |package: &Package| {
             let file = File::new(package.deb.as_slice())
                 .content_type("application/vnd.debian.binary-package");
-            put(&package.path(), file);
+            (package.path(), file)
+        };
+        let (index, suite) = (self.index(), format!("dists/{}", self.suite));
+        let mut files: Vec<_> = self.packages.iter().map(deb).collect();
+        if self.by_hash {
+            files.push((self.by_hash_path(), dated(index.as_bytes())));
         }
-        put(&self.by_hash_path(), dated(self.index()));
-        put(&self.index_path(), dated(self.index()));
-        put(&format!("dists/{}/Release", self.suite), dated(self.release()));
+        files.push((self.index_path(), dated(index.as_bytes())));
+        files.push((format!("{suite}/Release"), dated(self.release().as_bytes())));
+        for (name, seal) in [("Release.gpg", &self.release_gpg), ("InRelease", &self.inrelease)] {
+            files.extend(seal.as_ref().map(|seal| (format!("{suite}/{name}"), dated(seal))));
+        }
+        files
     }
 
     /// The line for sources.list; `base_url` is where the base can be found.
     pub fn source_line(&self, base_url: &str) -> String {
         format!("deb [trusted=yes] {base_url} {} main", self.suite)
+    }
+
+    /// The same for an archive that is signed: apt takes it by this key alone.
+    pub fn signed_source_line(&self, base_url: &str, keyring: &Path) -> String {
+        format!("deb [signed-by={}] {base_url} {} main", keyring.display(), self.suite)
     }
 }

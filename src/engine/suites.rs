@@ -1,0 +1,351 @@
+//! Consistent suites: a client that was given a release file is answered with the files that this
+//! one names, even when the mirror has moved on meanwhile. Lazily and by digest: what can not be had
+//! that way falls through to the mirror.
+//!
+//! Where an archive has no by-hash names, the mirror's next state is followed only when what this
+//! site uses of it can be had: until then the state before goes on being served, whole.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::os::unix::fs::FileExt as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use http::HeaderMap;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use tokio::time::Instant;
+
+use crate::archive::kind::Kind;
+use crate::archive::listed::Listed;
+use crate::archive::release::{self, Release};
+use crate::archive::target::{Target, canonical_path};
+use crate::content::digest::{Expected, Sha256};
+use crate::engine::flight::State;
+use crate::engine::memory::now_seconds;
+use crate::engine::outcome::{Content, Served};
+use crate::engine::plan::Freshness;
+use crate::engine::{Ask, Engine, Sharing, without_index};
+use crate::store::Blob;
+
+/// Bytes of release files' contents that are held: a dozen suites of Debian's size.
+const GENERATIONS_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// What a listed file takes besides its path, about.
+const LISTED_BYTES: usize = 160;
+/// Clients and suites of which it is remembered what was given to whom.
+const GIVEN_MAX: usize = 16 * 1024;
+/// For how long a client is held to what it was given: an `apt-get update` over a slow line.
+const GIVEN_FOR: Duration = Duration::from_hours(1);
+/// Suites without by-hash names of which something is remembered.
+const SUITES_MAX: usize = 1024;
+/// For how long a mirror's next state is not followed because it is not whole. Then it is: somebody
+/// may need what there is of it.
+const BEHIND_FOR: Duration = Duration::from_hours(1);
+/// Files of a suite that must be there before its next state is followed.
+const MEMBERS_MAX: usize = 256;
+/// How many of them are fetched at a time.
+const MEMBERS_AT_ONCE: usize = 4;
+
+/// Whom an answer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Client {
+    /// Tells it from others at the same address, such as those behind a gateway.
+    pub connection: u64,
+    /// Tells it when it comes back over another connection.
+    pub address: IpAddr,
+}
+
+/// What was given to whom.
+pub(super) struct Suites {
+    generations: Cache<Sha256, Arc<Generation>, Weight>,
+    /// By client and the folder of the release file.
+    given: Cache<(Recipient, Arc<str>), (Sha256, Instant)>,
+    /// Since when its mirror is between two states, by the suite's folder.
+    behind: Cache<Arc<str>, Instant>,
+    /// What was asked for by name, by the suite's folder: what the index does not know since it could
+    /// not be had yet.
+    wanted: Cache<Arc<str>, Arc<Mutex<BTreeSet<String>>>>,
+}
+
+/// A client in one of the two ways to tell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Recipient {
+    Connection(u64),
+    Address(IpAddr),
+}
+
+impl Client {
+    fn recipients(self) -> [Recipient; 2] {
+        [Recipient::Connection(self.connection), Recipient::Address(self.address)]
+    }
+}
+
+/// One state of a suite: what its release file says. One that can not be read says nothing.
+#[derive(Default)]
+pub(super) struct Generation {
+    /// By canonical path below the release file's folder.
+    files: HashMap<String, Listed>,
+    by_hash: bool,
+    /// Seconds since 1970.
+    pub(super) valid_until: Option<i64>,
+}
+
+#[derive(Clone)]
+struct Weight;
+
+impl Weighter<Sha256, Arc<Generation>> for Weight {
+    fn weight(&self, _release: &Sha256, generation: &Arc<Generation>) -> u64 {
+        let bytes: usize = generation.files.keys().map(|path| 2 * path.len() + LISTED_BYTES).sum();
+        (bytes + LISTED_BYTES) as u64
+    }
+}
+
+impl Default for Suites {
+    fn default() -> Self {
+        Self {
+            generations: Cache::with_weighter(1024, GENERATIONS_BYTES_MAX, Weight),
+            given: Cache::new(GIVEN_MAX),
+            behind: Cache::new(SUITES_MAX),
+            wanted: Cache::new(SUITES_MAX),
+        }
+    }
+}
+
+impl Suites {
+    /// Holds what a release file says, which may not be on the volume yet.
+    pub(super) fn hold(&self, release: Sha256, generation: Generation) {
+        self.generations.insert(release, Arc::new(generation));
+    }
+
+    fn give(&self, client: Client, folder: &str, release: Sha256) {
+        let folder: Arc<str> = folder.into();
+        for recipient in client.recipients() {
+            self.given.insert((recipient, Arc::clone(&folder)), (release, Instant::now()));
+        }
+    }
+
+    fn take_back(&self, client: Client, folder: &str) {
+        for recipient in client.recipients() {
+            self.given.remove(&(recipient, folder.into()));
+        }
+    }
+
+    fn given(&self, client: Client, folder: &str) -> Option<Sha256> {
+        let lately = |recipient| {
+            let (release, at) = self.given.get(&(recipient, folder.into()))?;
+            (at.elapsed() < GIVEN_FOR).then_some(release)
+        };
+        client.recipients().into_iter().find_map(lately)
+    }
+
+    /// Somebody asked for a file of the suite by its name.
+    fn want(&self, folder: &str, key: &str) {
+        let wanted = self.wanted.get(folder).unwrap_or_else(|| {
+            let wanted = Arc::default();
+            self.wanted.insert(folder.into(), Arc::clone(&wanted));
+            wanted
+        });
+        let mut wanted = wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        if wanted.len() < MEMBERS_MAX {
+            wanted.insert(key.to_owned());
+        }
+    }
+
+    fn wanted(&self, folder: &str) -> BTreeSet<String> {
+        let wanted = self.wanted.get(folder).unwrap_or_default();
+        wanted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the suite's mirror has been between two states for so long that it is followed all
+    /// the same.
+    fn is_behind_for_too_long(&self, folder: &str) -> bool {
+        let since = self.behind.get(folder).unwrap_or_else(|| {
+            self.behind.insert(folder.into(), Instant::now());
+            Instant::now()
+        });
+        since.elapsed() >= BEHIND_FOR
+    }
+}
+
+impl Generation {
+    pub(super) fn read(file: &[u8]) -> Option<Self> {
+        let release = Release::parse(&release::content(file).ok()?.text).ok()?;
+        let (by_hash, valid_until) = (release.acquire_by_hash, release.valid_until);
+        let files = release.files.into_iter().map(|file| (canonical_path(&file.path), file));
+        Some(Self { files: files.collect(), by_hash, valid_until })
+    }
+
+    /// How the file at `path` below `folder` is asked for: under its digest.
+    fn pin(&self, ask: &Ask, folder: &str, path: &str) -> Option<Ask> {
+        let Expected::Sha256(digest) = self.files.get(path)?.digest else { return None };
+        let target = Arc::new(Target::from_absolute(&by_hash_url(folder, path, &digest)).ok()?);
+        let mut sources = vec![Arc::clone(&ask.target)];
+        if self.by_hash {
+            sources.insert(0, Arc::clone(&target));
+        }
+        Some(Ask { kind: Kind::of(&target.path), target, sources, ..ask.clone() })
+    }
+}
+
+/// The name that a file of a suite has by its digest, whether the mirror knows it by that or not.
+fn by_hash_url(folder: &str, path: &str, digest: &Sha256) -> String {
+    match path.rsplit_once('/') {
+        Some((parent, _)) => format!("{folder}/{parent}/by-hash/SHA256/{digest}"),
+        None => format!("{folder}/by-hash/SHA256/{digest}"),
+    }
+}
+
+/// The name under which the signature of one state's `Release` is kept.
+pub(super) fn signature_url(folder: &str, release: &Sha256) -> String {
+    format!("{folder}/by-hash/SHA256/{release}.gpg")
+}
+
+fn is_release_file(ask: &Ask) -> bool {
+    ask.kind == Kind::Release && matches!(ask.target.file_name(), "InRelease" | "Release")
+}
+
+impl Engine {
+    /// Remembers which release file a client is being given.
+    pub(super) fn remember_given(&self, ask: &Ask, served: &Served) {
+        let Some(client) = ask.client.filter(|_| is_release_file(ask) && !ask.head_only) else {
+            return;
+        };
+        let Some((folder, _)) = ask.target.key.rsplit_once('/') else { return };
+        let release = match &served.content {
+            Content::Known(known) => Some(known.entry.blob),
+            Content::Flight(follower) => follower.digest(),
+            Content::Relay(_) => None,
+        };
+        match release {
+            Some(release) => self.suites.give(client, folder, release),
+            None => self.suites.take_back(client, folder),
+        }
+    }
+
+    /// The request as the release file that its client was given means it: for the file of that
+    /// digest. `None`: as for anybody.
+    pub(super) async fn pinned(&self, ask: &Ask) -> Option<Ask> {
+        let is_plain = ask.sharing == Sharing::Shared && ask.freshness != Freshness::Now;
+        let client = ask.client.filter(|_| is_plain)?;
+        if ask.target.file_name() == "Release.gpg" {
+            return self.signature_given(client, ask).await;
+        }
+        if ask.kind != Kind::Index {
+            return None;
+        }
+        let key = ask.target.key.as_str();
+        let mut folder = key;
+        while let Some((parent, _)) = folder.rsplit_once('/') {
+            folder = parent;
+            // The nearest release file that names it: some folders have small ones that name nothing.
+            let Some(release) = self.suites.given(client, folder) else { continue };
+            let path = key.strip_prefix(folder)?.strip_prefix('/')?;
+            let Some(generation) = self.generation(release).await else { continue };
+            let Some(pinned) = generation.pin(ask, folder, path) else { continue };
+            if !generation.by_hash {
+                self.suites.want(folder, key);
+            }
+            return Some(pinned);
+        }
+        None
+    }
+
+    /// The signature of the `Release` that the client was given, if that is stored.
+    async fn signature_given(&self, client: Client, ask: &Ask) -> Option<Ask> {
+        let (folder, _) = ask.target.key.rsplit_once('/')?;
+        let release = self.suites.given(client, folder)?;
+        let target = Arc::new(Target::from_absolute(&signature_url(folder, &release)).ok()?);
+        let pinned = Ask { kind: Kind::ByHash(None), target, ..ask.clone() };
+        self.known(&pinned).await.map(|_| pinned)
+    }
+
+    /// What the release file `release` says: from memory, else from the store.
+    pub(super) async fn generation(&self, release: Sha256) -> Option<Arc<Generation>> {
+        if let Some(generation) = self.suites.generations.get(&release) {
+            return Some(generation);
+        }
+        let store = Arc::clone(&self.store);
+        let reading = tokio::task::spawn_blocking(move || {
+            let bytes = bytes_of(&store.read(&release).ok()??)?;
+            Some(Generation::read(&bytes).unwrap_or_default())
+        });
+        let generation = Arc::new(reading.await.ok()??);
+        self.suites.generations.insert(release, Arc::clone(&generation));
+        Some(generation)
+    }
+
+    /// Whether a release file has passed its `Valid-Until`.
+    pub(super) async fn has_expired(&self, release: Sha256) -> bool {
+        let generation = self.generation(release).await;
+        let valid_until = generation.and_then(|generation| generation.valid_until);
+        valid_until.is_some_and(|until| until < now_seconds())
+    }
+
+    /// Whether the next state of a suite may be followed: all that this site uses of it can be had,
+    /// now or at any time, or has been waited for long enough. Fetches it.
+    pub(super) async fn may_follow(self: &Arc<Self>, release_key: &str, next: &Generation) -> bool {
+        let Some((folder, _)) = release_key.rsplit_once('/') else { return true };
+        if next.by_hash || self.has_members(folder, next).await {
+            self.suites.behind.remove(folder);
+            return true;
+        }
+        self.suites.is_behind_for_too_long(folder)
+    }
+
+    async fn has_members(self: &Arc<Self>, folder: &str, next: &Generation) -> bool {
+        let used = self.index.names_below(&format!("{folder}/"), MEMBERS_MAX).await;
+        let used = used.unwrap_or_else(|error| without_index(&error).unwrap_or_default());
+        let used: BTreeSet<String> = self.suites.wanted(folder).into_iter().chain(used).collect();
+        let asks: Vec<Ask> = used
+            .iter()
+            .filter_map(|key| {
+                next.pin(&asked_by_us(key)?, folder, key.strip_prefix(folder)?.strip_prefix('/')?)
+            })
+            .collect();
+        let mut members = stream::iter(asks)
+            .map(|ask| async move { self.has_member(&ask).await })
+            .buffer_unordered(MEMBERS_AT_ONCE);
+        while let Some(is_there) = members.next().await {
+            if !is_there {
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn has_member(self: &Arc<Self>, ask: &Ask) -> bool {
+        if self.known(ask).await.is_some() {
+            return true;
+        }
+        let expectation = self.expectation(ask).await;
+        let Ok((interest, _)) = self.board(ask, None, expectation) else { return false };
+        interest.flight().over().await;
+        interest.flight().progress().borrow().state == State::Whole
+    }
+}
+
+/// A question that no client asks.
+pub(super) fn asked_by_us(url: &str) -> Option<Ask> {
+    let target = Arc::new(Target::from_absolute(url).ok()?);
+    Some(Ask {
+        kind: Kind::of(&target.path),
+        sources: vec![Arc::clone(&target)],
+        target,
+        freshness: Freshness::Any,
+        head_only: false,
+        sharing: Sharing::Shared,
+        headers: HeaderMap::new(),
+        client: None,
+        begun_early: false,
+    })
+}
+
+/// The bytes of a release file; `None` if it is too large to be one. Blocks.
+pub(super) fn bytes_of(blob: &Blob) -> Option<Vec<u8>> {
+    let size = usize::try_from(blob.size).ok().filter(|&size| size <= release::TEXT_MAX)?;
+    let mut bytes = vec![0; size];
+    blob.file.read_exact_at(&mut bytes, 0).ok()?;
+    Some(bytes)
+}
