@@ -130,7 +130,7 @@ fn look_ups() {
                     (key(number), Expectation { size: Some(1), digest })
                 })
                 .collect();
-            index.learn("list", Change { set, unset: Vec::new() }).await.unwrap();
+            index.learn("list", Change { set, unset: Vec::new() }, 1).await.unwrap();
         }
         index.finish("list", &Sha256::of(b"list"), 1).await.unwrap();
         let mut times = Vec::with_capacity(LOOKUPS);

@@ -2,12 +2,13 @@
 //! machine, in one run. Prints figures and ratios; passes or fails nothing.
 //!
 //! `make bench` installs what it needs. `cargo bench --bench side_by_side -- hits` runs one part of
-//! `hits`, `misses`, `crowd`, `pipelining`, `learning`.
+//! `hits`, `misses`, `crowd`, `pipelining`, `learning`, `evicting`.
 
 #[path = "../../tests/e2e/kit/mod.rs"]
 mod kit;
 
 mod crowd;
+mod evicting;
 mod hits;
 mod learning;
 mod misses;
@@ -41,6 +42,9 @@ fn main() {
     }
     if wanted("learning") {
         learning::run();
+    }
+    if wanted("evicting") {
+        evicting::run();
     }
 }
 

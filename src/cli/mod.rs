@@ -2,6 +2,7 @@
 
 mod client_config;
 mod config;
+mod evict;
 mod serve;
 mod status;
 mod wiring;
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::bytes::Bytes;
 use crate::config::{Config, Faults, Flags, Sources};
 
 /// `EX_CONFIG` of sysexits: the settings are wrong.
@@ -41,6 +43,16 @@ enum Verb {
     },
     /// Tell how a running cache is doing.
     Status,
+    /// Make room on the volume, beside a running cache or without one; by itself, a cache does so
+    /// when it has to.
+    Evict {
+        /// Only tell what would go, and why.
+        #[arg(long)]
+        dry_run: bool,
+        /// How much room to make, such as 10GiB [default: as much as the bounds ask for].
+        #[arg(long, value_name = "SIZE")]
+        bytes: Option<Bytes>,
+    },
 }
 
 /// The everyday settings; all others are in the file and the environment, see `aptmesh config`.
@@ -100,6 +112,7 @@ fn execute(verb: Verb, config: Config, sources: Sources) -> anyhow::Result<()> {
         Verb::Config => config::print(&config),
         Verb::ClientConfig { url } => client_config::print(&config, url),
         Verb::Status => status::print(&config),
+        Verb::Evict { dry_run, bytes } => evict::run(&config, dry_run, bytes),
     }
 }
 

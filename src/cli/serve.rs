@@ -122,13 +122,13 @@ async fn wait_for_stop(mut signals: Signals, parts: &Parts, config: &Config, sou
         tokio::select! {
             _ = signals.terminate.recv() => return,
             _ = signals.interrupt.recv() => return,
-            _ = signals.hang_up.recv() => reload(parts, &mut current, sources),
+            _ = signals.hang_up.recv() => reload(parts, &mut current, sources).await,
         }
     }
 }
 
 /// Takes over what can change in a running process and names the rest.
-fn reload(parts: &Parts, current: &mut Config, sources: &Sources) {
+async fn reload(parts: &Parts, current: &mut Config, sources: &Sources) {
     let next = match Config::read(sources) {
         Ok(next) => next,
         Err(faults) => {
@@ -149,6 +149,9 @@ fn reload(parts: &Parts, current: &mut Config, sources: &Sources) {
     parts.mirror.set_guard(next.mirror.guard.clone());
     parts.mirror.set_offline(next.mirror.offline);
     parts.engine.set_recheck_after(next.engine.recheck_after);
+    if let Err(error) = parts.engine.room().change(&next.engine.room).await {
+        tracing::warn!(%error, source = %error.source, "what was pinned before may stay so");
+    }
     parts.proxy.set_clients(next.clients.clone());
     *current = next;
 }

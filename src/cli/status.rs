@@ -60,7 +60,9 @@ fn render(status: &Value) -> anyhow::Result<String> {
     writeln!(text, "served from the store:   {}", megabytes("/served_bytes/store"))?;
     writeln!(text, "served from the mirrors: {}", megabytes("/served_bytes/mirror"))?;
     let (blobs, bytes) = (count("/stored/blobs"), megabytes("/stored/bytes"));
-    writeln!(text, "stored:                  {blobs} files, {bytes}")?;
+    let quota = number("/stored/quota").map(|_| format!(" of {}", megabytes("/stored/quota")));
+    let quota = quota.unwrap_or_default();
+    writeln!(text, "stored:                  {blobs} files, {bytes}{quota}")?;
     writeln!(text, "learnt from lists:       {} files", count("/stored/expectations"))?;
     writeln!(text, "downloads under way:     {}", count("/flights"))?;
     let trouble = status.get("trouble").and_then(Value::as_str);

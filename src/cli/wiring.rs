@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use anyhow::{anyhow, ensure};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::engine::Engine;
+use crate::engine::room::Room;
 use crate::index::Index;
 use crate::index::sqlite::{self, SqliteIndex};
 use crate::mirror::Mirror;
@@ -48,6 +50,19 @@ pub(super) fn build(
     ));
     let admin = Arc::new(Admin::new(Arc::clone(&engine), metrics, draining.clone()));
     Ok(Parts { engine, mirror, proxy, admin })
+}
+
+/// The bounds of the volume and who keeps them, without a cache around.
+pub(super) fn room(config: &Config) -> anyhow::Result<Arc<Room>> {
+    if let sqlite::Config::File(path) = &config.index {
+        ensure!(path.exists(), "there is no index at {}", path.display());
+    }
+    let metrics = Metrics::default();
+    let index: Arc<dyn Index> = Arc::new(
+        SqliteIndex::open(&config.index).map_err(|error| anyhow!("{error}: {}", error.source))?,
+    );
+    let store = Arc::new(Store::open(&config.store));
+    Ok(Room::new(&config.engine.room, &index, &store, &Arc::default(), &metrics))
 }
 
 /// An index that can not be opened costs what it would have learnt, not the service.

@@ -75,7 +75,7 @@ impl Key {
 }
 
 /// All settings.
-pub static KEYS: [Key; 19] = [
+pub static KEYS: [Key; 25] = [
     key(
         "listen.proxy",
         "127.0.0.1:9977",
@@ -110,6 +110,29 @@ pub static KEYS: [Key; 19] = [
          index on a faster or more local disk than the blobs.",
     )
     .flag("--index"),
+    key(
+        "store.quota",
+        "",
+        "How much the blobs and the downloads under way may take together, such as `200GiB`. When it is \
+         full, what no list names any more goes first, then what is used least. Empty: no bound but \
+         `store.min_free`.",
+    )
+    .live(),
+    key(
+        "store.min_free",
+        "5%",
+        "What the volume must have left, in bytes or as a part of it; blobs go for that as for the \
+         quota. The default leaves other programs on a shared disk room to work; on a large volume \
+         of its own, set a few GiB.",
+    )
+    .live(),
+    key(
+        "store.pins",
+        "",
+        "What is never evicted, a list: packages such as `linux-image-*`, in every version; and suites \
+         such as `suite:trixie`, as far as their current lists go.",
+    )
+    .live(),
     key(
         "mirror.allow",
         "",
@@ -182,6 +205,22 @@ pub static KEYS: [Key; 19] = [
          them. With `signed-by=KEY`, once or more, only these keys may sign the archive's release \
          files: a fingerprint, or the path of a keyring file. In a file it may be written \
          `[[archive.groups]]` with `name`, `mirrors` and `signed_by`.",
+    ),
+    key(
+        "prefetch.budget",
+        "",
+        "Bytes a day, as `2GiB`, for fetching new versions of packages that were used within 30 days, \
+         as soon as a list names them. Empty: none.",
+    ),
+    key(
+        "prefetch.rate",
+        "",
+        "The most bytes a second that prefetching takes, as `1MiB`. Empty: what mirrors give.",
+    ),
+    key(
+        "prefetch.hours",
+        "",
+        "When to prefetch, in local time, a list of hours as `22-6`. Empty: always.",
     ),
     key(
         "clients.allow",

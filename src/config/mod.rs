@@ -1,6 +1,7 @@
 //! Settings: read from flags, environment, file and defaults, in that order, and turned into each
 //! component's own `Config`. All faults are told at once.
 
+pub mod bytes;
 mod keyrings;
 mod keys;
 mod sources;
@@ -16,6 +17,7 @@ use thiserror::Error;
 pub use self::keys::{KEYS, Key};
 pub use self::sources::{Flags, Sources};
 use crate::archive::groups::{Group, Groups};
+use crate::engine::prefetch;
 use crate::index::sqlite;
 use crate::mirror::guard::{Exception, Guard, HostPattern};
 use crate::telemetry::logs;
@@ -105,6 +107,18 @@ impl Config {
                     verify: reader.verify("archive.verify"),
                     scopes: reader.scopes("archive.groups", &groups, &keyring),
                     keyring,
+                },
+                room: engine::room::Config {
+                    limits: engine::room::Limits {
+                        quota: reader.quota("store.quota"),
+                        min_free: reader.min_free("store.min_free"),
+                    },
+                    pins: reader.list("store.pins"),
+                },
+                prefetch: prefetch::Config {
+                    budget: reader.bytes("prefetch.budget"),
+                    rate: reader.bytes("prefetch.rate"),
+                    hours: prefetch::Hours::joined(reader.list("prefetch.hours")),
                 },
             },
             log: logs::Config {

@@ -11,8 +11,10 @@ use url::Url;
 
 use crate::archive::groups::Groups;
 use crate::archive::signature::Keyring;
+use crate::config::bytes::Bytes;
 use crate::config::keyrings;
 use crate::engine::judge::Verify;
+use crate::engine::room::MinFree;
 use crate::index::sqlite;
 use crate::telemetry::logs;
 
@@ -152,6 +154,32 @@ impl Reader<'_> {
                 sqlite::Config::Memory
             }
         }
+    }
+
+    pub(super) fn quota(&mut self, key: &str) -> Option<u64> {
+        let Bytes(quota) = self.optional(key)?;
+        if quota == 0 {
+            self.fault(key, "0", "must not be zero; leave it empty for no bound");
+        }
+        Some(quota)
+    }
+
+    /// Bytes; 0 where it is empty.
+    pub(super) fn bytes(&mut self, key: &str) -> u64 {
+        self.optional(key).map_or(0, |Bytes(bytes)| bytes)
+    }
+
+    pub(super) fn min_free(&mut self, key: &str) -> MinFree {
+        let text = self.text(key);
+        let parsed = match text.strip_suffix('%').map(str::parse) {
+            Some(Ok(percent @ 0..=90)) => Ok(MinFree::Percent(percent)),
+            Some(_) => Err("write 0% to 90%"),
+            None => text.parse().map(|Bytes(bytes)| MinFree::Bytes(bytes)),
+        };
+        parsed.unwrap_or_else(|why| {
+            self.fault(key, &text, format!("{why}, or a part of the volume, such as 5%"));
+            MinFree::default()
+        })
     }
 
     pub(super) fn verify(&mut self, key: &str) -> Verify {

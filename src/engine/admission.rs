@@ -16,6 +16,7 @@ use crate::engine::flight::{Flight, Flow, Interest, Landing};
 use crate::engine::judge::{Case, Judgement};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::Failure;
+use crate::engine::room::Staged;
 use crate::engine::suites::{Generation, bytes_of, signature_url};
 use crate::engine::transfer::Transfer;
 use crate::index::Entry;
@@ -203,8 +204,10 @@ impl Transfer {
             checked_at: now_seconds(),
         };
         let (store, described) = (Arc::clone(&self.engine.store), entry.clone());
+        let room = &self.engine.room;
+        let Ok(Staged { mut stage, promise }) = room.stage(Some(entry.size)).await else { return };
+        let arriving = room.evictor().moves().arrive(digest).await;
         let storing = tokio::task::spawn_blocking(move || {
-            let mut stage = store.stage(Some(described.size))?;
             stage.append(&signature.bytes)?;
             let blob = store.commit(stage, &digest)?;
             Known::load(described, blob).map_err(StoreError::interrupted)
@@ -224,6 +227,7 @@ impl Transfer {
             self.engine.record(&key, &entry).await;
             self.engine.memory.hold(&key, Arc::clone(&known));
         }
+        drop((arriving, promise));
     }
 
     /// What clients get when a release file is not admitted.

@@ -5,11 +5,12 @@ use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use prometheus::IntCounterVec;
 use thiserror::Error;
 use tokio::sync::mpsc;
+use tokio::time::interval;
 use tokio_util::task::TaskTracker;
 
 use crate::archive::control::ControlError;
@@ -32,6 +33,14 @@ const SEEN_MAX: usize = 4096;
 const EARLY_MAX: usize = 32;
 /// Batches that may wait to be written.
 const BATCHES_MAX: usize = 4;
+/// For how long nobody asks for a suite before it stops counting as in use, in seconds: machines that
+/// are updated monthly still are its users.
+const DISUSED_AFTER: i64 = 30 * 24 * 60 * 60;
+/// How often there is a look for such lists.
+const FORGET_EVERY: Duration = Duration::from_hours(1);
+/// Lists that are forgotten at once.
+const FORGOTTEN_MAX: usize = 64;
+
 /// A queue in front of the one who learns.
 #[derive(Clone)]
 pub(super) struct Learner {
@@ -123,14 +132,43 @@ struct Student {
 
 impl Student {
     async fn run(mut self, mut waiting: mpsc::Receiver<Job>) {
-        while let Some(job) = waiting.recv().await {
-            let release = (job.list.kind == ListKind::Release).then(|| job.list.base.clone());
-            self.look_at(job).await;
-            // What came before its release file was learnt gets another look.
-            for job in release.map(|base| self.take_early(&base)).unwrap_or_default() {
-                self.look_at(job).await;
+        let mut forgetting = interval(FORGET_EVERY);
+        loop {
+            tokio::select! {
+                job = waiting.recv() => match job {
+                    Some(job) => self.look_at_all(job).await,
+                    None => return,
+                },
+                _ = forgetting.tick() => {
+                    if let Err(error) = self.forget_disused().await {
+                        tracing::warn!(%error, source = %error.source, "could not forget old lists");
+                    }
+                }
             }
         }
+    }
+
+    async fn look_at_all(&mut self, job: Job) {
+        let release = (job.list.kind == ListKind::Release).then(|| job.list.base.clone());
+        self.look_at(job).await;
+        // What came before its release file was learnt gets another look.
+        for job in release.map(|base| self.take_early(&base)).unwrap_or_default() {
+            self.look_at(job).await;
+        }
+    }
+
+    /// Forgets lists of suites that nobody uses any more: what they name is not worth more than other
+    /// things then.
+    async fn forget_disused(&mut self) -> Result<(), IndexError> {
+        let before = now_seconds() - DISUSED_AFTER;
+        for list in self.index.disused_lists(before, FORGOTTEN_MAX).await? {
+            while !self.index.unlearn(&list, BATCH, now_seconds()).await? {}
+            tracing::info!(list, "forgot a list that nobody asks for any more");
+            self.seen.retain(|(key, _)| *key != list);
+            self.knowledge.fetch_add(1, Ordering::Release);
+            self.learnt.with_label_values(&["forgotten"]).inc();
+        }
+        Ok(())
     }
 
     async fn look_at(&mut self, job: Job) {
@@ -256,7 +294,7 @@ impl Student {
         while let Some(change) = written.recv().await {
             *changes += change.set.len();
             self.note_news(&change, news);
-            self.index.learn(&job.list.key, change).await.map_err(Refusal::Index)?;
+            self.index.learn(&job.list.key, change, now_seconds()).await.map_err(Refusal::Index)?;
         }
         reading.await.map_err(Refusal::Interrupted)?
     }
@@ -291,7 +329,7 @@ impl Student {
     async fn unset(&self, list: &str, unset: Vec<String>) -> Result<usize, Refusal> {
         let count = unset.len();
         let change = Change { set: Vec::new(), unset };
-        self.index.learn(list, change).await.map_err(Refusal::Index)?;
+        self.index.learn(list, change, now_seconds()).await.map_err(Refusal::Index)?;
         Ok(count)
     }
 

@@ -1,7 +1,8 @@
 //! What memory knows: stored resources that were asked for lately, with their files open and small
 //! ones read. A warm hit asks neither the index nor the disk.
 
-use std::os::unix::fs::FileExt as _;
+use std::collections::HashSet;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,7 +11,9 @@ use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
+use crate::content::digest::Sha256;
 use crate::engine::plan::Standing;
+use crate::engine::uses::Counter;
 use crate::index::Entry;
 use crate::store::Blob;
 
@@ -33,6 +36,8 @@ pub struct Known {
     pub blob: Blob,
     /// Its bytes once more, where they are few.
     pub small: Option<Bytes>,
+    /// Its uses.
+    pub(super) uses: Arc<Counter>,
     /// Milliseconds since 1970.
     confirmed_at: AtomicI64,
     /// Milliseconds since 1970: the mirror failed to confirm it then.
@@ -55,10 +60,12 @@ impl Known {
             None
         };
         let confirmed_at = AtomicI64::new(entry.checked_at.saturating_mul(1000));
+        let uses = Counter::new(entry.blob);
         Ok(Self {
             entry,
             blob,
             small,
+            uses,
             confirmed_at,
             failed_at: AtomicI64::new(0),
             checked_against: AtomicU64::new(0),
@@ -70,8 +77,9 @@ impl Known {
     pub fn described_anew(&self, entry: Entry) -> Self {
         let confirmed_at = AtomicI64::new(entry.checked_at.saturating_mul(1000));
         let (blob, small) = (self.blob.clone(), self.small.clone());
+        let uses = Arc::clone(&self.uses);
         let (failed_at, checked_against) = (AtomicI64::new(0), AtomicU64::new(0));
-        Self { entry, blob, small, confirmed_at, failed_at, checked_against }
+        Self { entry, blob, small, uses, confirmed_at, failed_at, checked_against }
     }
 
     /// The mirror confirmed it just now.
@@ -150,6 +158,26 @@ impl Memory {
     /// Lets go of `key`.
     pub fn forget(&self, key: &str) {
         self.cache.remove(key);
+    }
+
+    /// Lets go of these blobs, under whatever names they are held: a file that is held open keeps its
+    /// room on the volume.
+    pub fn forget_blobs(&self, blobs: &[Sha256]) {
+        let blobs: HashSet<&Sha256> = blobs.iter().collect();
+        self.cache.retain(|_, known| !blobs.contains(&known.entry.blob));
+    }
+
+    /// Lets go of blobs that are gone from the volume: another process evicted them. Blocks.
+    pub fn forget_removed(&self) {
+        let held: Vec<Arc<Known>> = self.cache.iter().map(|(_, known)| known).collect();
+        let is_gone = |known: &Arc<Known>| {
+            known.blob.file.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
+        };
+        let gone: Vec<Sha256> =
+            held.iter().filter(|known| is_gone(known)).map(|known| known.entry.blob).collect();
+        if !gone.is_empty() {
+            self.forget_blobs(&gone);
+        }
     }
 }
 

@@ -3,21 +3,27 @@
 mod admission;
 mod difference;
 mod doubt;
+pub mod evict;
 pub mod flight;
 pub mod follower;
 pub mod judge;
 mod learn;
 pub mod memory;
 mod metrics;
+pub mod moves;
 pub mod outcome;
+pub mod pins;
 pub mod plan;
 pub mod prefetch;
 mod reading;
 pub mod relayed;
 mod resume;
+pub mod room;
 mod suites;
 mod taint;
+mod tidy;
 mod transfer;
+mod uses;
 mod writer;
 
 use std::sync::Arc;
@@ -43,10 +49,12 @@ use crate::engine::outcome::{Content, Failure, Outcome, Served};
 use crate::engine::plan::{Freshness, Plan, Situation, plan};
 use crate::engine::prefetch::Prefetcher;
 use crate::engine::relayed::Relayed;
+use crate::engine::room::Room;
 pub use crate::engine::suites::Client;
 use crate::engine::suites::Suites;
 use crate::engine::taint::Tainted;
 use crate::engine::transfer::Transfer;
+use crate::engine::uses::Uses;
 use crate::engine::writer::TAIL;
 use crate::index::{Entry, Expectation, Index, IndexError, Totals};
 use crate::mirror::{Answer, Framing, Mirror, Question};
@@ -68,6 +76,8 @@ pub struct Config {
     pub judge: judge::Config,
     /// What is fetched before anybody asks.
     pub prefetch: prefetch::Config,
+    /// How much is stored.
+    pub room: room::Config,
 }
 
 /// The engine: one for all surfaces.
@@ -75,7 +85,9 @@ pub struct Engine {
     index: Arc<dyn Index>,
     store: Arc<Store>,
     mirror: Arc<Mirror>,
-    memory: Memory,
+    room: Arc<Room>,
+    memory: Arc<Memory>,
+    uses: Arc<Uses>,
     /// How often something was learnt: what was checked before has to be checked again.
     knowledge: Arc<AtomicU64>,
     learner: Learner,
@@ -150,11 +162,15 @@ impl Engine {
             metrics,
             background,
         );
+        let memory = Arc::new(Memory::default());
+        let room = Room::new(&config.room, &index, &store, &memory, metrics);
         let engine = Arc::new(Self {
             index,
             store,
             mirror,
-            memory: Memory::default(),
+            room,
+            memory,
+            uses: Arc::default(),
             knowledge,
             learner,
             prefetcher,
@@ -171,6 +187,7 @@ impl Engine {
             errands.start(Arc::downgrade(&engine), background);
         }
         engine.set_recheck_after(config.recheck_after);
+        background.spawn(engine.tidying().run());
         engine
     }
 
@@ -229,6 +246,12 @@ impl Engine {
             return Err(Failure::Unusable { host, reason });
         }
         served
+    }
+
+    /// How much may be stored, and how much is.
+    #[must_use]
+    pub fn room(&self) -> &Arc<Room> {
+        &self.room
     }
 
     /// Begins what a request will need, without waiting: for requests whose turn to be answered has
@@ -371,8 +394,14 @@ impl Engine {
     }
 
     async fn forget(&self, digest: &Sha256) {
+        let leaving = self.room.evictor().moves().leave(vec![*digest]);
+        if leaving.digests.is_empty() {
+            // Evicted just now, or on its way back.
+            return;
+        }
         tracing::warn!(%digest, "the index names a blob that the volume does not have");
-        if let Err(error) = self.index.forget_blob(digest).await {
+        self.memory.forget_blobs(&[*digest]);
+        if let Err(error) = self.index.forget_blobs(&[*digest]).await {
             tracing::warn!(%error, source = %error.source, "could not forget it");
         }
     }
@@ -550,6 +579,19 @@ impl Engine {
             Err(_) => ("none", "error"),
         };
         self.metrics.served.with_label_values(&[ask.kind.label(), source, outcome]).inc();
+        self.note_use(ask, served);
+    }
+
+    /// What was just fetched counts as used once already.
+    fn note_use(&self, ask: &Ask, served: &Result<Served, Failure>) {
+        if let Ok(Served { content: Content::Known(known), outcome, .. }) = served
+            && *outcome != Outcome::Miss
+        {
+            self.uses.note(&known.uses);
+        }
+        if matches!(ask.kind, Kind::Release | Kind::Index) && served.is_ok() {
+            self.uses.note_asked(&ask.target.key);
+        }
     }
 
     /// What it counts.
@@ -586,7 +628,9 @@ impl Engine {
     /// Waits until all flights are over; `false` if some are not at `until`.
     pub async fn drain(&self, until: Instant) -> bool {
         self.tasks.close();
-        timeout_at(until, self.tasks.wait()).await.is_ok()
+        let landed = timeout_at(until, self.tasks.wait()).await.is_ok();
+        self.tidying().tell().await;
+        landed
     }
 }
 

@@ -3,7 +3,6 @@
 //! hits. Off unless the operator gives it a budget.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::ops::Range;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -51,9 +50,9 @@ pub struct Config {
     pub hours: Hours,
 }
 
-/// Hours of the day, in local time; none named: all.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hours(Vec<Range<u8>>);
+/// Hours of the day, in local time, as a set of bits; none named: all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hours(u32);
 
 impl FromStr for Hours {
     type Err = String;
@@ -64,11 +63,13 @@ impl FromStr for Hours {
         let hour = |text: &str| text.trim().parse().ok().filter(|hour| *hour <= 24).ok_or_else(bad);
         let (from, until) = text.split_once('-').ok_or_else(bad)?;
         let (from, until): (u8, u8) = (hour(from)?, hour(until)?);
-        match from.cmp(&until) {
-            std::cmp::Ordering::Less => Ok(Self(vec![from..until])),
-            std::cmp::Ordering::Greater => Ok(Self(vec![from..24, 0..until])),
-            std::cmp::Ordering::Equal => Err(bad()),
+        if from == until {
+            return Err(bad());
         }
+        let is_between = |hour: &u8| {
+            if from < until { (from..until).contains(hour) } else { *hour >= from || *hour < until }
+        };
+        Ok(Self((0..24).filter(is_between).fold(0, |set, hour| set | 1 << hour)))
     }
 }
 
@@ -76,20 +77,26 @@ impl Hours {
     /// The hours of all of them.
     #[must_use]
     pub fn joined(all: Vec<Self>) -> Self {
-        Self(all.into_iter().flat_map(|hours| hours.0).collect())
+        Self(all.into_iter().fold(0, |set, hours| set | hours.0))
     }
 
-    fn include(&self, hour: u8) -> bool {
-        self.0.is_empty() || self.0.iter().any(|hours| hours.contains(&hour))
+    fn include(self, hour: u8) -> bool {
+        self.0 == 0 || self.0 & 1 << hour != 0
     }
 }
+
+/// A package, whichever its version: name and architecture.
+type Package = (String, String);
+
+/// A new file: the key of its resource, and its bytes.
+type News = (String, u64);
 
 /// New files of a list.
 struct Offer {
     /// The URL of the archive's root.
     base: String,
     /// Keys of resources.
-    news: Vec<(String, u64)>,
+    news: Vec<News>,
 }
 
 /// Where lists' news go; nowhere if prefetching is off.
@@ -123,7 +130,7 @@ impl Prefetcher {
     }
 
     /// Has a look at the news of a list that was learnt before; never waits.
-    pub(super) fn offer(&self, base: &str, news: Vec<(String, u64)>) {
+    pub(super) fn offer(&self, base: &str, news: Vec<News>) {
         let offer = Offer { base: base.to_owned(), news };
         if let Some(Err(_full)) = self.offers.as_ref().map(|offers| offers.try_send(offer)) {
             tracing::debug!(base, "too many news: these are not prefetched");
@@ -192,7 +199,7 @@ pub(super) struct Errands {
     config: Config,
     offers: mpsc::Receiver<Offer>,
     watched: Watched,
-    waiting: VecDeque<(String, u64)>,
+    waiting: VecDeque<News>,
     spent: u64,
     day: Instant,
 }
@@ -226,7 +233,10 @@ impl Errands {
             self.watched.give_up(None);
         }
         let may_fetch = self.config.hours.include(local_hour())
-            && self.waiting.front().is_some_and(|(_, size)| self.spent + size <= self.config.budget);
+            && self
+                .waiting
+                .front()
+                .is_some_and(|(_, size)| self.spent + size <= self.config.budget);
         if may_fetch { Duration::ZERO } else { TICK }
     }
 
@@ -252,9 +262,10 @@ impl Errands {
 
     async fn fetch_next(&mut self, engine: &Arc<Engine>) {
         let is_due = self.config.hours.include(local_hour());
-        let Some((key, size)) = self.waiting.pop_front_if(|(_, size)| {
-            is_due && self.spent + *size <= self.config.budget
-        }) else {
+        let Some((key, size)) = self
+            .waiting
+            .pop_front_if(|(_, size)| is_due && self.spent + *size <= self.config.budget)
+        else {
             return;
         };
         let Some(ask) = asked_by_us(&key) else { return };
@@ -281,9 +292,9 @@ async fn fetch(engine: &Arc<Engine>, ask: &Ask) -> bool {
 }
 
 /// The packages below `base` that were used lately: name and architecture, and the newest version.
-async fn used_lately(engine: &Engine, base: &str) -> HashMap<(String, String), String> {
+async fn used_lately(engine: &Engine, base: &str) -> HashMap<Package, String> {
     let since = now_seconds() - USED_WITHIN;
-    let mut used: HashMap<(String, String), String> = HashMap::new();
+    let mut used: HashMap<Package, String> = HashMap::new();
     let mut after = String::new();
     loop {
         let page = match engine.index.uses_below(base, &after, PAGE).await {
@@ -310,11 +321,8 @@ async fn used_lately(engine: &Engine, base: &str) -> HashMap<(String, String), S
 }
 
 /// Of the news, the newest file of each package in `used`, if it is newer than what was used.
-fn newest(
-    news: &[(String, u64)],
-    used: &HashMap<(String, String), String>,
-) -> Vec<(String, u64)> {
-    let mut newest: HashMap<(String, String), (String, &(String, u64))> = HashMap::new();
+fn newest(news: &[(String, u64)], used: &HashMap<Package, String>) -> Vec<News> {
+    let mut newest: HashMap<Package, (String, &News)> = HashMap::new();
     for item in news {
         let Some(path) = Target::from_absolute(&item.0).ok().map(|target| target.path) else {
             continue;

@@ -17,6 +17,7 @@ use crate::engine::admission::{Admission, RELEASE_BUDGET, RELEASE_MAX};
 use crate::engine::flight::{Departure, Flight, Flow, Landing, State};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::{Failure, Meta};
+use crate::engine::room::Staged;
 use crate::engine::writer::{Stopped, Writer, Written};
 use crate::index::{Entry, Expectation};
 use crate::mirror::{Answer, Body, Framing, HEAD_BUDGET, MirrorError, Question};
@@ -282,7 +283,8 @@ impl Transfer {
         arrival: Arrival,
         deadline: Instant,
     ) -> Option<Arrived> {
-        let Ok(stage) = self.engine.store.stage(arrival.meta.size) else {
+        let size = arrival.meta.size.or(self.expectation.and_then(|expected| expected.size));
+        let Ok(staged) = self.engine.room.stage(size).await else {
             flight.land(Landing::Unstorable);
             return None;
         };
@@ -293,9 +295,9 @@ impl Transfer {
             digest: None,
             source: Arc::clone(&arrival.source),
             origin: Arc::clone(&arrival.origin),
-            file: stage.reader(),
+            file: staged.stage.reader(),
         });
-        let writer = Writer::start(stage, self.expected(), Arc::clone(flight));
+        let writer = Writer::start(staged, self.expected(), Arc::clone(flight));
         let flowing = self.flow(flight, &flow, &writer, arrival);
         let flowed = if self.is_for_admission() {
             let too_slow = || Err("the release file took too long".to_owned());
@@ -422,7 +424,8 @@ impl Transfer {
             return;
         }
         let sha256 = written.verdict.sha256;
-        let size = written.stage.size();
+        let Staged { stage, promise } = written.staged;
+        let size = stage.size();
         let entry = Entry {
             blob: sha256,
             size,
@@ -435,9 +438,10 @@ impl Transfer {
             // What is new are at most their marks.
             return self.remember(Arc::new(known.described_anew(entry)), &flow.source).await;
         }
+        let arriving = self.engine.room.evictor().moves().arrive(sha256).await;
         let engine = Arc::clone(&self.engine);
         let committing = tokio::task::spawn_blocking(move || {
-            let blob = engine.store.commit(written.stage, &sha256)?;
+            let blob = engine.store.commit(stage, &sha256)?;
             Known::load(entry, blob).map_err(StoreError::interrupted)
         });
         match committing.await.map_err(StoreError::interrupted).and_then(|committed| committed) {
@@ -450,6 +454,8 @@ impl Transfer {
                 tracing::warn!(url = self.target.url, %error, source = %error.source, "fetched, but not stored");
             }
         }
+        // It counts as stored from now on, and may be evicted.
+        drop((arriving, promise));
     }
 
     /// Under its name; and, where it was asked for under another, under that too: so it is known
@@ -499,7 +505,7 @@ struct Arrived {
 impl Arrived {
     /// Those who follow may have all of it.
     fn tell(&self, flight: &Flight) {
-        flight.advance(self.written.stage.size(), 0);
+        flight.advance(self.written.staged.stage.size(), 0);
         flight.end(State::Whole);
     }
 }

@@ -10,7 +10,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::content::digest::{Expected, Hasher, Verdict};
 use crate::engine::flight::Flight;
-use crate::store::{Stage, StoreError};
+use crate::engine::room::Staged;
+use crate::store::StoreError;
 
 /// Chunks that may wait to be written: with a mirror's chunks of up to 64 kB, about a megabyte.
 const WAITING_MAX: usize = 16;
@@ -26,7 +27,7 @@ pub(super) struct Writer {
 
 /// A body that was written to its end.
 pub(super) struct Written {
-    pub(super) stage: Stage,
+    pub(super) staged: Staged,
     pub(super) verdict: Verdict,
 }
 
@@ -35,7 +36,7 @@ pub(super) struct Stopped;
 
 /// What passes from thread to thread.
 struct Work {
-    stage: Stage,
+    staged: Staged,
     hasher: Hasher,
     held_back: u64,
     flight: Arc<Flight>,
@@ -46,28 +47,30 @@ impl Work {
     fn take(mut self, chunks: Vec<Bytes>) -> Result<Self, StoreError> {
         for chunk in chunks {
             self.hasher.update(&chunk);
-            self.stage.append(&chunk)?;
-            self.flight.advance(self.stage.size(), self.held_back);
+            self.staged.stage.append(&chunk)?;
+            self.flight.advance(self.staged.stage.size(), self.held_back);
         }
         Ok(self)
     }
 }
 
 impl Writer {
-    pub(super) fn start(stage: Stage, expected: Option<Expected>, flight: Arc<Flight>) -> Self {
+    pub(super) fn start(staged: Staged, expected: Option<Expected>, flight: Arc<Flight>) -> Self {
         let (chunks, mut waiting) = mpsc::channel::<Bytes>(WAITING_MAX);
         let held_back = if expected.is_some() { TAIL } else { 0 };
-        let mut work = Work { stage, hasher: Hasher::new(expected), held_back, flight };
+        let mut work = Work { staged, hasher: Hasher::new(expected), held_back, flight };
         #[expect(clippy::disallowed_methods, reason = "its transfer waits for it")]
         let finished = tokio::spawn(async move {
             let mut batch = Vec::with_capacity(WAITING_MAX);
             while waiting.recv_many(&mut batch, WAITING_MAX).await > 0 {
                 let chunks = std::mem::take(&mut batch);
+                let coming: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+                work.staged.cover(work.staged.stage.size() + coming).await?;
                 work = spawn_blocking(move || work.take(chunks))
                     .await
                     .map_err(StoreError::interrupted)??;
             }
-            Ok(Written { stage: work.stage, verdict: work.hasher.finish() })
+            Ok(Written { staged: work.staged, verdict: work.hasher.finish() })
         });
         Self { chunks, finished }
     }

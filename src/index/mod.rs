@@ -54,7 +54,82 @@ pub struct Change {
     pub unset: Vec<String>,
 }
 
-/// Facts by resource key. Every call may be repeated.
+/// What is known of a blob on the volume. Times are seconds since 1970.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// Its name.
+    pub digest: Sha256,
+    /// Bytes.
+    pub size: u64,
+    /// When it was stored.
+    pub stored_at: i64,
+    /// When it was last served.
+    pub used_at: i64,
+    /// How often it was.
+    pub uses: u64,
+    /// The lowest goes first; see [`ROUND_TRIP`].
+    pub rank: f64,
+    /// When its bytes were last hashed; 0: not known.
+    pub checked_at: i64,
+    /// Since when no list names it and nobody has used it; `None`: a list names it, or is it.
+    pub unreferenced_since: Option<i64>,
+}
+
+/// Uses of a blob since they were last told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Use {
+    /// Which.
+    pub digest: Sha256,
+    /// How often.
+    pub uses: u64,
+    /// The last time; seconds since 1970.
+    pub used_at: i64,
+}
+
+/// Blobs in the order in which they may go: no blob of a class goes while an earlier class has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// No list names it, and nobody has used it since this time: the oldest first.
+    Disused(i64),
+    /// No list names it, but somebody with older lists may still want it: the lowest rank first.
+    Unreferenced,
+    /// A list names it: the lowest rank first.
+    Referenced,
+}
+
+/// What a round trip to the mirror is worth, in bytes: 25 ms on a line of 10 MB/s. A use of a file
+/// saves its bytes and one round trip, at the price of its bytes on the volume; so a blob ranks at
+/// `floor + uses * (1 + ROUND_TRIP / (size + 1))` (`GreedyDual-Size` with frequency, Cherkasova 1998), the
+/// floor being the last rank that had to go: what was used often, but long ago, sinks below it.
+pub const ROUND_TRIP: f64 = 256.0 * 1024.0;
+
+/// Who names a blob.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// Keys of resources; at most [`NAMES_MAX`].
+    pub resources: Vec<String>,
+    /// Keys of lists; at most [`NAMES_MAX`].
+    pub lists: Vec<String>,
+}
+
+/// Names of a blob that are told: more suites than this do not share a package.
+pub const NAMES_MAX: usize = 64;
+
+/// The volume in sum.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Volume {
+    /// Blobs.
+    pub blobs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The highest rank that had to go.
+    pub floor: f64,
+}
+
+/// Facts by resource key. Every call may be repeated, but for [`Index::touch`], which counts.
+///
+/// A blob is referenced while a list, learnt in full or in part, names its SHA-256, or was learnt from
+/// it.
 #[async_trait]
 pub trait Index: Send + Sync {
     /// What is known of `key`; `None` if nothing is.
@@ -67,15 +142,73 @@ pub trait Index: Send + Sync {
     /// Nothing happens if `key` is unknown or has other content by now.
     async fn confirm(&self, key: &str, blob: &Sha256, checked_at: i64) -> Result<(), IndexError>;
 
-    /// Forgets every resource whose content is `blob`, which turned out to be missing.
-    async fn forget_blob(&self, blob: &Sha256) -> Result<(), IndexError>;
-
-    /// What is known of some resource with the content `blob`; `None` if no name of it is known.
+    /// What is known of some resource with the content `blob`. A blob that no resource names has
+    /// neither marks nor a type, and no mirror ever vouched for it; `None` if it is not stored.
     async fn by_blob(&self, blob: &Sha256) -> Result<Option<Entry>, IndexError>;
+
+    /// `blob` lies on the volume since `now`, its bytes having been hashed just then; under what
+    /// name is not known. Nothing happens if it is known already.
+    async fn add_blob(&self, blob: &Sha256, size: u64, now: i64) -> Result<(), IndexError>;
+
+    /// Forgets blobs that are gone or about to be, and every resource whose content they are.
+    async fn forget_blobs(&self, blobs: &[Sha256]) -> Result<(), IndexError>;
+
+    /// What is known of a blob on the volume.
+    async fn blob(&self, blob: &Sha256) -> Result<Option<Stored>, IndexError>;
+
+    /// At most `limit` blobs with a greater digest than `after`, by digest; all, page by page.
+    async fn blobs_after(
+        &self,
+        after: Option<Sha256>,
+        limit: usize,
+    ) -> Result<Vec<Stored>, IndexError>;
+
+    /// The at most `limit` blobs whose bytes were hashed longest ago.
+    async fn blobs_to_check(&self, limit: usize) -> Result<Vec<Stored>, IndexError>;
+
+    /// The bytes of `blob` were hashed at `now`, and right.
+    async fn blob_checked(&self, blob: &Sha256, now: i64) -> Result<(), IndexError>;
+
+    /// Blobs were used: they rank higher from now on.
+    async fn touch(&self, uses: &[Use]) -> Result<(), IndexError>;
+
+    /// The blobs of a class that go first, in the order in which they go; those after `after`. What
+    /// is pinned is not among them.
+    async fn victims(
+        &self,
+        class: Class,
+        after: Option<&Stored>,
+        limit: usize,
+    ) -> Result<Vec<Stored>, IndexError>;
+
+    /// Everything that ranked up to `floor` had to go: what is used from now on ranks above it.
+    async fn raise_floor(&self, floor: f64) -> Result<(), IndexError>;
+
+    /// Who names each of these blobs: some of its resources, and some of the lists that name it or
+    /// were learnt from it.
+    async fn names(&self, blobs: &[Sha256]) -> Result<Vec<Names>, IndexError>;
+
+    /// Pins blobs, until a list that names them changes or [`Index::unpin`].
+    async fn pin(&self, blobs: &[Sha256]) -> Result<(), IndexError>;
+
+    /// Nothing is pinned any more.
+    async fn unpin(&self) -> Result<(), IndexError>;
+
+    /// What lies on the volume, in sum.
+    async fn volume(&self) -> Result<Volume, IndexError>;
 
     /// The keys of at most `limit` resources that begin with `folder` (which ends with a slash), other
     /// than by-hash names.
     async fn names_below(&self, folder: &str, limit: usize) -> Result<Vec<String>, IndexError>;
+
+    /// When what resources name was last used, in seconds since 1970: of at most `limit` resources
+    /// below `folder` (which ends with a slash), by key, those after `after`.
+    async fn uses_below(
+        &self,
+        folder: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<(String, i64)>, IndexError>;
 
     /// What the lists that were learnt in full say of `key`; `None` if none names it, or if they
     /// disagree.
@@ -95,12 +228,22 @@ pub trait Index: Send + Sync {
         limit: usize,
     ) -> Result<Vec<(String, Expectation)>, IndexError>;
 
-    /// Changes what `list` says. A change that is broken off half-way is made whole by the next
+    /// Changes what `list` says, at `now`. A change that is broken off half-way is made whole by the next
     /// learning: until [`Index::finish`] the list counts as not learnt.
-    async fn learn(&self, list: &str, change: Change) -> Result<(), IndexError>;
+    async fn learn(&self, list: &str, change: Change, now: i64) -> Result<(), IndexError>;
 
     /// All that `blob` says of `list` is learnt; at `now`, in seconds since 1970.
     async fn finish(&self, list: &str, blob: &Sha256, now: i64) -> Result<(), IndexError>;
+
+    /// Somebody asked for `list` at `now`, and with `below` for a release file, so that all lists
+    /// whose keys begin with that are in use.
+    async fn asked(&self, list: &str, below: Option<&str>, now: i64) -> Result<(), IndexError>;
+
+    /// Lists that nobody has asked for since `before`, at most `limit`.
+    async fn disused_lists(&self, before: i64, limit: usize) -> Result<Vec<String>, IndexError>;
+
+    /// Unlearns at most `limit` of what `list` says, at `now`; `true` when nothing is left of it.
+    async fn unlearn(&self, list: &str, limit: usize, now: i64) -> Result<bool, IndexError>;
 
     /// How much is known.
     async fn totals(&self) -> Result<Totals, IndexError>;
@@ -111,7 +254,7 @@ pub trait Index: Send + Sync {
 pub struct Totals {
     /// Resources known.
     pub resources: u64,
-    /// Distinct blobs they name.
+    /// Blobs on the volume, whether a resource names them or not.
     pub blobs: u64,
     /// Bytes of those blobs.
     pub bytes: u64,

@@ -34,6 +34,7 @@ impl Health {
 
     pub(super) fn report(&self, error: &StoreError) {
         let what = match error.kind {
+            StoreErrorKind::NoRoom => return,
             StoreErrorKind::Full => "the volume is full",
             StoreErrorKind::ReadOnly => "the volume can not be written",
             StoreErrorKind::Unavailable => "the volume fails",

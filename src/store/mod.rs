@@ -42,6 +42,15 @@ pub struct Blob {
     pub size: u64,
 }
 
+/// A volume's size, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// All of it.
+    pub total: u64,
+    /// What may still be written.
+    pub free: u64,
+}
+
 /// What the volume could not do.
 #[derive(Debug, Error)]
 #[error("could not {operation}")]
@@ -58,8 +67,10 @@ pub struct StoreError {
 /// What a caller may make of a [`StoreError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreErrorKind {
-    /// No room.
+    /// No room on the volume.
     Full,
+    /// No room within the bounds that an operator set: the volume itself is well.
+    NoRoom,
     /// Not writable.
     ReadOnly,
     /// Anything else.
@@ -123,7 +134,7 @@ impl Store {
         self.health.is_worth_a_try()
     }
 
-    /// Tells of an error that came up outside the store, while a stage was written.
+    /// Tells of an error that nobody could mend. One that is about no more than bounds is none.
     pub fn report(&self, error: &StoreError) {
         self.health.report(error);
     }
@@ -132,9 +143,21 @@ impl Store {
     /// known, so that a full volume is noticed before the first byte.
     ///
     /// # Errors
-    /// When the volume is full or can not be written; [`Store::health`] tells from then on.
+    /// When the volume is full or can not be written: to be [reported](Store::report) by who can
+    /// not make room.
     pub fn stage(&self, size: Option<u64>) -> Result<Stage, StoreError> {
-        self.staging.begin(size).inspect_err(|error| self.health.report(error))
+        self.staging.begin(size)
+    }
+
+    /// How large the volume is, and what it has left. Blocks.
+    ///
+    /// # Errors
+    /// When the volume can not tell.
+    pub fn space(&self) -> Result<Space, StoreError> {
+        let told = rustix::fs::statvfs(&self.blobs)
+            .map_err(|errno| StoreError::new("look for free space", errno.into()))?;
+        let bytes = |blocks: u64| blocks.saturating_mul(told.f_frsize);
+        Ok(Space { total: bytes(told.f_blocks), free: bytes(told.f_bavail) })
     }
 
     /// Makes a staged file the blob `digest`, durably: synced before it is renamed, its folder
@@ -165,6 +188,19 @@ impl Store {
         // Opened anew: what is held open from now on can not be written.
         self.read(digest)?
             .ok_or_else(|| StoreError::new("find a new blob", io::ErrorKind::NotFound.into()))
+    }
+
+    /// Removes a blob; `false` if there was none. Who has it open reads on, and its room is free when
+    /// the last of them is done. Blocks.
+    ///
+    /// # Errors
+    /// When the volume fails.
+    pub fn remove(&self, digest: &Sha256) -> Result<bool, StoreError> {
+        match fs::remove_file(self.path_of(digest)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(StoreError::new("remove a blob", source)),
+        }
     }
 
     /// Whether new blobs can be stored, in words.

@@ -153,7 +153,11 @@ impl Stage {
         Ok(())
     }
 
-    fn set_aside(&self, size: u64) -> Result<(), StoreError> {
+    /// Sets room aside, so that the first `size` bytes can be written.
+    ///
+    /// # Errors
+    /// When the volume does not have it.
+    pub fn set_aside(&self, size: u64) -> Result<(), StoreError> {
         match fallocate(&*self.file.file, FallocateFlags::KEEP_SIZE, 0, size) {
             // Some file systems can not: then the write itself will tell.
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => Ok(()),

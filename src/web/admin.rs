@@ -77,7 +77,7 @@ async fn status(admin: Arc<Admin>) -> Response {
         "served_bytes": { "store": served("store"), "mirror": served("mirror") },
         "stored": totals.map(|totals| json!({
             "resources": totals.resources, "blobs": totals.blobs, "bytes": totals.bytes,
-            "expectations": totals.expectations,
+            "expectations": totals.expectations, "quota": admin.engine.room().limits().quota,
         })),
         "trouble": admin.engine.store_trouble(),
     }))

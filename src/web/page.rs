@@ -41,7 +41,9 @@ fn render(engine: &Engine, stored: Option<Totals>, host: &str) -> String {
     };
     let stored = match stored {
         Some(totals) => {
-            format!("{} files, {} MB", totals.blobs, totals.bytes / 1_000_000)
+            let quota = engine.room().limits().quota;
+            let quota = quota.map(|quota| format!(" of {}", quota / 1_000_000)).unwrap_or_default();
+            format!("{} files, {}{quota} MB", totals.blobs, totals.bytes / 1_000_000)
         }
         None => "unknown".to_owned(),
     };

@@ -4,7 +4,9 @@ use std::future::Future;
 
 use aptmesh::content::digest::{Expected, Sha256};
 use aptmesh::content::validators::Validators;
-use aptmesh::index::{Change, Entry, Expectation, Index, Totals};
+use aptmesh::index::{
+    Change, Class, Entry, Expectation, Index, Names, ROUND_TRIP, Stored, Totals, Use, Volume,
+};
 
 /// Runs every test, each on an index of its own.
 pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {
@@ -19,6 +21,16 @@ pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {
     wait(knows_what_lists_say(&open()));
     wait(believes_lists_only_where_they_agree(&open()));
     wait(a_list_counts_as_learnt_only_when_finished(&open()));
+    wait(knows_a_blob_without_a_name(&open()));
+    wait(sums_up_the_volume(&open()));
+    wait(pages_through_blobs(&open()));
+    wait(ranks_blobs_by_use_and_size(&open()));
+    wait(knows_which_blobs_lists_name(&open()));
+    wait(a_blob_stays_referenced_while_one_list_names_it(&open()));
+    wait(victims_come_class_by_class(&open()));
+    wait(pins_hide_from_victims(&open()));
+    wait(tells_who_names_a_blob(&open()));
+    wait(unlearns_lists_nobody_asks_for(&open()));
 }
 
 /// The shortest proof that an index works.
@@ -93,8 +105,8 @@ async fn forgets_every_name_of_a_blob(index: &impl Index) {
         index.record(key, &entry("a")).await.unwrap();
     }
     index.record("http://m/b", &entry("b")).await.unwrap();
-    index.forget_blob(&Sha256::of(b"a")).await.unwrap();
-    index.forget_blob(&Sha256::of(b"a")).await.unwrap();
+    index.forget_blobs(&[Sha256::of(b"a")]).await.unwrap();
+    index.forget_blobs(&[Sha256::of(b"a")]).await.unwrap();
     for key in ["http://m/a", "http://n/a"] {
         assert_eq!(index.look_up(key).await.unwrap(), None);
     }
@@ -145,7 +157,7 @@ async fn knows_what_lists_say(index: &impl Index) {
         .map(|(at, (digest, size))| (format!("http://m/{at}"), Expectation { size, digest }))
         .collect();
     let change = Change { set: set.clone(), unset: vec!["http://m/unknown".to_owned()] };
-    index.learn("http://m/list", change).await.unwrap();
+    index.learn("http://m/list", change, 1).await.unwrap();
     assert_eq!(index.expectation(&set[0].0).await.unwrap(), None, "half learnt");
     index.finish("http://m/list", &Sha256::of(b"list"), 1).await.unwrap();
     for (key, expectation) in &set {
@@ -165,7 +177,7 @@ async fn knows_what_lists_say(index: &impl Index) {
         set: vec![("http://m/1".to_owned(), expectation("new"))],
         unset: vec!["http://m/0".to_owned()],
     };
-    index.learn("http://m/list", change).await.unwrap();
+    index.learn("http://m/list", change, 1).await.unwrap();
     index.finish("http://m/list", &Sha256::of(b"newer"), 2).await.unwrap();
     assert_eq!(index.expectation("http://m/0").await.unwrap(), None);
     assert_eq!(index.expectation("http://m/1").await.unwrap(), Some(expectation("new")));
@@ -188,13 +200,235 @@ async fn a_list_counts_as_learnt_only_when_finished(index: &impl Index) {
     assert_eq!(index.learnt("http://m/list").await.unwrap(), None);
     learn(index, "http://m/list", &[("http://m/a", "a")], 1).await;
     assert_eq!(index.learnt("http://m/list").await.unwrap(), Some(Sha256::of(b"list 1")));
-    index.learn("http://m/list", Change::default()).await.unwrap();
+    index.learn("http://m/list", Change::default(), 2).await.unwrap();
     assert_eq!(index.learnt("http://m/list").await.unwrap(), None);
+}
+
+async fn knows_a_blob_without_a_name(index: &impl Index) {
+    index.add_blob(&Sha256::of(b"a"), 1, 50).await.unwrap();
+    let nameless = Entry {
+        validators: Validators::default(),
+        content_type: None,
+        checked_at: 0,
+        ..entry("a")
+    };
+    assert_eq!(index.by_blob(&Sha256::of(b"a")).await.unwrap(), Some(nameless));
+    index.record("http://m/a", &entry("a")).await.unwrap();
+    assert_eq!(index.by_blob(&Sha256::of(b"a")).await.unwrap(), Some(entry("a")));
+    let stored = blob(index, "a").await;
+    assert_eq!((stored.stored_at, stored.checked_at, stored.uses), (50, 50, 1), "known already");
+
+    index.forget_blobs(&[Sha256::of(b"a"), Sha256::of(b"unknown")]).await.unwrap();
+    assert_eq!(index.by_blob(&Sha256::of(b"a")).await.unwrap(), None);
+    assert_eq!(index.look_up("http://m/a").await.unwrap(), None);
+}
+
+async fn sums_up_the_volume(index: &impl Index) {
+    assert_eq!(index.volume().await.unwrap(), Volume::default());
+    index.record("http://m/a", &entry("a")).await.unwrap();
+    index.record("http://n/a", &entry("a")).await.unwrap();
+    for _ in 0..2 {
+        index.add_blob(&Sha256::of(b"bbb"), 3, 50).await.unwrap();
+    }
+    assert_eq!(index.volume().await.unwrap(), Volume { blobs: 2, bytes: 4, floor: 0.0 });
+    for _ in 0..2 {
+        index.forget_blobs(&[Sha256::of(b"a")]).await.unwrap();
+    }
+    index.raise_floor(7.0).await.unwrap();
+    index.raise_floor(5.0).await.unwrap();
+    assert_eq!(index.volume().await.unwrap(), Volume { blobs: 1, bytes: 3, floor: 7.0 });
+}
+
+async fn pages_through_blobs(index: &impl Index) {
+    let mut digests: Vec<Sha256> =
+        ["a", "b", "c"].iter().map(|body| Sha256::of(body.as_bytes())).collect();
+    for (at, digest) in (10..).zip(&digests) {
+        index.add_blob(digest, 1, at).await.unwrap();
+    }
+    let page = index.blobs_to_check(2).await.unwrap();
+    assert_eq!(of(&page), digests[..2], "the one hashed longest ago comes first");
+    index.blob_checked(&digests[0], 99).await.unwrap();
+    assert_eq!(of(&index.blobs_to_check(9).await.unwrap()), [digests[1], digests[2], digests[0]]);
+
+    digests.sort_by_key(|digest| *digest.as_bytes());
+    let page = index.blobs_after(None, 2).await.unwrap();
+    assert_eq!(of(&page), digests[..2]);
+    assert_eq!(of(&index.blobs_after(Some(digests[1]), 2).await.unwrap()), digests[2..]);
+    assert_eq!(index.blobs_after(Some(digests[2]), 2).await.unwrap(), vec![]);
+}
+
+async fn ranks_blobs_by_use_and_size(index: &impl Index) {
+    let rank = |floor: f64, uses: f64, size: f64| floor + uses * (1.0 + ROUND_TRIP / (size + 1.0));
+    let near = |one: f64, other: f64| (one - other).abs() < 1e-9;
+    for (body, size) in [("small", 1000), ("large", 1_000_000), ("empty", 0)] {
+        index.add_blob(&Sha256::of(body.as_bytes()), size, 10).await.unwrap();
+        let stored = blob(index, body).await;
+        assert!(near(stored.rank, rank(0.0, 1.0, size as f64)), "{stored:?}");
+    }
+    index.raise_floor(3.5).await.unwrap();
+    index.touch(&[used("large", 2, 40), used("small", 1, 5), used("gone", 9, 40)]).await.unwrap();
+    let large = blob(index, "large").await;
+    assert_eq!((large.uses, large.used_at, large.unreferenced_since), (3, 40, Some(40)));
+    assert!(near(large.rank, rank(3.5, 3.0, 1e6)), "{large:?}");
+    let small = blob(index, "small").await;
+    assert_eq!((small.uses, small.used_at), (2, 10), "a time never goes back");
+    index.add_blob(&Sha256::of(b"new"), 1_000_000, 50).await.unwrap();
+    assert!(near(blob(index, "new").await.rank, rank(3.5, 1.0, 1e6)), "above the floor");
+}
+
+async fn knows_which_blobs_lists_name(index: &impl Index) {
+    let since = async |body: &str| blob(index, body).await.unreferenced_since;
+    for body in ["before", "list 20", "list 30"] {
+        index.add_blob(&Sha256::of(body.as_bytes()), 1, 10).await.unwrap();
+        assert_eq!(since(body).await, Some(10));
+    }
+    learn(index, "http://m/l", &[("http://m/b", "before"), ("http://m/c", "after")], 20).await;
+    index.record("http://m/elsewhere", &entry("after")).await.unwrap();
+    assert_eq!(since("before").await, None);
+    assert_eq!(since("after").await, None, "known when it is added");
+    assert_eq!(since("list 20").await, None, "the list itself");
+
+    let change = Change {
+        set: vec![("http://m/b".to_owned(), expectation("newer"))],
+        unset: vec!["http://m/c".to_owned()],
+    };
+    index.learn("http://m/l", change, 30).await.unwrap();
+    index.finish("http://m/l", &Sha256::of(b"list 30"), 30).await.unwrap();
+    for body in ["before", "after", "list 20"] {
+        assert_eq!(since(body).await, Some(30), "{body}");
+    }
+    assert_eq!(since("list 30").await, None);
+    learn(index, "http://m/l", &[("http://m/b", "before")], 40).await;
+    assert_eq!(since("before").await, None, "named again");
+}
+
+async fn a_blob_stays_referenced_while_one_list_names_it(index: &impl Index) {
+    index.add_blob(&Sha256::of(b"a"), 1, 10).await.unwrap();
+    learn(index, "http://m/one", &[("http://m/a", "a"), ("http://m/copy", "a")], 20).await;
+    learn(index, "http://m/two", &[("http://m/a", "a")], 21).await;
+    let unset = |key: &str| Change { set: Vec::new(), unset: vec![key.to_owned()] };
+    let steps = [
+        ("http://m/one", "http://m/a", None),
+        ("http://m/two", "http://m/a", None),
+        ("http://m/two", "http://m/a", None),
+        ("http://m/one", "http://m/copy", Some(33)),
+    ];
+    for (at, (list, key, since)) in (30..).zip(steps) {
+        index.learn(list, unset(key), at).await.unwrap();
+        assert_eq!(blob(index, "a").await.unreferenced_since, since, "{list} {key}");
+    }
+}
+
+async fn victims_come_class_by_class(index: &impl Index) {
+    let bodies = ["old", "older", "late", "late and used", "named", "named and used"];
+    let digest = |at: usize| Sha256::of(bodies[at].as_bytes());
+    for (at, stored_at) in [20, 10, 60, 50, 5, 5].into_iter().enumerate() {
+        index.add_blob(&digest(at), 1000, stored_at).await.unwrap();
+    }
+    let says = [("http://m/4", bodies[4]), ("http://m/5", bodies[5])];
+    learn(index, "http://m/list", &says, 7).await;
+    index
+        .touch(&[used(bodies[3], 5, 50), used(bodies[5], 5, 50), used(bodies[0], 9, 20)])
+        .await
+        .unwrap();
+
+    let victims = async |class| of(&index.victims(class, None, 9).await.unwrap());
+    assert_eq!(victims(Class::Disused(40)).await, [digest(1), digest(0)], "the oldest first");
+    assert_eq!(victims(Class::Disused(10)).await, []);
+    let by_rank = victims(Class::Unreferenced).await;
+    assert_eq!((by_rank.len(), by_rank[2], by_rank[3]), (4, digest(3), digest(0)));
+    assert_eq!(victims(Class::Referenced).await, [digest(4), digest(5)]);
+    for (class, number) in
+        [(Class::Disused(i64::MAX), 4), (Class::Unreferenced, 4), (Class::Referenced, 2)]
+    {
+        let all = index.victims(class, None, 9).await.unwrap();
+        assert_eq!(all.len(), number);
+        let mut paged: Vec<Stored> = Vec::new();
+        while let [next] = &index.victims(class, paged.last(), 1).await.unwrap()[..] {
+            paged.push(next.clone());
+        }
+        assert_eq!(paged, all, "{class:?}, page by page");
+    }
+}
+
+async fn pins_hide_from_victims(index: &impl Index) {
+    learn(index, "http://m/list", &[("http://m/a", "a")], 7).await;
+    for body in ["a", "b"] {
+        index.add_blob(&Sha256::of(body.as_bytes()), 1, 10).await.unwrap();
+    }
+    let classes = [Class::Disused(99), Class::Unreferenced, Class::Referenced];
+    let count = async || {
+        let mut count = 0;
+        for class in classes {
+            count += index.victims(class, None, 9).await.unwrap().len();
+        }
+        count
+    };
+    assert_eq!(count().await, 3, "the unreferenced one is of two classes");
+    index.pin(&[Sha256::of(b"a"), Sha256::of(b"b")]).await.unwrap();
+    assert_eq!(count().await, 0);
+    let unset = Change { set: Vec::new(), unset: vec!["http://m/a".to_owned()] };
+    index.learn("http://m/list", unset, 20).await.unwrap();
+    assert_eq!(count().await, 2, "the list that may have pinned it does not name it any more");
+    index.unpin().await.unwrap();
+    assert_eq!(count().await, 4);
+}
+
+async fn tells_who_names_a_blob(index: &impl Index) {
+    index.record("http://n/a", &entry("a")).await.unwrap();
+    learn(index, "http://m/list", &[("http://m/a", "a")], 7).await;
+    let blobs = ["a", "unknown", "list 7"].map(|body| Sha256::of(body.as_bytes()));
+    let names = index.names(&blobs).await.unwrap();
+    assert_eq!(names[0].resources, ["http://m/a", "http://n/a"]);
+    assert_eq!(names[0].lists, ["http://m/list"]);
+    assert_eq!(names[1], Names::default());
+    assert_eq!(names[2].lists, ["http://m/list"]);
+}
+
+async fn unlearns_lists_nobody_asks_for(index: &impl Index) {
+    let suite = "http://m/dists/sid/";
+    let (release, packages) = (format!("{suite}Release"), format!("{suite}main/Packages"));
+    learn(index, &release, &[("http://m/r", "r")], 10).await;
+    learn(index, &packages, &[("http://m/a", "a"), ("http://m/b", "b"), ("http://m/c", "c")], 10)
+        .await;
+    learn(index, "http://m/dists/sid0/Release", &[], 10).await;
+    index.add_blob(&Sha256::of(b"a"), 1, 10).await.unwrap();
+    index.asked(&release, Some(suite), 50).await.unwrap();
+    index.asked(&release, Some(suite), 40).await.unwrap();
+    let disused = async |before| index.disused_lists(before, 9).await.unwrap();
+    assert_eq!(disused(50).await, ["http://m/dists/sid0/Release"]);
+    assert_eq!(disused(51).await.len(), 3);
+    index.asked(&packages, None, 60).await.unwrap();
+    assert_eq!(disused(60).await.len(), 2, "one list alone");
+
+    let mut batches = 0;
+    while !index.unlearn(&packages, 2, 70).await.unwrap() {
+        batches += 1;
+        assert!(blob(index, "a").await.unreferenced_since.is_none_or(|since| since == 70));
+    }
+    assert_eq!(batches, 2);
+    assert!(index.unlearn(&packages, 2, 70).await.unwrap(), "nothing is left of it");
+    assert_eq!(blob(index, "a").await.unreferenced_since, Some(70));
+    assert_eq!(index.expectation("http://m/b").await.unwrap(), None);
+    assert_eq!(index.learnt(&packages).await.unwrap(), None);
+    assert_eq!(index.expectation("http://m/r").await.unwrap(), Some(expectation("r")));
+}
+
+fn of(blobs: &[Stored]) -> Vec<Sha256> {
+    blobs.iter().map(|blob| blob.digest).collect()
+}
+
+fn used(body: &str, uses: u64, used_at: i64) -> Use {
+    Use { digest: Sha256::of(body.as_bytes()), uses, used_at }
+}
+
+async fn blob(index: &impl Index, body: &str) -> Stored {
+    index.blob(&Sha256::of(body.as_bytes())).await.unwrap().expect("a known blob")
 }
 
 async fn learn(index: &impl Index, list: &str, says: &[(&str, &str)], now: i64) {
     let set = says.iter().map(|(key, body)| ((*key).to_owned(), expectation(body))).collect();
-    index.learn(list, Change { set, unset: Vec::new() }).await.unwrap();
+    index.learn(list, Change { set, unset: Vec::new() }, now).await.unwrap();
     let blob = Sha256::of(format!("list {now}").as_bytes());
     index.finish(list, &blob, now).await.unwrap();
 }

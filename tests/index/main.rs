@@ -2,6 +2,8 @@
 
 mod conformance;
 
+use aptmesh::content::digest::Sha256;
+use aptmesh::index::Index as _;
 use aptmesh::index::sqlite::{Config, SqliteIndex};
 
 #[test]
@@ -45,4 +47,38 @@ fn a_schema_from_the_future_is_refused() {
     drop(connection);
     let error = SqliteIndex::open(&Config::File(path)).err().unwrap();
     assert!(error.source.to_string().contains("1000"), "{}", error.source);
+}
+
+#[test]
+fn what_an_older_version_stored_is_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("index.sqlite");
+    let old = rusqlite::Connection::open(&path).unwrap();
+    for migration in [
+        include_str!("../../migrations/sqlite/0001_resources.sql"),
+        include_str!("../../migrations/sqlite/0002_expectations.sql"),
+    ] {
+        old.execute_batch(migration).unwrap();
+    }
+    let digest = |body: &[u8]| *Sha256::of(body).as_bytes();
+    for (key, body, size) in [("m/a", b"a", 7), ("n/a", b"a", 7), ("m/b", b"b", 5)] {
+        let row = (key, digest(body), size);
+        old.execute("INSERT INTO resources VALUES (?, ?, ?, NULL, NULL, NULL, 9)", row).unwrap();
+    }
+    old.execute("INSERT INTO lists VALUES (1, 'm/list', NULL, 0)", []).unwrap();
+    old.execute("INSERT INTO expectations VALUES (1, 'm/a', 7, ?)", [digest(b"a")]).unwrap();
+    old.pragma_update(None, "user_version", 2).unwrap();
+    drop(old);
+
+    let index = SqliteIndex::open(&Config::File(path)).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let volume = index.volume().await.unwrap();
+        assert_eq!((volume.blobs, volume.bytes), (2, 12));
+        let named = index.blob(&Sha256::of(b"a")).await.unwrap().unwrap();
+        assert_eq!((named.size, named.unreferenced_since), (7, None));
+        let other = index.blob(&Sha256::of(b"b")).await.unwrap().unwrap();
+        assert!(other.unreferenced_since.is_some_and(|since| since > 1_700_000_000));
+        assert!(index.disused_lists(1_700_000_000, 9).await.unwrap().is_empty());
+    });
 }

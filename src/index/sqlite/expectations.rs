@@ -1,9 +1,10 @@
 //! Statements about lists and what they say.
 
 use rusqlite::types::Type;
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 
 use crate::content::digest::{Expected, Sha256};
+use crate::index::sqlite::{blobs, signed};
 use crate::index::{Change, Expectation};
 
 /// Lists that are half learnt do not count; and where lists disagree, one of them is out of date, and
@@ -57,53 +58,154 @@ pub(super) fn said_by(
         .collect()
 }
 
-/// One transaction: others see the change whole.
+/// One transaction: others see the change whole, and blobs are referenced by what is said.
 pub(super) fn learn(
     connection: &mut Connection,
     list: &str,
     change: &Change,
+    now: i64,
 ) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
+    let learnt_from = learnt(&transaction, list)?;
     transaction
         .prepare_cached(
-            "INSERT INTO lists (key, blob, learnt_at) VALUES (?1, NULL, 0)
+            "INSERT INTO lists (key, blob, learnt_at, asked_at) VALUES (?1, NULL, 0, ?2)
              ON CONFLICT (key) DO UPDATE SET blob = NULL",
         )?
-        .execute([list])?;
+        .execute(params![list, now])?;
+    if let Some(blob) = learnt_from {
+        blobs::unrefer(&transaction, blob.as_bytes(), now)?;
+    }
     let id: i64 = transaction
         .prepare_cached("SELECT id FROM lists WHERE key = ?1")?
         .query_row([list], |row| row.get(0))?;
-    {
-        let mut set = transaction.prepare_cached(
-            "INSERT INTO expectations (list, key, size, digest) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT (list, key) DO UPDATE SET size = excluded.size, digest = excluded.digest",
-        )?;
-        for (key, expectation) in &change.set {
-            let size = expectation.size.map(|size| i64::try_from(size).unwrap_or(i64::MAX));
-            set.execute(params![id, key, size, expectation.digest.as_bytes()])?;
-        }
-        let mut unset =
-            transaction.prepare_cached("DELETE FROM expectations WHERE list = ?1 AND key = ?2")?;
-        for key in &change.unset {
-            unset.execute(params![id, key])?;
-        }
+    for (key, expectation) in &change.set {
+        set(&transaction, id, key, expectation, now)?;
+    }
+    for key in &change.unset {
+        unset(&transaction, id, key, now)?;
     }
     transaction.commit()
 }
 
+fn set(
+    transaction: &Transaction<'_>,
+    list: i64,
+    key: &str,
+    expectation: &Expectation,
+    now: i64,
+) -> rusqlite::Result<()> {
+    let digest = expectation.digest.as_bytes();
+    let row = params![list, key, expectation.size.map(signed), digest];
+    let is_new = transaction
+        .prepare_cached(
+            "INSERT INTO expectations (list, key, size, digest) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (list, key) DO NOTHING",
+        )?
+        .execute(row)?
+        > 0;
+    if !is_new {
+        let before: Vec<u8> = transaction
+            .prepare_cached("SELECT digest FROM expectations WHERE list = ?1 AND key = ?2")?
+            .query_row(params![list, key], |row| row.get(0))?;
+        transaction
+            .prepare_cached(
+                "UPDATE expectations SET size = ?3, digest = ?4 WHERE list = ?1 AND key = ?2",
+            )?
+            .execute(row)?;
+        blobs::unrefer(transaction, &before, now)?;
+    }
+    blobs::refer(transaction, digest)
+}
+
+fn unset(transaction: &Transaction<'_>, list: i64, key: &str, now: i64) -> rusqlite::Result<()> {
+    let before: Option<Vec<u8>> = transaction
+        .prepare_cached("DELETE FROM expectations WHERE list = ?1 AND key = ?2 RETURNING digest")?
+        .query_row(params![list, key], |row| row.get(0))
+        .optional()?;
+    before.map_or(Ok(()), |before| blobs::unrefer(transaction, &before, now))
+}
+
 pub(super) fn finish(
-    connection: &Connection,
+    connection: &mut Connection,
     list: &str,
     blob: Sha256,
     now: i64,
 ) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    let before = learnt(&transaction, list)?;
+    transaction
+        .prepare_cached(
+            "INSERT INTO lists (key, blob, learnt_at, asked_at) VALUES (?1, ?2, ?3, ?3)
+             ON CONFLICT (key) DO UPDATE SET
+                 blob = excluded.blob, learnt_at = excluded.learnt_at,
+                 asked_at = excluded.asked_at",
+        )?
+        .execute(params![list, blob.as_bytes(), now])?;
+    if let Some(before) = before {
+        blobs::unrefer(&transaction, before.as_bytes(), now)?;
+    }
+    blobs::refer(&transaction, blob.as_bytes())?;
+    transaction.commit()
+}
+
+/// Keys end in a file's name, so that those below a folder stand between `folder/` and `folder0`.
+pub(super) fn asked(
+    connection: &Connection,
+    list: &str,
+    below: Option<&str>,
+    now: i64,
+) -> rusqlite::Result<()> {
+    let folder = below.map(|below| below.trim_end_matches('/'));
+    let (from, to) = match folder {
+        Some(folder) => (format!("{folder}/"), format!("{folder}0")),
+        None => (list.to_owned(), list.to_owned()),
+    };
     connection
         .prepare_cached(
-            "INSERT INTO lists (key, blob, learnt_at) VALUES (?1, ?2, ?3)
-             ON CONFLICT (key) DO UPDATE SET blob = excluded.blob, learnt_at = excluded.learnt_at",
+            "UPDATE lists SET asked_at = ?4
+             WHERE (key = ?1 OR (key >= ?2 AND key < ?3)) AND asked_at < ?4",
         )?
-        .execute(params![list, blob.as_bytes(), now])
+        .execute(params![list, from, to, now])
         .map(drop)
+}
+
+pub(super) fn disused(
+    connection: &Connection,
+    before: i64,
+    limit: usize,
+) -> rusqlite::Result<Vec<String>> {
+    connection
+        .prepare_cached("SELECT key FROM lists WHERE asked_at < ?1 ORDER BY asked_at LIMIT ?2")?
+        .query_map(params![before, i64::try_from(limit).unwrap_or(i64::MAX)], |row| row.get(0))?
+        .collect()
+}
+
+pub(super) fn unlearn(
+    connection: &mut Connection,
+    list: &str,
+    limit: usize,
+    now: i64,
+) -> rusqlite::Result<bool> {
+    let keys: Vec<String> = connection
+        .prepare_cached(
+            "SELECT expectations.key FROM expectations JOIN lists ON list = id
+             WHERE lists.key = ?1 LIMIT ?2",
+        )?
+        .query_map(params![list, i64::try_from(limit).unwrap_or(i64::MAX)], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    if !keys.is_empty() {
+        learn(connection, list, &Change { set: Vec::new(), unset: keys }, now)?;
+        return Ok(false);
+    }
+    let transaction = connection.transaction()?;
+    let blob = learnt(&transaction, list)?;
+    transaction.prepare_cached("DELETE FROM lists WHERE key = ?1")?.execute([list])?;
+    if let Some(blob) = blob {
+        blobs::unrefer(&transaction, blob.as_bytes(), now)?;
+    }
+    transaction.commit()?;
+    Ok(true)
 }
 
 fn expectation_from(row: &Row<'_>, first: usize) -> rusqlite::Result<Expectation> {

@@ -1,6 +1,7 @@
 //! The embedded index: one SQLite file, for one process.
 
 mod actor;
+mod blobs;
 mod expectations;
 mod schema;
 
@@ -12,7 +13,9 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use self::actor::Actor;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
-use crate::index::{Change, Entry, Expectation, Index, IndexError, Totals};
+use crate::index::{
+    Change, Class, Entry, Expectation, Index, IndexError, Names, Stored, Totals, Use, Volume,
+};
 
 /// Where the embedded index is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +110,9 @@ impl Index for SqliteIndex {
         let (key, entry) = (key.to_owned(), entry.clone());
         self.writer
             .call("record a resource", move |connection| {
-                connection
+                let transaction = connection.transaction()?;
+                blobs::add(&transaction, &entry.blob, entry.size, entry.checked_at)?;
+                transaction
                     .prepare_cached(
                         "INSERT INTO resources
                              (key, blob, size, last_modified, etag, content_type, checked_at)
@@ -121,13 +126,13 @@ impl Index for SqliteIndex {
                     .execute(params![
                         key,
                         entry.blob.as_bytes(),
-                        i64::try_from(entry.size).unwrap_or(i64::MAX),
+                        signed(entry.size),
                         entry.validators.last_modified,
                         entry.validators.etag,
                         entry.content_type,
                         entry.checked_at,
-                    ])
-                    .map(drop)
+                    ])?;
+                transaction.commit()
             })
             .await
     }
@@ -146,37 +151,39 @@ impl Index for SqliteIndex {
             .await
     }
 
-    async fn forget_blob(&self, blob: &Sha256) -> Result<(), IndexError> {
-        let blob = *blob;
-        self.writer
-            .call("forget a blob", move |connection| {
-                connection
-                    .prepare_cached("DELETE FROM resources WHERE blob = ?1")?
-                    .execute([blob.as_bytes()])
-                    .map(drop)
-            })
-            .await
-    }
-
     async fn by_blob(&self, blob: &Sha256) -> Result<Option<Entry>, IndexError> {
         let blob = *blob;
         self.reader
             .call("look up a blob", move |connection| {
-                connection
+                let named = connection
                     .prepare_cached(
                         "SELECT blob, size, last_modified, etag, content_type, checked_at
                          FROM resources WHERE blob = ?1
                          ORDER BY last_modified IS NULL LIMIT 1",
                     )?
                     .query_row([blob.as_bytes()], entry_from)
-                    .optional()
+                    .optional()?;
+                match named {
+                    Some(entry) => Ok(Some(entry)),
+                    None => Ok(blobs::get(connection, &blob)?.as_ref().map(nameless)),
+                }
+            })
+            .await
+    }
+
+    async fn add_blob(&self, blob: &Sha256, size: u64, now: i64) -> Result<(), IndexError> {
+        let blob = *blob;
+        self.writer
+            .call("add a blob", move |connection| {
+                let transaction = connection.transaction()?;
+                blobs::add(&transaction, &blob, size, now)?;
+                transaction.commit()
             })
             .await
     }
 
     async fn names_below(&self, folder: &str, limit: usize) -> Result<Vec<String>, IndexError> {
-        // The slash at the end makes all names below sort before the next character.
-        let bounds = (folder.to_owned(), format!("{}0", folder.trim_end_matches('/')));
+        let bounds = (folder.to_owned(), end_of(folder));
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.reader
             .call("look up names", move |connection| {
@@ -190,6 +197,101 @@ impl Index for SqliteIndex {
                     .collect()
             })
             .await
+    }
+
+    async fn uses_below(
+        &self,
+        folder: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<(String, i64)>, IndexError> {
+        let bounds = (folder.max(after).to_owned(), end_of(folder));
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.reader
+            .call("look up uses", move |connection| {
+                connection
+                    .prepare_cached(
+                        "SELECT key, used_at FROM resources JOIN blobs ON digest = blob
+                         WHERE key > ?1 AND key < ?2 ORDER BY key LIMIT ?3",
+                    )?
+                    .query_map(params![bounds.0, bounds.1, limit], |row| {
+                        Ok((row.get(0)?, row.get(1)?))
+                    })?
+                    .collect()
+            })
+            .await
+    }
+
+    async fn forget_blobs(&self, blobs: &[Sha256]) -> Result<(), IndexError> {
+        let blobs = blobs.to_vec();
+        self.writer.call("forget blobs", move |c| blobs::forget(c, &blobs)).await
+    }
+
+    async fn blob(&self, blob: &Sha256) -> Result<Option<Stored>, IndexError> {
+        let blob = *blob;
+        self.reader.call("look up a blob", move |c| blobs::get(c, &blob)).await
+    }
+
+    async fn blobs_after(
+        &self,
+        after: Option<Sha256>,
+        limit: usize,
+    ) -> Result<Vec<Stored>, IndexError> {
+        self.reader.call("page through blobs", move |c| blobs::after(c, after, limit)).await
+    }
+
+    async fn blobs_to_check(&self, limit: usize) -> Result<Vec<Stored>, IndexError> {
+        self.reader.call("look up blobs to check", move |c| blobs::to_check(c, limit)).await
+    }
+
+    async fn blob_checked(&self, blob: &Sha256, now: i64) -> Result<(), IndexError> {
+        let blob = *blob;
+        self.writer
+            .call("note that a blob was checked", move |c| blobs::checked(c, &blob, now))
+            .await
+    }
+
+    async fn touch(&self, uses: &[Use]) -> Result<(), IndexError> {
+        let uses = uses.to_vec();
+        self.writer.call("note uses", move |c| blobs::touch(c, &uses)).await
+    }
+
+    async fn victims(
+        &self,
+        class: Class,
+        after: Option<&Stored>,
+        limit: usize,
+    ) -> Result<Vec<Stored>, IndexError> {
+        let after = after.cloned();
+        self.reader
+            .call("choose victims", move |c| blobs::victims(c, class, after.as_ref(), limit))
+            .await
+    }
+
+    async fn raise_floor(&self, floor: f64) -> Result<(), IndexError> {
+        self.writer.call("raise the floor", move |c| blobs::raise_floor(c, floor)).await
+    }
+
+    async fn names(&self, blobs: &[Sha256]) -> Result<Vec<Names>, IndexError> {
+        let blobs = blobs.to_vec();
+        self.reader
+            .call("look up blobs' names", move |c| {
+                blobs.iter().map(|blob| blobs::names(c, blob)).collect()
+            })
+            .await
+    }
+
+    async fn pin(&self, blobs: &[Sha256]) -> Result<(), IndexError> {
+        let blobs = blobs.to_vec();
+        self.writer.call("pin blobs", move |c| blobs::pin(c, &blobs)).await
+    }
+
+    async fn unpin(&self) -> Result<(), IndexError> {
+        self.writer.call("unpin blobs", |c| blobs::unpin(c)).await
+    }
+
+    async fn volume(&self) -> Result<Volume, IndexError> {
+        self.reader.call("sum up the volume", |c| blobs::volume(c)).await
     }
 
     async fn expectation(&self, key: &str) -> Result<Option<Expectation>, IndexError> {
@@ -219,9 +321,9 @@ impl Index for SqliteIndex {
             .await
     }
 
-    async fn learn(&self, list: &str, change: Change) -> Result<(), IndexError> {
+    async fn learn(&self, list: &str, change: Change, now: i64) -> Result<(), IndexError> {
         let list = list.to_owned();
-        self.writer.call("learn a list", move |c| expectations::learn(c, &list, &change)).await
+        self.writer.call("learn a list", move |c| expectations::learn(c, &list, &change, now)).await
     }
 
     async fn finish(&self, list: &str, blob: &Sha256, now: i64) -> Result<(), IndexError> {
@@ -229,13 +331,33 @@ impl Index for SqliteIndex {
         self.writer.call("finish a list", move |c| expectations::finish(c, &list, blob, now)).await
     }
 
+    async fn asked(&self, list: &str, below: Option<&str>, now: i64) -> Result<(), IndexError> {
+        let (list, below) = (list.to_owned(), below.map(str::to_owned));
+        self.writer
+            .call("note that a list was asked for", move |c| {
+                expectations::asked(c, &list, below.as_deref(), now)
+            })
+            .await
+    }
+
+    async fn disused_lists(&self, before: i64, limit: usize) -> Result<Vec<String>, IndexError> {
+        self.reader.call("look up lists", move |c| expectations::disused(c, before, limit)).await
+    }
+
+    async fn unlearn(&self, list: &str, limit: usize, now: i64) -> Result<bool, IndexError> {
+        let list = list.to_owned();
+        self.writer
+            .call("unlearn a list", move |c| expectations::unlearn(c, &list, limit, now))
+            .await
+    }
+
     async fn totals(&self) -> Result<Totals, IndexError> {
         self.reader
             .call("count resources", |connection| {
                 connection.query_row(
-                    "SELECT (SELECT count(*) FROM resources), count(*), coalesce(sum(size), 0),
+                    "SELECT (SELECT count(*) FROM resources), blobs, bytes,
                          (SELECT count(*) FROM expectations)
-                     FROM (SELECT max(size) AS size FROM resources GROUP BY blob)",
+                     FROM volume",
                     [],
                     |row| {
                         Ok(Totals {
@@ -251,22 +373,43 @@ impl Index for SqliteIndex {
     }
 }
 
+/// What all keys below `folder` sort before: the character after the slash at its end.
+fn end_of(folder: &str) -> String {
+    format!("{}0", folder.trim_end_matches('/'))
+}
+
 fn entry_from(row: &Row<'_>) -> rusqlite::Result<Entry> {
-    let blob: Vec<u8> = row.get(0)?;
-    let blob = Sha256::from_bytes(&blob).ok_or_else(|| {
-        rusqlite::Error::FromSqlConversionFailure(
-            0,
-            rusqlite::types::Type::Blob,
-            "a digest that is not 32 bytes".into(),
-        )
-    })?;
     Ok(Entry {
-        blob,
+        blob: digest_from(row, 0)?,
         size: unsigned(row, 1)?,
         validators: Validators { last_modified: row.get(2)?, etag: row.get(3)? },
         content_type: row.get(4)?,
         checked_at: row.get(5)?,
     })
+}
+
+/// Nothing but its bytes is known of it: no mirror ever vouched for it.
+fn nameless(stored: &Stored) -> Entry {
+    Entry {
+        blob: stored.digest,
+        size: stored.size,
+        validators: Validators::default(),
+        content_type: None,
+        checked_at: 0,
+    }
+}
+
+fn digest_from(row: &Row<'_>, column: usize) -> rusqlite::Result<Sha256> {
+    let digest: Vec<u8> = row.get(column)?;
+    Sha256::from_bytes(&digest).ok_or_else(|| {
+        let reason = "a digest that is not 32 bytes".into();
+        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Blob, reason)
+    })
+}
+
+/// SQL has no unsigned numbers.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {

@@ -1,0 +1,504 @@
+//! Room on the volume: made before it is needed. What is stored, as the index sums it up, and what
+//! downloads under way have been promised stay together within the quota, and leave the volume its
+//! free space; so no two of them count on the same room.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use prometheus::{IntCounter, IntGauge};
+
+use crate::engine::evict::{EvictError, Evictor, Mode};
+use crate::engine::memory::Memory;
+use crate::engine::pins::Pin;
+use crate::index::{Index, IndexError, Volume};
+use crate::store::{Space, Stage, Store, StoreError, StoreErrorKind};
+use crate::telemetry::metrics::Metrics;
+
+/// How often room is made for one need, when the volume turns out to have less than was thought: what
+/// was removed may still be open, and other programs write too.
+const ROUNDS_MAX: u32 = 3;
+/// The most that a request has evicted beyond what downloads need, in bytes: after a bound was lowered
+/// there is more to do than a client waits for.
+const ARREARS_MAX: u64 = 256 * 1024 * 1024;
+/// What is evicted at once in the background, in bytes: then requests get their turn.
+const TIDY_STEP: u64 = 64 * 1024 * 1024;
+/// What is kept free beyond the bounds, as a part of them, so that requests hardly ever wait...
+const HEADROOM_PART: u64 = 50;
+/// ...and at most, in bytes.
+const HEADROOM_MAX: u64 = 1024 * 1024 * 1024;
+/// By how much a body of unknown length is given room, in bytes.
+const STEP: u64 = 256 * 1024;
+
+/// How much is stored, and what of it whatever comes.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// The bounds.
+    pub limits: Limits,
+    /// What is never evicted.
+    pub pins: Vec<Pin>,
+}
+
+/// The bounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// The most bytes of blobs and downloads under way; `None`: no bound.
+    pub quota: Option<u64>,
+    /// What the volume must have left.
+    pub min_free: MinFree,
+}
+
+/// What a volume must have left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MinFree {
+    /// Bytes.
+    Bytes(u64),
+    /// Hundredths of the volume.
+    Percent(u64),
+}
+
+impl Default for MinFree {
+    fn default() -> Self {
+        Self::Bytes(0)
+    }
+}
+
+impl MinFree {
+    fn of(self, space: Space) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Percent(percent) => space.total / 100 * percent,
+        }
+    }
+}
+
+/// Promises room and keeps to it.
+pub struct Room {
+    index: Arc<dyn Index>,
+    store: Arc<Store>,
+    evictor: Evictor,
+    limits: ArcSwap<Limits>,
+    promised: Mutex<Promised>,
+    /// What the index said last, for when it fails.
+    volume: Mutex<Volume>,
+    /// Held by who evicts: what one frees is not freed again by the next.
+    making: tokio::sync::Mutex<()>,
+    metrics: RoomMetrics,
+}
+
+/// What downloads under way have been promised, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Promised {
+    all: u64,
+    /// Of these, what the volume does not know of yet.
+    not_set_aside: u64,
+}
+
+/// What is missing, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Shortage {
+    /// To the quota.
+    of_quota: u64,
+    /// To the volume's free space.
+    of_space: u64,
+}
+
+impl Shortage {
+    fn bytes(self) -> u64 {
+        self.of_quota.max(self.of_space)
+    }
+}
+
+struct RoomMetrics {
+    bytes: IntGauge,
+    blobs: IntGauge,
+    promised: IntGauge,
+    quota: IntGauge,
+    free: IntGauge,
+    refused: IntCounter,
+}
+
+impl RoomMetrics {
+    fn new(metrics: &Metrics) -> Self {
+        Self {
+            bytes: metrics.gauge("aptmesh_store_bytes", "Bytes of stored blobs."),
+            blobs: metrics.gauge("aptmesh_store_blobs", "Stored blobs."),
+            promised: metrics
+                .gauge("aptmesh_store_promised_bytes", "Room promised to downloads under way."),
+            quota: metrics
+                .gauge("aptmesh_store_quota_bytes", "The bound of both; 0 if there is none."),
+            free: metrics.gauge("aptmesh_store_free_bytes", "What the volume has left."),
+            refused: metrics.counter(
+                "aptmesh_store_refused_total",
+                "Files that were passed on without being stored, since no room could be made.",
+            ),
+        }
+    }
+}
+
+impl Room {
+    /// Room on `store`, as `index` knows it; `memory` lets go of what goes.
+    #[must_use]
+    pub fn new(
+        config: &Config,
+        index: &Arc<dyn Index>,
+        store: &Arc<Store>,
+        memory: &Arc<Memory>,
+        metrics: &Metrics,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            index: Arc::clone(index),
+            store: Arc::clone(store),
+            evictor: Evictor::new(&config.pins, index, store, memory, metrics),
+            limits: ArcSwap::from_pointee(config.limits),
+            promised: Mutex::default(),
+            volume: Mutex::default(),
+            making: tokio::sync::Mutex::default(),
+            metrics: RoomMetrics::new(metrics),
+        })
+    }
+
+    /// The bounds.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        **self.limits.load()
+    }
+
+    /// Changes bounds and pins, which are kept to from now on.
+    ///
+    /// # Errors
+    /// When what was pinned before could not be let go.
+    pub async fn change(&self, config: &Config) -> Result<(), IndexError> {
+        self.limits.store(Arc::new(config.limits));
+        self.evictor.set_pins(config.pins.clone()).await
+    }
+
+    /// Who evicts.
+    #[must_use]
+    pub fn evictor(&self) -> &Evictor {
+        &self.evictor
+    }
+
+    /// What lies on the volume, as far as is known.
+    pub async fn volume(&self) -> Volume {
+        match self.index.volume().await {
+            Ok(volume) => {
+                *lock(&self.volume) = volume;
+                volume
+            }
+            Err(error) => {
+                tracing::debug!(%error, source = %error.source, "going on with the sums of before");
+                *lock(&self.volume)
+            }
+        }
+    }
+
+    /// Makes room and begins a blob in it; `size` in bytes, where that is known. To be recorded in
+    /// the index before the promise is dropped.
+    ///
+    /// # Errors
+    /// When there is no room and none can be made, or the volume can not be written; the store's
+    /// health tells from then on.
+    pub async fn stage(self: &Arc<Self>, size: Option<u64>) -> Result<Staged, StoreError> {
+        let staged = self.try_stage(size).await;
+        if let Err(error) = &staged {
+            self.refuse(error);
+        }
+        staged
+    }
+
+    async fn try_stage(self: &Arc<Self>, size: Option<u64>) -> Result<Staged, StoreError> {
+        let mut promise = Promise { room: Arc::clone(self), bytes: 0, set_aside: 0 };
+        let needed = size.unwrap_or_default();
+        promise.grow_to(needed).await?;
+        let stage = self.while_full(needed, || self.store.stage(size)).await?;
+        promise.is_set_aside();
+        Ok(Staged { stage, promise })
+    }
+
+    fn refuse(&self, error: &StoreError) {
+        self.metrics.refused.inc();
+        if error.kind == StoreErrorKind::NoRoom {
+            tracing::info!(%error, source = %error.source, "passing a file on without storing it");
+        }
+        self.store.report(error);
+    }
+
+    /// Makes room ahead of the need, and tells the metrics.
+    ///
+    /// # Errors
+    /// When blobs could not be removed.
+    pub async fn tidy(&self) -> Result<(), EvictError> {
+        let made = self.make_ahead().await;
+        self.tell().await;
+        made
+    }
+
+    async fn make_ahead(&self) -> Result<(), EvictError> {
+        loop {
+            let _alone = self.making.lock().await;
+            let missing = self.shortage(true).await.bytes().min(TIDY_STEP);
+            if missing == 0 || self.evictor.evict(missing, Mode::Real, None).await? == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn tell(&self) {
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let volume = self.volume().await;
+        self.metrics.bytes.set(gauge(volume.bytes));
+        self.metrics.blobs.set(gauge(volume.blobs));
+        self.metrics.promised.set(gauge(self.promised().all));
+        self.metrics.quota.set(gauge(self.limits().quota.unwrap_or_default()));
+        self.metrics.free.set(gauge(self.space().await.map_or(0, |space| space.free)));
+    }
+
+    /// What has to go to be within the bounds, in bytes.
+    pub async fn excess(&self) -> u64 {
+        self.shortage(false).await.bytes()
+    }
+
+    /// Evicts until all promises can be kept.
+    async fn make(self: &Arc<Self>) -> Result<(), StoreError> {
+        if self.shortage(false).await.bytes() == 0 {
+            return Ok(());
+        }
+        let room = Arc::clone(self);
+        to_its_end(async move { room.make_alone().await }).await
+    }
+
+    async fn make_alone(&self) -> Result<(), StoreError> {
+        let _alone = self.making.lock().await;
+        let mut shortage = self.shortage(false).await;
+        for _ in 0..ROUNDS_MAX {
+            if shortage.bytes() == 0 {
+                return Ok(());
+            }
+            let is_too_much = shortage.bytes() > self.promised().all.saturating_add(ARREARS_MAX);
+            if is_too_much || !self.free(shortage.bytes()).await {
+                return Err(no_room(shortage));
+            }
+            shortage = self.shortage(false).await;
+        }
+        // What went and is still open frees its room later; until then the volume itself tells.
+        if shortage.of_quota == 0 { Ok(()) } else { Err(no_room(shortage)) }
+    }
+
+    /// Does again what the volume had no room for, as long as room can be made.
+    async fn while_full<T>(
+        self: &Arc<Self>,
+        bytes: u64,
+        attempt: impl Fn() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        for _ in 0..ROUNDS_MAX {
+            match attempt() {
+                Err(error) if error.kind == StoreErrorKind::Full => {
+                    let room = Arc::clone(self);
+                    let freeing = async move {
+                        let _alone = room.making.lock().await;
+                        room.free(bytes.max(STEP)).await.then_some(()).ok_or(error)
+                    };
+                    to_its_end(freeing).await?;
+                }
+                done => return done,
+            }
+        }
+        attempt()
+    }
+
+    /// Whether something could be freed. Nothing is if all of it would not be enough.
+    async fn free(&self, bytes: u64) -> bool {
+        if bytes > self.volume().await.bytes {
+            return false;
+        }
+        match self.evictor.evict(bytes, Mode::Real, None).await {
+            Ok(freed) => freed > 0,
+            Err(error) => {
+                tracing::warn!(%error, "could not make room");
+                false
+            }
+        }
+    }
+
+    async fn shortage(&self, with_headroom: bool) -> Shortage {
+        // In this order: what is recorded meanwhile is counted twice rather than not at all.
+        let promised = self.promised();
+        let stored = self.volume().await.bytes;
+        let space = self.space().await;
+        shortage(self.limits(), stored, promised, space, with_headroom)
+    }
+
+    /// `None` where the volume can not tell.
+    async fn space(&self) -> Option<Space> {
+        let store = Arc::clone(&self.store);
+        tokio::task::spawn_blocking(move || store.space().ok()).await.ok().flatten()
+    }
+
+    fn promised(&self) -> Promised {
+        *lock(&self.promised)
+    }
+}
+
+/// Pure: what is missing for all promises to be kept.
+fn shortage(
+    limits: Limits,
+    stored: u64,
+    promised: Promised,
+    space: Option<Space>,
+    with_headroom: bool,
+) -> Shortage {
+    let headroom = |of: u64| if with_headroom { (of / HEADROOM_PART).min(HEADROOM_MAX) } else { 0 };
+    let of_quota = limits.quota.map_or(0, |quota| {
+        let needed = stored.saturating_add(promised.all).saturating_add(headroom(quota));
+        needed.saturating_sub(quota)
+    });
+    let of_space = space.map_or(0, |space| {
+        let bound = limits.min_free.of(space);
+        let needed = bound.saturating_add(promised.not_set_aside).saturating_add(headroom(bound));
+        needed.saturating_sub(space.free)
+    });
+    Shortage { of_quota, of_space }
+}
+
+/// Who waits for an eviction may leave, but what is gone from the volume is to be forgotten.
+async fn to_its_end(
+    work: impl Future<Output = Result<(), StoreError>> + Send + 'static,
+) -> Result<(), StoreError> {
+    #[expect(clippy::disallowed_methods, reason = "short, and as a rule waited for")]
+    let working = tokio::spawn(work);
+    working.await.map_err(StoreError::interrupted)?
+}
+
+fn no_room(shortage: Shortage) -> StoreError {
+    let (kind, bound) = if shortage.of_quota > 0 {
+        (StoreErrorKind::NoRoom, "store.quota")
+    } else {
+        (StoreErrorKind::Full, "store.min_free")
+    };
+    let reason = format!("{bound} leaves {} bytes too few", shortage.bytes());
+    StoreError { kind, operation: "make room", source: std::io::Error::other(reason) }
+}
+
+/// Room that one download may count on, given back when dropped.
+pub struct Promise {
+    room: Arc<Room>,
+    bytes: u64,
+    set_aside: u64,
+}
+
+impl Promise {
+    /// # Errors
+    /// When there is no room and none can be made: then nothing is changed.
+    async fn grow_to(&mut self, bytes: u64) -> Result<(), StoreError> {
+        let more = bytes.saturating_sub(self.bytes);
+        let quota = self.room.limits().quota.unwrap_or(u64::MAX);
+        {
+            let mut promised = lock(&self.room.promised);
+            let over = promised.all.saturating_add(more).saturating_sub(quota);
+            if over > 0 {
+                // What others count on can not go.
+                return Err(no_room(Shortage { of_quota: over, of_space: 0 }));
+            }
+            promised.all += more;
+            promised.not_set_aside += more;
+        }
+        self.bytes += more;
+        let made = self.room.make().await;
+        if made.is_err() {
+            self.shrink(more);
+        }
+        made
+    }
+
+    /// The volume knows of all of it now.
+    fn is_set_aside(&mut self) {
+        let mut promised = lock(&self.room.promised);
+        promised.not_set_aside -= self.bytes - self.set_aside;
+        self.set_aside = self.bytes;
+    }
+
+    fn shrink(&mut self, less: u64) {
+        let mut promised = lock(&self.room.promised);
+        promised.all -= less;
+        self.bytes -= less;
+        let not_set_aside = less.min(self.bytes + less - self.set_aside);
+        promised.not_set_aside -= not_set_aside;
+        self.set_aside -= less - not_set_aside;
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.shrink(self.bytes);
+    }
+}
+
+/// A blob under way, and the room for it.
+pub struct Staged {
+    /// Where it is written.
+    pub stage: Stage,
+    /// To be kept until the blob is recorded.
+    pub promise: Promise,
+}
+
+impl Staged {
+    /// Makes sure of room for the body up to its byte `end`: its size may not have been known, or
+    /// not been right.
+    ///
+    /// # Errors
+    /// When there is none and none can be made.
+    pub async fn cover(&mut self, end: u64) -> Result<(), StoreError> {
+        if end <= self.promise.bytes {
+            return Ok(());
+        }
+        let covered = self.try_cover(end).await;
+        if covered.is_err() {
+            self.promise.room.metrics.refused.inc();
+        }
+        covered
+    }
+
+    async fn try_cover(&mut self, end: u64) -> Result<(), StoreError> {
+        if self.promise.grow_to(end.next_multiple_of(STEP)).await.is_err() {
+            self.promise.grow_to(end).await?;
+        }
+        let (room, stage, bytes) = (&self.promise.room, &self.stage, self.promise.bytes);
+        room.while_full(STEP, || stage.set_aside(bytes)).await?;
+        self.promise.is_set_aside();
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_told() {
+        let quota = |quota| Limits { quota: Some(quota), min_free: MinFree::Bytes(0) };
+        let free = |min_free| Limits { quota: None, min_free };
+        let space = |free| Some(Space { total: 1000, free });
+        let promised = |all, not_set_aside| Promised { all, not_set_aside };
+        let table = [
+            (Limits::default(), 900, promised(900, 900), None, (0, 0)),
+            (quota(100), 60, promised(40, 0), None, (0, 0)),
+            (quota(100), 61, promised(40, 0), None, (1, 0)),
+            (quota(100), 500, promised(0, 0), space(0), (400, 0)),
+            (free(MinFree::Bytes(50)), 500, promised(0, 0), space(50), (0, 0)),
+            (free(MinFree::Bytes(50)), 500, promised(7, 0), space(50), (0, 0)),
+            (free(MinFree::Bytes(50)), 500, promised(7, 7), space(50), (0, 7)),
+            (free(MinFree::Percent(5)), 500, promised(0, 0), space(30), (0, 20)),
+            (free(MinFree::Bytes(50)), 500, promised(0, 0), None, (0, 0)),
+        ];
+        for (limits, stored, promised, space, (of_quota, of_space)) in table {
+            let missing = shortage(limits, stored, promised, space, false);
+            assert_eq!(missing, Shortage { of_quota, of_space }, "{limits:?} {stored}");
+        }
+        let ahead = shortage(quota(100), 100, Promised::default(), None, true);
+        assert_eq!(ahead.of_quota, 2, "two hundredths");
+    }
+}

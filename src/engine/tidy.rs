@@ -1,0 +1,85 @@
+//! What the engine does by itself, all the time: keep room ahead of the need, tell the index what is
+//! used, and let go of what others removed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::engine::Engine;
+use crate::engine::memory::Memory;
+use crate::engine::room::Room;
+use crate::engine::uses::Uses;
+use crate::index::{Index, IndexError};
+
+/// How often there is a look at the room: a line of 1 GB/s takes as long for the largest headroom.
+const ROOM_EVERY: Duration = Duration::from_secs(1);
+/// For how long the volume is left alone when blobs could not be removed.
+const ROOM_PAUSE: Duration = Duration::from_secs(30);
+/// How often uses are told: what a crash loses of them is no loss.
+const USES_EVERY: Duration = Duration::from_secs(3);
+/// How often it is told which lists were asked for: it is days that count there.
+const ASKED_EVERY: Duration = Duration::from_mins(10);
+
+/// The engine's parts that tidying up takes.
+pub(super) struct Tidying {
+    index: Arc<dyn Index>,
+    memory: Arc<Memory>,
+    room: Arc<Room>,
+    uses: Arc<Uses>,
+}
+
+impl Engine {
+    pub(super) fn tidying(&self) -> Tidying {
+        Tidying {
+            index: Arc::clone(&self.index),
+            memory: Arc::clone(&self.memory),
+            room: Arc::clone(&self.room),
+            uses: Arc::clone(&self.uses),
+        }
+    }
+}
+
+impl Tidying {
+    /// Never ends.
+    pub(super) async fn run(self) {
+        // Pins may have changed since the last start.
+        note(self.index.unpin().await);
+        let every = |period| {
+            let mut ticks = interval(period);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        };
+        let (mut room, mut uses, mut asked) =
+            (every(ROOM_EVERY), every(USES_EVERY), every(ASKED_EVERY));
+        loop {
+            tokio::select! {
+                _ = room.tick() => {
+                    if let Err(error) = self.room.tidy().await {
+                        tracing::warn!(%error, "could not keep room free");
+                        room.reset_at(Instant::now() + ROOM_PAUSE);
+                    }
+                }
+                _ = uses.tick() => {
+                    note(self.uses.tell(&*self.index).await);
+                    let memory = Arc::clone(&self.memory);
+                    // It ends well, or its loss is no loss.
+                    drop(tokio::task::spawn_blocking(move || memory.forget_removed()).await);
+                }
+                _ = asked.tick() => note(self.uses.tell_asked(&*self.index).await),
+            }
+        }
+    }
+
+    /// Tells the index all that it should know before the process ends.
+    pub(super) async fn tell(&self) {
+        note(self.uses.tell(&*self.index).await);
+        note(self.uses.tell_asked(&*self.index).await);
+    }
+}
+
+fn note(told: Result<(), IndexError>) {
+    if let Err(error) = told {
+        tracing::debug!(%error, source = %error.source, "uses were lost");
+    }
+}
