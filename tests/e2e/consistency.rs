@@ -351,6 +351,31 @@ fn files_that_nobody_uses_do_not_hold_a_release_file_up() {
     assert_given(&mut client, &proxy.url_for(&mirror, &packages()), &second.index(), "adopted");
 }
 
+#[test]
+fn files_that_the_mirror_does_not_have_do_not_hold_a_release_file_up() {
+    let (mirror, proxy, first) = used_without_by_hash();
+    // As Debian does: a plain file is named, and only its compressed forms are there.
+    let missing = "/debian/dists/demo/main/i18n/Translation-de";
+    let named = format!(" {} 12345 main/i18n/Translation-de\n", "0".repeat(64));
+    let release = |archive: &LocalArchive| format!("{}{named}", archive.release());
+    let put = |archive: &LocalArchive| {
+        move_on(&proxy, &mirror, archive);
+        mirror.put(RELEASE, File::new(release(archive).as_bytes()).no_validators());
+    };
+    let given = |client: &mut Connection| client.get(&proxy.url_for(&mirror, RELEASE)).body;
+    put(&first);
+    let mut client = Connection::open(proxy.addr());
+    assert_eq!(given(&mut client), release(&first).as_bytes());
+    assert_eq!(client.get(&proxy.url_for(&mirror, missing)).status, 404, "the mirror's own no");
+
+    let second = generation(1).without_by_hash();
+    put(&second);
+    wait_until(Duration::from_secs(30), "the new release file", || {
+        given(&mut client) == release(&second).as_bytes()
+    });
+    assert_given(&mut client, &proxy.url_for(&mirror, &packages()), &second.index(), "adopted");
+}
+
 /// How the archive is signed.
 #[derive(Clone, Copy, PartialEq)]
 enum Form {
