@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use crate::archive::target::{Scheme, Target, TargetError};
+use crate::archive::target::{Authority, Scheme, Target, TargetError};
 
 /// Mirrors of one archive. More would only make a miss slower.
 pub const MIRRORS_MAX: usize = 16;
@@ -80,11 +80,6 @@ impl Group {
         self.mirrors.first().map_or("", |mirror| mirror.key.as_str())
     }
 
-    /// The hosts of its mirrors.
-    pub fn hosts(&self) -> impl Iterator<Item = &str> {
-        self.mirrors.iter().map(|mirror| mirror.authority.host.as_str())
-    }
-
     /// What `target` names below the archive's root, if it is the archive's: in the client's
     /// spelling, with the query.
     fn path_of<'a>(&self, target: &'a Target) -> Option<&'a str> {
@@ -135,11 +130,27 @@ impl Groups {
         self.0.iter()
     }
 
-    /// The one name of what `target` names. What carries credentials stays what it is: they are for
-    /// the host that the client wrote.
+    /// Whether a mirror of that name is in a group.
+    #[must_use]
+    pub fn have_host(&self, host: &str) -> bool {
+        self.authorities().any(|authority| authority.host == host)
+    }
+
+    /// Whether that very mirror is in a group: `host` is an address, as in a URL.
+    #[must_use]
+    pub fn have_address(&self, host: &str, port: Option<u16>) -> bool {
+        self.authorities().any(|named| named.host == host && Some(named.port) == port)
+    }
+
+    fn authorities(&self) -> impl Iterator<Item = &Authority> {
+        self.0.iter().flat_map(|group| &group.mirrors).map(|mirror| &mirror.authority)
+    }
+
+    /// The one name of what `target` names. What carries credentials, or a query that may be one,
+    /// stays what it is: they are for the host that the client wrote.
     #[must_use]
     pub fn settle(&self, target: Target) -> Target {
-        if target.userinfo.is_some() {
+        if target.userinfo.is_some() || target.has_query {
             return target;
         }
         let settled = self.0.iter().find_map(|group| {
@@ -153,7 +164,8 @@ impl Groups {
     /// `None` if it is in no group.
     #[must_use]
     pub fn sources(&self, target: &Target) -> Option<Vec<Target>> {
-        let group = self.0.iter().find(|group| target.key.starts_with(group.base()))?;
+        let is_in = |group: &&Group| !target.has_query && target.key.starts_with(group.base());
+        let group = self.0.iter().find(is_in)?;
         let path = group.path_of(target)?;
         let mirrors = 0..group.mirrors.len();
         Some(mirrors.filter_map(|number| group.on_mirror(number, path).ok()).collect())
@@ -204,6 +216,7 @@ mod tests {
             "http://a.org/debian",
             "http://b.org/pub/debian/x",
             "http://me:pw@a.org/debian/x",
+            "http://b.org:8443/pub/debian/x?token=1",
             "https://demo/x",
         ] {
             let target = Target::from_absolute(url).unwrap();

@@ -202,7 +202,8 @@ pub static KEYS: [Key; 25] = [
         "Archives that several mirrors serve, a list; each is `NAME URL URL …`, your favourite first. \
          A file fetched from one is a hit under the others; a mirror that fails, lags or lies is \
          passed over for the next, in mid-file too. `http://CACHE:9977/NAME/…` stands for any of \
-         them. With `signed-by=KEY`, once or more, only these keys may sign the archive's release \
+         them. Their hosts need not be in `mirror.allow`; names of internal ones must be in \
+         `mirror.allow_private`, addresses need not. With `signed-by=KEY`, once or more, only these keys may sign the archive's release \
          files: a fingerprint, or the path of a keyring file. In a file it may be written \
          `[[archive.groups]]` with `name`, `mirrors` and `signed_by`.",
     ),

@@ -16,10 +16,9 @@ use thiserror::Error;
 
 pub use self::keys::{KEYS, Key};
 pub use self::sources::{Flags, Sources};
-use crate::archive::groups::{Group, Groups};
+use crate::archive::groups::Groups;
 use crate::engine::prefetch;
 use crate::index::sqlite;
-use crate::mirror::guard::{Exception, Guard, HostPattern};
 use crate::telemetry::logs;
 use crate::{engine, mirror, store};
 
@@ -91,7 +90,10 @@ impl Config {
             index: reader.index("index.url", &data),
             store: store::Config { dir: data },
             mirror: mirror::Config {
-                guard: guard(&mut reader, &groups),
+                guard: mirror::guard::Guard {
+                    allow: reader.list("mirror.allow"),
+                    allow_private: reader.list("mirror.allow_private"),
+                },
                 ca_file: reader.optional("mirror.ca_file"),
                 proxy: reader.proxy("mirror.proxy"),
                 timeout: reader.some_time("mirror.timeout"),
@@ -132,20 +134,4 @@ impl Config {
         };
         if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
     }
-}
-
-/// Who may be asked: what the operator allows, and the mirrors of the groups.
-fn guard(reader: &mut values::Reader<'_>, groups: &Groups) -> Guard {
-    let mut guard = Guard {
-        allow: reader.list("mirror.allow"),
-        allow_private: reader.list("mirror.allow_private"),
-    };
-    let hosts = groups.iter().flat_map(Group::hosts).filter_map(|host| host.parse().ok());
-    for pattern in hosts.collect::<Vec<HostPattern>>() {
-        if !guard.allow.is_empty() {
-            guard.allow.push(pattern.clone());
-        }
-        guard.allow_private.push(Exception::Host(pattern));
-    }
-    guard
 }

@@ -30,8 +30,6 @@ pub(super) const RELEASE_MAX: u64 = release::TEXT_MAX as u64;
 pub(super) const RELEASE_BUDGET: Duration = Duration::from_secs(20);
 /// For how long its signature is waited for, where it is a file of its own.
 const SIGNATURE_BUDGET: Duration = Duration::from_secs(5);
-/// For how long the other files of a suite may take; then the mirror is asked anew.
-const MEMBERS_BUDGET: Duration = Duration::from_mins(10);
 /// For how long clients wait while the other files of a suite are fetched, before they get its state
 /// as it was.
 const MEMBERS_PATIENCE: Duration = Duration::from_secs(2);
@@ -114,20 +112,19 @@ impl Transfer {
 
     /// Fetching what the suite is made of may take long: meanwhile clients get its last state.
     async fn may_follow(&self, flight: &Arc<Flight>, generation: &Generation) -> bool {
-        if self.known.is_none() {
+        // What has expired is no state to go on with.
+        let Some(known) = &self.known else { return true };
+        if self.engine.has_expired(known.entry.blob).await {
             return true;
         }
         // Nobody need wait for it to go on.
         let _interest = Interest::new(flight);
-        let following = self.engine.may_follow(&self.target.key, generation);
-        let mut following = std::pin::pin!(timeout(MEMBERS_BUDGET, following));
+        let mut following = std::pin::pin!(self.engine.may_follow(&self.target.key, generation));
         if let Ok(decided) = timeout(MEMBERS_PATIENCE, &mut following).await {
-            return decided.unwrap_or(false);
+            return decided;
         }
-        if let Some(known) = &self.known {
-            flight.land(Landing::Unchanged(Arc::clone(known)));
-        }
-        following.await.unwrap_or(false)
+        flight.land(Landing::Unchanged(Arc::clone(known)));
+        following.await
     }
 
     async fn judgement(&self, file: &Arc<Vec<u8>>, signature: Option<&Signature>) -> Judgement {
@@ -167,6 +164,31 @@ impl Transfer {
         let until = deadline.max(Instant::now() + SIGNATURE_BUDGET / 2);
         let asked = timeout_at(until, timeout(SIGNATURE_BUDGET, self.small_file(&beside))).await;
         asked.ok()?.ok()?
+    }
+
+    /// The signature of a release file that the mirror still has may be made anew. Nobody waits.
+    pub(super) async fn refresh_signature(&self, known: &Arc<Known>) {
+        if self.target.file_name() != "Release" {
+            return;
+        }
+        let deadline = Instant::now() + SIGNATURE_BUDGET;
+        let Some(signature) = self.signature(deadline).await else { return };
+        let stored = self.accepted_signature().await.and_then(|blob| bytes_of(&blob));
+        if stored.as_ref() == Some(&signature.bytes) {
+            return;
+        }
+        let file = Blob { file: Arc::clone(&known.blob.file), size: known.blob.size };
+        let Ok(Some(file)) = tokio::task::spawn_blocking(move || bytes_of(&file)).await else {
+            return;
+        };
+        let file = Arc::new(file);
+        let Judgement::Accepted { is_proven } = self.judgement(&file, Some(&signature)).await
+        else {
+            return;
+        };
+        if is_proven || self.is_still(&file, Instant::now() + SIGNATURE_BUDGET).await {
+            self.keep_signature(&known.entry.blob, signature).await;
+        }
     }
 
     async fn small_file(&self, target: &Target) -> Option<Signature> {

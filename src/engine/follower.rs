@@ -162,7 +162,7 @@ impl Follower {
     async fn ask_for_the_rest(&self) -> Result<mirror::Body, Cut> {
         let headers = resume_headers(self.position, &self.flow.meta)
             .ok_or_else(|| Cut("the volume is full, and the file can not be resumed".into()))?;
-        let question = Question { headers, head_only: false };
+        let question = Question { headers, ..Question::default() };
         let answered = self.mirror.ask(&self.flow.source, &question).await;
         let answer = answered.map_err(|error| Cut(error.to_string().into()))?;
         let goes_on = match (self.position, answer.status.as_u16(), answer.part()) {

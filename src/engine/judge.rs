@@ -5,7 +5,7 @@
 use prometheus::IntCounterVec;
 
 use crate::archive::release::{self, Release};
-use crate::archive::signature::{Keyring, Verdict};
+use crate::archive::signature::{BadSignature, Keyring, Verdict};
 use crate::content::validators::http_date;
 use crate::telemetry::metrics::Metrics;
 
@@ -104,12 +104,13 @@ impl Judge {
         let keyring = self.keyring_for(case.key);
         let verdict = check(keyring, case.file, case.detached, case.now);
         let reason = || format!("sent a release file that is refused: {verdict}");
-        if verdict.is_decisive() && case.detached.is_some() {
-            return (verdict.label(), Judgement::Torn(reason()));
-        }
         let accepted = Judgement::Accepted { is_proven: verdict.is_good() };
         if !self.is_in_session() {
             return (verdict.label(), accepted);
+        }
+        let is_wrong = matches!(verdict, Verdict::Bad(BadSignature::Wrong { .. }));
+        if is_wrong && case.detached.is_some() {
+            return (verdict.label(), Judgement::Torn(reason()));
         }
         let is_enough = verdict.is_good() || !self.demands_proof();
         if verdict.is_decisive() || !is_enough {

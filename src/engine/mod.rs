@@ -514,7 +514,7 @@ impl Engine {
         if self.tainted.contains(&ask.target.key) {
             headers.remove(header::RANGE);
         }
-        let question = Question { head_only: ask.head_only, headers };
+        let question = Question { head_only: ask.head_only, headers, ..Question::default() };
         let (_, answer) = self.ask_by_names(&ask.sources, &question).await?;
         let is_release = ask.kind == Kind::Release && !ask.head_only && answer.status == 200;
         if is_release && self.judge.demands_proof() {

@@ -33,7 +33,7 @@ impl Transfer {
         } else {
             resume_headers(received, &flow.meta).unwrap_or_default()
         };
-        let question = Question { head_only: false, headers };
+        let question = Question { headers, is_promised: true, ..Question::default() };
         let answer = match mirror.ask(&flow.source, &question).await {
             Ok(answer) => answer,
             Err(error) => return if error.may_pass() { Ok(None) } else { Err(error.to_string()) },
@@ -80,6 +80,8 @@ impl Transfer {
                 }
             }
             500.. => Ok(None),
+            // One mirror may not have it yet.
+            404 if mirror.has_several(&flow.source) => Ok(None),
             status => Err(format!("the mirror answered {status} when asked for the rest")),
         }
     }

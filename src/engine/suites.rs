@@ -14,9 +14,9 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use http::HeaderMap;
-use quick_cache::Weighter;
-use quick_cache::sync::Cache;
-use tokio::time::Instant;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
+use tokio::time::{Instant, timeout_at};
 
 use crate::archive::kind::Kind;
 use crate::archive::listed::Listed;
@@ -45,6 +45,8 @@ const SUITES_MAX: usize = 1024;
 const BEHIND_FOR: Duration = Duration::from_hours(1);
 /// Files of a suite that must be there before its next state is followed.
 const MEMBERS_MAX: usize = 256;
+/// The longest name of one that is remembered, in bytes.
+const NAME_MAX: usize = 512;
 /// How many of them are fetched at a time.
 const MEMBERS_AT_ONCE: usize = 4;
 
@@ -62,11 +64,18 @@ pub(super) struct Suites {
     generations: Cache<Sha256, Arc<Generation>, Weight>,
     /// By client and the folder of the release file.
     given: Cache<(Recipient, Arc<str>), (Sha256, Instant)>,
-    /// Since when its mirror is between two states, by the suite's folder.
-    behind: Cache<Arc<str>, Instant>,
+    /// Suites whose mirror is between two states, by their folder.
+    behind: Cache<Arc<str>, Behind>,
     /// What was asked for by name, by the suite's folder: what the index does not know since it could
     /// not be had yet.
     wanted: Cache<Arc<str>, Arc<Mutex<BTreeSet<String>>>>,
+}
+
+/// A mirror between two states.
+#[derive(Clone, Copy)]
+struct Behind {
+    since: Instant,
+    seen: Instant,
 }
 
 /// A client in one of the two ways to tell it.
@@ -105,12 +114,32 @@ impl Weighter<Sha256, Arc<Generation>> for Weight {
 impl Default for Suites {
     fn default() -> Self {
         Self {
-            generations: Cache::with_weighter(1024, GENERATIONS_BYTES_MAX, Weight),
+            generations: generations(),
             given: Cache::new(GIVEN_MAX),
             behind: Cache::new(SUITES_MAX),
             wanted: Cache::new(SUITES_MAX),
         }
     }
+}
+
+/// In one piece: a suite may weigh more than a part of it.
+fn generations() -> Cache<Sha256, Arc<Generation>, Weight> {
+    let options = OptionsBuilder::new()
+        .estimated_items_capacity(SUITES_MAX)
+        .weight_capacity(GENERATIONS_BYTES_MAX)
+        .shards(1)
+        .build();
+    options.map_or_else(
+        |_| Cache::with_weighter(SUITES_MAX, GENERATIONS_BYTES_MAX, Weight),
+        |options| {
+            Cache::with_options(
+                options,
+                Weight,
+                DefaultHashBuilder::default(),
+                DefaultLifecycle::default(),
+            )
+        },
+    )
 }
 
 impl Suites {
@@ -148,7 +177,7 @@ impl Suites {
             wanted
         });
         let mut wanted = wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        if wanted.len() < MEMBERS_MAX {
+        if wanted.len() < MEMBERS_MAX && key.len() <= NAME_MAX {
             wanted.insert(key.to_owned());
         }
     }
@@ -158,14 +187,15 @@ impl Suites {
         wanted.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether the suite's mirror has been between two states for so long that it is followed all
-    /// the same.
-    fn is_behind_for_too_long(&self, folder: &str) -> bool {
-        let since = self.behind.get(folder).unwrap_or_else(|| {
-            self.behind.insert(folder.into(), Instant::now());
-            Instant::now()
-        });
-        since.elapsed() >= BEHIND_FOR
+    /// Until when the suite's mirror, which is between two states, is not followed.
+    fn followed_at(&self, folder: &str) -> Instant {
+        let now = Instant::now();
+        let before = self.behind.get(folder);
+        // What was seen long ago was another time.
+        let before = before.filter(|behind| behind.seen.elapsed() < BEHIND_FOR);
+        let since = before.map_or(now, |behind| behind.since);
+        self.behind.insert(folder.into(), Behind { since, seen: now });
+        since + BEHIND_FOR
     }
 }
 
@@ -284,14 +314,17 @@ impl Engine {
     }
 
     /// Whether the next state of a suite may be followed: all that this site uses of it can be had,
-    /// now or at any time, or has been waited for long enough. Fetches it.
+    /// now or at any time, or has been waited for long enough. Fetches it, which may take long.
     pub(super) async fn may_follow(self: &Arc<Self>, release_key: &str, next: &Generation) -> bool {
         let Some((folder, _)) = release_key.rsplit_once('/') else { return true };
-        if next.by_hash || self.has_members(folder, next).await {
+        let until = self.suites.followed_at(folder);
+        let has_members =
+            next.by_hash || timeout_at(until, self.has_members(folder, next)).await == Ok(true);
+        let may_follow = has_members || Instant::now() >= until;
+        if may_follow {
             self.suites.behind.remove(folder);
-            return true;
         }
-        self.suites.is_behind_for_too_long(folder)
+        may_follow
     }
 
     async fn has_members(self: &Arc<Self>, folder: &str, next: &Generation) -> bool {

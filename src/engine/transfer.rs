@@ -91,16 +91,18 @@ impl Transfer {
 
     /// A whole body that is to be kept, if that is what came.
     async fn fly(&self, flight: &Arc<Flight>) -> Option<Arrived> {
-        let deadline = Instant::now() + RELEASE_BUDGET;
+        let budget = if self.is_for_admission() { RELEASE_BUDGET } else { HEAD_BUDGET };
+        let deadline = Instant::now() + budget;
         for tears in 0..=TEARS_MAX {
-            let arrival = match self.ask().await {
+            let arrival = match self.ask(deadline).await {
                 Err(failure) => {
                     flight.land(Landing::Failed(failure));
                     return None;
                 }
                 Ok(Asked::Unchanged(known)) => {
                     self.confirm(&known).await;
-                    flight.land(Landing::Unchanged(known));
+                    flight.land(Landing::Unchanged(Arc::clone(&known)));
+                    self.refresh_signature(&known).await;
                     return None;
                 }
                 Ok(Asked::Bytes(arrival)) => *arrival,
@@ -141,9 +143,13 @@ impl Transfer {
     }
 
     /// Asks until the first bytes are there: they tell a file from a captive portal's page.
-    async fn ask(&self) -> Result<Asked, Failure> {
-        let question = Question { head_only: false, headers: self.conditions() };
-        let deadline = Instant::now() + HEAD_BUDGET;
+    async fn ask(&self, deadline: Instant) -> Result<Asked, Failure> {
+        let question = Question {
+            headers: self.conditions(),
+            is_promised: self.expectation.is_some(),
+            until: Some(deadline),
+            ..Question::default()
+        };
         let mut fruitless = 0;
         loop {
             let (source, answer) = self.engine.ask_by_names(&self.sources, &question).await?;
@@ -153,13 +159,12 @@ impl Transfer {
                 return Ok(Asked::Unchanged(Arc::clone(known)));
             }
             let origin = Arc::clone(&answer.origin);
+            let first = self.first_bytes(source, answer, deadline).await;
             let out_of_tries = fruitless == RESUMES_MAX || Instant::now() >= deadline;
-            match self.first_bytes(source, answer, deadline).await {
+            match first {
                 // Another mirror of the archive may have the right one.
                 Err(Failure::Unusable { reason, .. })
-                    if !out_of_tries
-                        && !self.has_moved_on(source)
-                        && self.engine.mirror.has_several(source) =>
+                    if !out_of_tries && self.engine.mirror.has_several(source) =>
                 {
                     tracing::warn!(%origin, reason, "asking another mirror");
                     self.engine.mirror.blame(&origin);
@@ -350,8 +355,12 @@ impl Transfer {
 
     /// The mirror sent something else than its lists say.
     fn blame(&self, source: &Target, origin: &str) {
-        if !self.has_moved_on(source) {
+        let has_moved_on = self.has_moved_on(source);
+        if !has_moved_on {
             self.engine.metrics.verify_failures.with_label_values(&["mirror"]).inc();
+        }
+        // One that has moved on may be ahead of others, which is no lie; but they may have the file.
+        if !has_moved_on || self.engine.mirror.has_several(source) {
             self.engine.mirror.blame(origin);
         }
         self.engine.doubt(&source.key);

@@ -66,6 +66,12 @@ impl MirrorError {
         Self::new(MirrorErrorKind::Silent, host, "no answer in time")
     }
 
+    /// It happened where the mirror redirected to: which says little of the mirror.
+    pub(super) fn elsewhere(self) -> Self {
+        let kind = if self.may_pass() { MirrorErrorKind::Broken } else { self.kind };
+        Self { kind, ..self }
+    }
+
     pub(super) fn away(host: &str) -> Self {
         Self::new(MirrorErrorKind::Away, host, "away, and what was asked for is not stored")
     }

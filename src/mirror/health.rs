@@ -1,6 +1,6 @@
 //! How mirrors have been doing: one that failed is left alone for a while, and asked last where
-//! there is another. One that is away is remembered as away, so that not every request waits for it
-//! in vain, and one question every few seconds tells whether it is back.
+//! there is another. One that can not be reached again and again is away: where there is no other,
+//! requests wait for it but a moment, except for one every few seconds.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,9 @@ const BENCH: Duration = Duration::from_secs(2);
 const BENCH_MAX: Duration = Duration::from_mins(5);
 /// For how long at least one is benched that sent wrong bytes, which it will do again.
 const BENCH_WRONG: Duration = Duration::from_mins(1);
-/// How often a mirror that is away is asked whether it is back.
+/// For how long a mirror counts as away that could not be reached.
+const AWAY: Duration = Duration::from_mins(1);
+/// How often one that is away is waited for properly.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// A mirror that is silent so often in a row, between benches, is away.
 const SILENCES_MIN: u32 = 3;
@@ -30,40 +32,44 @@ struct Trouble {
     benched_until: Instant,
     /// It sent wrong bytes: an answer that looks right does not end its bench.
     is_wrong: bool,
-    /// It is away, and asked again then.
-    probe_at: Option<Instant>,
+    /// It is away, for as long as it is benched.
+    is_away: bool,
+    probe_at: Instant,
 }
 
-/// Whether a mirror is worth a question.
+/// How well a mirror stands; who stands better is asked first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Standing {
-    /// Yes.
+    /// Nothing is known against it.
     Well,
-    /// If no other is.
+    /// It failed lately.
     Benched,
-    /// It is away; one question, to see whether it is back.
-    ToBeProbed,
-    /// It is away.
+    /// It can not be reached.
     Away,
 }
 
-impl Health {
-    /// How it stands; whoever is told to probe it is the only one for a while.
-    pub(super) fn standing(&self, origin: &str, now: Instant) -> Standing {
-        match self.lock().get_mut(origin) {
-            Some(Trouble { probe_at: Some(at), .. }) if *at <= now => {
-                *at = now + PROBE_EVERY;
-                Standing::ToBeProbed
-            }
-            Some(Trouble { probe_at: Some(_), .. }) => Standing::Away,
-            Some(trouble) if trouble.benched_until > now => Standing::Benched,
-            _ => Standing::Well,
+impl Trouble {
+    fn standing(&self, now: Instant) -> Standing {
+        match self.benched_until > now {
+            false => Standing::Well,
+            true if self.is_away => Standing::Away,
+            true => Standing::Benched,
         }
     }
+}
 
-    /// Whether it is away.
-    pub(super) fn is_away(&self, origin: &str) -> bool {
-        self.lock().get(origin).is_some_and(|trouble| trouble.probe_at.is_some())
+impl Health {
+    /// How it stands.
+    pub(super) fn standing(&self, origin: &str, now: Instant) -> Standing {
+        self.lock().get(origin).map_or(Standing::Well, |trouble| trouble.standing(now))
+    }
+
+    /// Whether whoever asks may wait for a mirror that is away, to see whether it is back: one, every
+    /// few seconds.
+    pub(super) fn may_probe(&self, origin: &str, now: Instant) -> bool {
+        let mut troubles = self.lock();
+        let due = troubles.get_mut(origin).filter(|trouble| trouble.probe_at <= now);
+        due.map(|trouble| trouble.probe_at = now + PROBE_EVERY).is_some()
     }
 
     /// It could not be connected to again and again, or was silent: which may be for one file alone,
@@ -71,25 +77,28 @@ impl Health {
     pub(super) fn is_gone(&self, origin: &str, is_silent: bool, now: Instant) {
         let mut troubles = self.lock();
         let is_proven = |trouble: &&mut Trouble| !is_silent || trouble.in_a_row >= SILENCES_MIN;
-        if let Some(trouble) = troubles.get_mut(origin).filter(is_proven) {
-            if trouble.probe_at.is_none() {
-                tracing::warn!(origin, "a mirror is away: serving what is stored, unconfirmed");
-            }
-            trouble.probe_at = Some(now + PROBE_EVERY);
+        let Some(trouble) = troubles.get_mut(origin).filter(is_proven) else { return };
+        if trouble.standing(now) != Standing::Away {
+            tracing::warn!(origin, "a mirror is away: serving what is stored, unconfirmed");
+            trouble.probe_at = now + PROBE_EVERY;
         }
+        trouble.is_away = true;
+        trouble.benched_until = trouble.benched_until.max(now + AWAY);
     }
 
     /// How many are away.
-    pub(super) fn away(&self) -> usize {
-        self.lock().values().filter(|trouble| trouble.probe_at.is_some()).count()
+    pub(super) fn away(&self, now: Instant) -> usize {
+        let troubles = self.lock();
+        troubles.values().filter(|trouble| trouble.standing(now) == Standing::Away).count()
     }
 
     /// It answered as it should.
     pub(super) fn answered(&self, origin: &str, now: Instant) {
         let mut troubles = self.lock();
         let Some(trouble) = troubles.get_mut(origin) else { return };
-        if trouble.probe_at.take().is_some() {
+        if std::mem::take(&mut trouble.is_away) {
             tracing::info!(origin, "a mirror is back");
+            trouble.benched_until = now;
         }
         if !trouble.is_wrong || trouble.benched_until <= now {
             troubles.remove(origin);
@@ -117,7 +126,13 @@ impl Health {
         if troubles.len() >= TROUBLED_MAX {
             return;
         }
-        let new = Trouble { in_a_row: 0, benched_until: now, is_wrong: false, probe_at: None };
+        let new = Trouble {
+            in_a_row: 0,
+            benched_until: now,
+            is_wrong: false,
+            is_away: false,
+            probe_at: now,
+        };
         let trouble = troubles.entry(origin.to_owned()).or_insert(new);
         // What fails at the same time, or where it was asked all the same, is one failure.
         if trouble.benched_until <= now {
@@ -162,16 +177,17 @@ mod tests {
         health.is_gone("http://a", true, now);
         assert_eq!(health.standing("http://a", now), Standing::Benched);
         health.is_gone("http://a", false, now);
-        assert_eq!(health.standing("http://a", now), Standing::Away);
         for _ in 0..3 {
-            now += PROBE_EVERY;
-            assert_eq!(health.standing("http://a", now), Standing::ToBeProbed);
             assert_eq!(health.standing("http://a", now), Standing::Away);
-            assert!(health.is_away("http://a"));
+            assert!(!health.may_probe("http://a", now));
+            now += PROBE_EVERY;
+            assert!(health.may_probe("http://a", now));
         }
+        assert_eq!(health.away(now), 1);
+        assert_eq!(health.standing("http://a", now + AWAY), Standing::Well);
         health.answered("http://a", now);
         assert_eq!(health.standing("http://a", now), Standing::Well);
-        assert_eq!(health.away(), 0);
+        assert_eq!(health.away(now), 0);
     }
 
     #[test]

@@ -33,10 +33,8 @@ use crate::telemetry::metrics::Metrics;
 const REDIRECTS_MAX: usize = 5;
 /// For how long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// For how long one that is away is waited for, to see whether it is back.
-const PROBE_BUDGET: Duration = Duration::from_secs(5);
-/// For how long it is waited for in between: enough for one that is back and near, and little to lose
-/// with each request where it is not.
+/// For how long a mirror that is away is waited for: enough for one that is back and near, and little
+/// to lose with each request where it is not.
 const GLANCE_BUDGET: Duration = Duration::from_secs(1);
 /// How often a question is asked when mirrors fail in ways that pass.
 const ATTEMPTS_MAX: u32 = 4;
@@ -105,6 +103,10 @@ pub struct Question {
     pub head_only: bool,
     /// Conditions, range, credentials.
     pub headers: HeaderMap,
+    /// The archive is known to have it: then a mirror that does not is behind the others.
+    pub is_promised: bool,
+    /// Until when an answer is of use; `None`: as long as may be.
+    pub until: Option<Instant>,
 }
 
 impl Mirror {
@@ -179,37 +181,20 @@ impl Mirror {
         if self.is_offline() {
             return Err(MirrorError::offline(&target.authority.host));
         }
-        let sources = self.sources(target, question)?;
-        let mut deadline = Instant::now() + HEAD_BUDGET;
+        let sources = self.in_order(self.sources(target, question)?);
+        let is_away = sources.iter().all(|(standing, _)| *standing == Standing::Away);
+        let may_probe = |source: &Source| self.health.may_probe(&source.origin, Instant::now());
+        let is_probe = is_away && sources.iter().any(|(_, source)| may_probe(source));
+        let budget = if is_away && !is_probe { GLANCE_BUDGET } else { HEAD_BUDGET };
+        let deadline = Instant::now() + budget;
+        let deadline = question.until.map_or(deadline, |until| until.min(deadline));
         let mut attempt = 1;
         loop {
-            let (standing, order) = self.in_order(&sources);
-            let probe = match standing {
-                Standing::ToBeProbed => Some(PROBE_BUDGET),
-                Standing::Away if attempt == 1 => Some(GLANCE_BUDGET),
-                // These attempts found it out: they are for one that comes back soon.
-                Standing::Well | Standing::Benched | Standing::Away => None,
-            };
-            if let Some(budget) = probe {
-                deadline = deadline.min(Instant::now() + budget);
-            }
-            let answered = self.ask_around(&order, question, deadline).await;
-            if let Some(is_silent) = silence(&answered)
-                && (attempt > 1 || standing == Standing::ToBeProbed)
-            {
-                for source in &sources {
-                    self.health.is_gone(&source.origin, is_silent, Instant::now());
-                }
-            }
+            let round = self.ask_around(&sources, question, deadline, attempt).await;
             let pause = BACKOFF * 2_u32.pow(attempt - 1);
             let out_of_time = Instant::now() + pause >= deadline;
-            match answered {
-                Err(_) if probe.is_some() => {
-                    return Err(MirrorError::away(&target.authority.host));
-                }
-                answered if !is_trouble(&answered) => return answered,
-                answered if attempt == ATTEMPTS_MAX || out_of_time => return answered,
-                _ => {}
+            if is_away || attempt == ATTEMPTS_MAX || out_of_time || !round.may_change() {
+                return round.outcome(target, question, is_away);
             }
             tracing::debug!(host = target.authority.host, attempt, "asking the mirror again");
             sleep(pause).await;
@@ -227,7 +212,8 @@ impl Mirror {
     #[must_use]
     pub fn is_away(&self, target: &Target) -> bool {
         let sources = self.sources(target, &Question::default());
-        let is_away = |source: &Source| self.health.is_away(&source.origin);
+        let now = Instant::now();
+        let is_away = |source: &Source| self.health.standing(&source.origin, now) == Standing::Away;
         self.is_offline() || sources.is_ok_and(|sources| sources.iter().all(is_away))
     }
 
@@ -241,45 +227,53 @@ impl Mirror {
         self.offline.load(Ordering::Relaxed)
     }
 
-    /// How the best of the sources stands, and who is worth a question, the healthiest first. The
-    /// first of the operator's is at the front of equals.
-    fn in_order<'a>(&self, sources: &'a [Source]) -> (Standing, Vec<&'a Source>) {
+    /// The healthiest first, and of equals the operator's favourite. One that is away is the last
+    /// resort.
+    fn in_order(&self, sources: Vec<Source>) -> Vec<(Standing, Source)> {
         let now = Instant::now();
-        let mut standings: Vec<(Standing, &Source)> =
-            sources.iter().map(|one| (self.health.standing(&one.origin, now), one)).collect();
-        standings.sort_by_key(|(standing, _)| *standing);
-        let best = standings.first().map_or(Standing::Away, |(standing, _)| *standing);
-        if best < Standing::Away {
-            standings.retain(|(standing, _)| *standing < Standing::Away);
-        }
-        (best, standings.into_iter().map(|(_, source)| source).collect())
+        let standing = |source: Source| (self.health.standing(&source.origin, now), source);
+        let mut sources: Vec<(Standing, Source)> = sources.into_iter().map(standing).collect();
+        sources.sort_by_key(|(standing, _)| *standing);
+        sources
     }
 
-    /// Each of the mirrors once, until one gives what was asked for. What one does not have another
-    /// may: a no counts when nobody has more to give.
+    /// Each of the mirrors once, until one gives what was asked for.
     async fn ask_around(
         &self,
-        sources: &[&Source],
+        sources: &[(Standing, Source)],
         question: &Question,
         deadline: Instant,
-    ) -> Result<Answer, MirrorError> {
-        let mut refused = None;
-        let host = sources.first().map_or("", |source| &source.host);
-        let mut troubled = Err(MirrorError::silent(host));
-        for (number, source) in sources.iter().enumerate() {
+        attempt: u32,
+    ) -> Round {
+        let mut round = Round::default();
+        for (number, (standing, source)) in sources.iter().enumerate() {
             let left = deadline.saturating_duration_since(Instant::now());
-            let share = left / u32::try_from(sources.len() - number).unwrap_or(u32::MAX);
+            let mut share = left / u32::try_from(sources.len() - number).unwrap_or(u32::MAX);
+            if *standing == Standing::Away && number > 0 {
+                share = share.min(GLANCE_BUDGET);
+            }
             let answered = self.ask_once(source, question, share.min(self.timeout)).await;
+            if let Some(is_silent) = silence(&answered)
+                && (attempt > 1 || *standing == Standing::Away)
+            {
+                self.health.is_gone(&source.origin, is_silent, Instant::now());
+            }
+            let now = Instant::now();
+            self.away.set(i64::try_from(self.health.away(now)).unwrap_or(i64::MAX));
             match answered {
-                Ok(answer) if answer.status.is_client_error() => refused = Some(answer),
+                Ok(answer) if answer.status.is_client_error() => round.refused = Some(answer),
                 Ok(answer) if !is_passing_failure(answer.status) => {
                     self.failovers.inc_by(u64::from(!source.is_first));
-                    return Ok(answer);
+                    round.given = Some(answer);
+                    return round;
                 }
-                trouble => troubled = trouble,
+                trouble => {
+                    round.may_pass |= *standing != Standing::Away && is_trouble(&trouble);
+                    round.troubled = Some(trouble);
+                }
             }
         }
-        refused.map_or(troubled, Ok)
+        round
     }
 
     /// Where the target can be had, in the operator's order. Credentials are for the host that the
@@ -319,7 +313,6 @@ impl Mirror {
         } else if answered.is_ok() {
             self.health.answered(&source.origin, Instant::now());
         }
-        self.away.set(i64::try_from(self.health.away()).unwrap_or(i64::MAX));
         let class = match &answered {
             Ok(answer) => status_class(answer.status),
             Err(error) => error.kind.label(),
@@ -339,8 +332,10 @@ impl Mirror {
         for _ in 0..=REDIRECTS_MAX {
             self.check_url(&url)?;
             let request = self.client.request(method.clone(), url.clone()).headers(headers.clone());
-            let response =
-                request.send().await.map_err(|error| MirrorError::from_client(host, error))?;
+            let response = request.send().await.map_err(|error| {
+                let error = MirrorError::from_client(host, error);
+                if url == source.url { error } else { error.elsewhere() }
+            })?;
             let Some(next) = redirect_of(&response, &url) else {
                 return Ok(Answer::new(response, source, self.timeout, self.bytes.clone()));
             };
@@ -359,7 +354,7 @@ impl Mirror {
     fn check_url(&self, url: &Url) -> Result<(), MirrorError> {
         let host = url.host_str().unwrap_or_default();
         let guard = self.guard.load();
-        if !guard.permits_host(host) {
+        if !guard.permits_host(host) && !self.groups.have_host(host) {
             return Err(MirrorError::not_listed(host));
         }
         let address = match url.host() {
@@ -367,8 +362,10 @@ impl Mirror {
             Some(url::Host::Ipv6(address)) => address.into(),
             _ => return Ok(()),
         };
-        // A parent proxy connects for us, and has its own rules; literals are still refused.
-        if guard.permits_address(host, address) {
+        // A parent proxy connects for us, and has its own rules; literals are still refused, unless
+        // the operator named this very mirror.
+        let is_named = self.groups.have_address(host, url.port_or_known_default());
+        if is_named || guard.permits_address(host, address) {
             Ok(())
         } else {
             Err(MirrorError::special_address(host))
@@ -416,6 +413,46 @@ impl Mirror {
         };
         let silent = || Err(MirrorError::silent(host));
         timeout(CONNECT_TIMEOUT * 2, connecting).await.unwrap_or_else(|_| silent())
+    }
+}
+
+/// What came of asking each mirror once.
+#[derive(Default)]
+struct Round {
+    given: Option<Answer>,
+    refused: Option<Answer>,
+    troubled: Option<Result<Answer, MirrorError>>,
+    /// One of those in trouble may come out of it soon.
+    may_pass: bool,
+}
+
+impl Round {
+    /// Whether another round may come to something better: what one mirror does not have, one in
+    /// trouble may.
+    fn may_change(&self) -> bool {
+        self.given.is_none() && self.may_pass
+    }
+
+    /// What it comes to in the end. The word of a mirror counts, unless the archive is known to have
+    /// what was asked for.
+    fn outcome(
+        self,
+        target: &Target,
+        question: &Question,
+        is_away: bool,
+    ) -> Result<Answer, MirrorError> {
+        let host = &target.authority.host;
+        let trouble = match self.troubled {
+            Some(Err(_)) if is_away => Some(Err(MirrorError::away(host))),
+            troubled => troubled,
+        };
+        match (self.given.or(self.refused), trouble) {
+            (Some(answer), Some(trouble)) if question.is_promised => {
+                if answer.status.is_client_error() { trouble } else { Ok(answer) }
+            }
+            (Some(answer), _) => Ok(answer),
+            (None, trouble) => trouble.unwrap_or_else(|| Err(MirrorError::silent(host))),
+        }
     }
 }
 
