@@ -3,9 +3,11 @@
 //! free space; so no two of them count on the same room.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use prometheus::{IntCounter, IntGauge};
+use tokio::time::Instant;
 
 use crate::engine::evict::{EvictError, Evictor, Mode};
 use crate::engine::memory::Memory;
@@ -14,6 +16,9 @@ use crate::index::{Index, IndexError, Volume};
 use crate::store::{Space, Stage, Store, StoreError, StoreErrorKind};
 use crate::telemetry::metrics::Metrics;
 
+/// For how long room is waited for that was freed and is not there: who has a removed file open keeps
+/// it, and some file systems take their time.
+const OWED_FOR: Duration = Duration::from_secs(30);
 /// How often room is made for one need, when the volume turns out to have less than was thought: what
 /// was removed may still be open, and other programs write too.
 const ROUNDS_MAX: u32 = 3;
@@ -80,6 +85,7 @@ pub struct Room {
     promised: Mutex<Promised>,
     /// What the index said last, for when it fails.
     volume: Mutex<Volume>,
+    owed: Mutex<Owed>,
     /// Held by who evicts: what one frees is not freed again by the next.
     making: tokio::sync::Mutex<()>,
     metrics: RoomMetrics,
@@ -91,6 +97,28 @@ struct Promised {
     all: u64,
     /// Of these, what the volume does not know of yet.
     not_set_aside: u64,
+}
+
+/// What was freed for the volume's sake and has not come back yet, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Owed {
+    bytes: u64,
+    until: Option<Instant>,
+}
+
+impl Owed {
+    fn bytes(self) -> u64 {
+        if self.until.is_some_and(|until| Instant::now() < until) { self.bytes } else { 0 }
+    }
+
+    /// What is added to a debt falls due with it, so that debts do not grow for ever.
+    fn add(&mut self, bytes: u64) {
+        let before = self.bytes();
+        if before == 0 {
+            self.until = Some(Instant::now() + OWED_FOR);
+        }
+        self.bytes = before.saturating_add(bytes);
+    }
 }
 
 /// What is missing, in bytes.
@@ -152,6 +180,7 @@ impl Room {
             limits: ArcSwap::from_pointee(config.limits),
             promised: Mutex::default(),
             volume: Mutex::default(),
+            owed: Mutex::default(),
             making: tokio::sync::Mutex::default(),
             metrics: RoomMetrics::new(metrics),
         })
@@ -236,8 +265,9 @@ impl Room {
     async fn make_ahead(&self) -> Result<(), EvictError> {
         loop {
             let _alone = self.making.lock().await;
-            let missing = self.shortage(true).await.bytes().min(TIDY_STEP);
-            if missing == 0 || self.evictor.evict(missing, Mode::Real, None).await? == 0 {
+            let shortage = self.shortage(true).await;
+            let missing = shortage.bytes().min(TIDY_STEP);
+            if missing == 0 || self.evict(missing, shortage.of_space > 0).await? == 0 {
                 return Ok(());
             }
         }
@@ -275,7 +305,7 @@ impl Room {
                 return Ok(());
             }
             let is_too_much = shortage.bytes() > self.promised().all.saturating_add(ARREARS_MAX);
-            if is_too_much || !self.free(shortage.bytes()).await {
+            if is_too_much || !self.free(shortage.bytes(), shortage.of_space > 0).await {
                 return Err(no_room(shortage));
             }
             shortage = self.shortage(false).await;
@@ -296,7 +326,7 @@ impl Room {
                     let room = Arc::clone(self);
                     let freeing = async move {
                         let _alone = room.making.lock().await;
-                        room.free(bytes.max(STEP)).await.then_some(()).ok_or(error)
+                        room.free(bytes.max(STEP), true).await.then_some(()).ok_or(error)
                     };
                     to_its_end(freeing).await?;
                 }
@@ -307,11 +337,11 @@ impl Room {
     }
 
     /// Whether something could be freed. Nothing is if all of it would not be enough.
-    async fn free(&self, bytes: u64) -> bool {
+    async fn free(&self, bytes: u64, for_space: bool) -> bool {
         if bytes > self.volume().await.bytes {
             return false;
         }
-        match self.evictor.evict(bytes, Mode::Real, None).await {
+        match self.evict(bytes, for_space).await {
             Ok(freed) => freed > 0,
             Err(error) => {
                 tracing::warn!(%error, "could not make room");
@@ -320,11 +350,24 @@ impl Room {
         }
     }
 
+    /// Where it is the volume that lacks space, what does not come back at once is owed.
+    async fn evict(&self, bytes: u64, for_space: bool) -> Result<u64, EvictError> {
+        let free = async || self.space().await.map_or(0, |space| space.free);
+        let before = free().await;
+        let freed = self.evictor.evict(bytes, Mode::Real, None).await?;
+        if for_space {
+            let came_back = free().await.saturating_sub(before);
+            lock(&self.owed).add(freed.saturating_sub(came_back));
+        }
+        Ok(freed)
+    }
+
     async fn shortage(&self, with_headroom: bool) -> Shortage {
         // In this order: what is recorded meanwhile is counted twice rather than not at all.
         let promised = self.promised();
         let stored = self.volume().await.bytes;
-        let space = self.space().await;
+        let owed = lock(&self.owed).bytes();
+        let space = self.space().await.map(|space| Space { free: space.free + owed, ..space });
         shortage(self.limits(), stored, promised, space, with_headroom)
     }
 

@@ -652,3 +652,41 @@ fn a_full_volume_makes_room_instead_of_giving_up() {
         assert_eq!(get(proxy.admin(), "/readyz").body, b"ready\n");
     }
 }
+
+#[test]
+fn what_is_removed_and_still_open_is_not_freed_twice() {
+    let volume = Volume::of_megabytes(48);
+    let mirror = Mirror::start();
+    let mut build = Proxy::build().data(&volume.path());
+    build = build.env("APTMESH_STORE_MIN_FREE", "8MB");
+    let proxy = build.start();
+    // One reader takes its time, and the file is worth least.
+    let big = noise(50, 12 * MB);
+    mirror.put(&path(50), File::new(big.clone()));
+    let mut slow = Connection::open(proxy.addr());
+    slow.send("GET", &proxy.url_for(&mirror, &path(50)), &[]);
+    assert_eq!(slow.read_head().status, 200);
+    let mut got = slow.read_body_some(MB);
+    proxy.wait_landed();
+    let small: Vec<Vec<u8>> = (0..15).map(|number| put(&mirror, number, MB)).collect();
+    for number in 0..15 {
+        for _ in 0..3 {
+            fetch(&proxy, &mirror, &path(number));
+        }
+    }
+    let is_used = "aptmesh_engine_served_total{outcome=\"hit\"}";
+    assert!(proxy.count(is_used) >= 30);
+    thread::sleep(Duration::from_secs(4));
+
+    // Somebody else fills the volume.
+    let space = rustix::fs::statvfs(volume.path()).unwrap();
+    let free = (space.f_bavail * space.f_frsize) as usize;
+    fs::write(volume.path().join("filler"), vec![0; free - 7 * MB]).unwrap();
+    wait_until(PATIENCE, "the big one goes", || !is_stored(&proxy, &big));
+    thread::sleep(Duration::from_secs(3));
+    assert!(small.iter().all(|bytes| is_stored(&proxy, bytes)), "{} left", proxy.blobs().len());
+    while got.len() < big.len() {
+        got.extend(slow.read_body_some((big.len() - got.len()).min(MB)));
+    }
+    assert!(got == big);
+}
