@@ -193,6 +193,9 @@ impl Transfer {
 
     async fn small_file(&self, target: &Target) -> Option<Signature> {
         let answer = self.engine.mirror.ask(target, &Question::default()).await.ok()?;
+        if answer.status == 404 {
+            self.engine.suites.refuse(&target.key);
+        }
         if answer.status != 200 {
             return None;
         }

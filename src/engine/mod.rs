@@ -205,6 +205,7 @@ impl Engine {
         let pinned = self.pinned(ask).await;
         let meant = pinned.as_ref().unwrap_or(ask);
         let served = self.answer(meant).await;
+        let served = self.as_it_was_told(ask, served).await;
         let mut served = self.unless_expired(ask, served).await;
         if let Ok(served) = &mut served {
             served.only_whole = self.tainted.contains(&meant.target.key);

@@ -131,6 +131,17 @@ impl Failure {
         Self::Internal(reason)
     }
 
+    /// The mirror's own no.
+    pub(super) fn not_there(host: &str) -> Self {
+        Self::Upstream { status: StatusCode::NOT_FOUND, host: host.to_owned(), retry_after: None }
+    }
+
+    /// Whether the mirror said that it does not have it.
+    #[must_use]
+    pub fn is_not_there(&self) -> bool {
+        matches!(self, Self::Upstream { status, .. } if matches!(status.as_u16(), 404 | 410))
+    }
+
     /// Whether it is the mirror that is in trouble, so that what is stored is better than nothing.
     /// A clear no is not trouble, and neither is a host that may not be asked.
     #[must_use]

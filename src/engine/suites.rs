@@ -69,6 +69,8 @@ pub(super) struct Suites {
     /// What was asked for by name, by the suite's folder: what the index does not know since it could
     /// not be had yet.
     wanted: Cache<Arc<str>, Arc<Mutex<BTreeSet<String>>>>,
+    /// Release files that their mirror said it does not have, by key.
+    refused: Cache<Arc<str>, ()>,
 }
 
 /// A mirror between two states.
@@ -118,6 +120,7 @@ impl Default for Suites {
             given: Cache::new(GIVEN_MAX),
             behind: Cache::new(SUITES_MAX),
             wanted: Cache::new(SUITES_MAX),
+            refused: Cache::new(SUITES_MAX),
         }
     }
 }
@@ -167,6 +170,11 @@ impl Suites {
             (at.elapsed() < GIVEN_FOR).then_some(release)
         };
         client.recipients().into_iter().find_map(lately)
+    }
+
+    /// The mirror said that it does not have a release file.
+    pub(super) fn refuse(&self, key: &str) {
+        self.refused.insert(key.into(), ());
     }
 
     /// Somebody asked for a file of the suite by its name.
@@ -291,6 +299,36 @@ impl Engine {
         self.known(&pinned).await.map(|_| pinned)
     }
 
+    /// What there is not beside a `Release` that is stored, such as an `InRelease`: while the mirror is
+    /// away, apt has to hear that again to ask for the `Release`.
+    pub(super) async fn note_absent_beside(&self, release_key: &str) {
+        let Some((folder, "Release")) = release_key.rsplit_once('/') else { return };
+        for name in ["InRelease", "Release.gpg"] {
+            let key = format!("{folder}/{name}");
+            if self.suites.refused.get(key.as_str()).is_some()
+                && let Err(error) = self.index.note_absent(&key).await
+            {
+                without_index::<()>(&error);
+            }
+        }
+    }
+
+    /// The last word of a mirror that is away, where it said that it does not have a release file.
+    pub(super) async fn as_it_was_told(
+        &self,
+        ask: &Ask,
+        served: Result<Served, Failure>,
+    ) -> Result<Served, Failure> {
+        let is_trouble = served.as_ref().is_err_and(Failure::is_trouble);
+        if is_trouble && ask.kind == Kind::Release {
+            let is_absent = self.index.is_absent(&ask.target.key).await;
+            if is_absent.unwrap_or_else(|error| without_index(&error).unwrap_or_default()) {
+                return Err(Failure::not_there(&ask.target.authority.host));
+            }
+        }
+        served
+    }
+
     /// What the release file `release` says: from memory, else from the store.
     pub(super) async fn generation(&self, release: Sha256) -> Option<Arc<Generation>> {
         if let Some(generation) = self.suites.generations.get(&release) {
@@ -357,9 +395,9 @@ impl Engine {
         interest.flight().over().await;
         match interest.flight().landed().await {
             // What is not there was never had: archives name plain files that they have only packed.
-            Landing::Failed(Failure::Upstream { status, .. }) => {
+            Landing::Failed(failure) => {
                 let plain = ask.sources.last().map_or("", |source| source.key.as_str());
-                matches!(status.as_u16(), 404 | 410) && self.recorded(plain).await.is_none()
+                failure.is_not_there() && self.recorded(plain).await.is_none()
             }
             _ => interest.flight().progress().borrow().state == State::Whole,
         }

@@ -96,6 +96,9 @@ impl Transfer {
         for tears in 0..=TEARS_MAX {
             let arrival = match self.ask(deadline).await {
                 Err(failure) => {
+                    if self.kind == Kind::Release && failure.is_not_there() {
+                        self.engine.suites.refuse(&self.target.key);
+                    }
                     flight.land(Landing::Failed(failure));
                     return None;
                 }
@@ -471,6 +474,7 @@ impl Transfer {
     /// which files of a suite this site uses.
     async fn remember(&self, known: Arc<Known>, source: &Target) {
         let asked_as = Some(&source.key).filter(|key| **key != self.target.key);
+        self.engine.note_absent_beside(&self.target.key).await;
         for key in asked_as.into_iter().chain([&self.target.key]) {
             self.engine.record(key, &known.entry).await;
             self.engine.memory.hold(key, Arc::clone(&known));

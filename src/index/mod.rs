@@ -201,6 +201,12 @@ pub trait Index: Send + Sync {
     /// than by-hash names.
     async fn names_below(&self, folder: &str, limit: usize) -> Result<Vec<String>, IndexError>;
 
+    /// The mirror said that it does not have `key`.
+    async fn note_absent(&self, key: &str) -> Result<(), IndexError>;
+
+    /// Whether it said so.
+    async fn is_absent(&self, key: &str) -> Result<bool, IndexError>;
+
     /// When what resources name was last used, in seconds since 1970: of at most `limit` resources
     /// below `folder` (which ends with a slash), by key, those after `after`.
     async fn uses_below(

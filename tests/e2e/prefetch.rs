@@ -9,8 +9,13 @@ const FETCHED: &str = "aptmesh_engine_prefetched_bytes_total{fate=\"fetched\"}";
 const USED: &str = "aptmesh_engine_prefetched_bytes_total{fate=\"used\"}";
 const WASTED: &str = "aptmesh_engine_prefetched_bytes_total{fate=\"wasted\"}";
 
+/// The newer the versions, the later it is made.
 fn archive(version: &str, size: usize) -> LocalArchive {
-    LocalArchive::new("demo").package("tool", version, size).package("other", version, size)
+    let minutes = u64::from(version.bytes().last().unwrap());
+    LocalArchive::new("demo")
+        .package("tool", version, size)
+        .package("other", version, size)
+        .later(minutes)
 }
 
 fn proxy(settings: &[(&str, &str)]) -> Proxy {

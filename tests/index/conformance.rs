@@ -18,6 +18,8 @@ pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {
     wait(takes_calls_from_many_tasks(&open()));
     wait(finds_a_blob_under_any_name(&open()));
     wait(tells_which_names_are_below_a_folder(&open()));
+    wait(tells_when_what_is_below_a_folder_was_used(&open()));
+    wait(remembers_what_is_absent(&open()));
     wait(knows_what_lists_say(&open()));
     wait(believes_lists_only_where_they_agree(&open()));
     wait(a_list_counts_as_learnt_only_when_finished(&open()));
@@ -70,6 +72,27 @@ async fn tells_which_names_are_below_a_folder(index: &impl Index) {
     assert_eq!(index.names_below("m/d/", 9).await.unwrap(), ["m/d/a", "m/d/b/c"]);
     assert_eq!(index.names_below("m/d/", 1).await.unwrap(), ["m/d/a"]);
     assert_eq!(index.names_below("m/e/", 9).await.unwrap(), [""; 0]);
+}
+
+async fn tells_when_what_is_below_a_folder_was_used(index: &impl Index) {
+    for name in ["m/d/a", "m/d/b", "m/d/c", "m/e"] {
+        index.record(name, &entry(name)).await.unwrap();
+    }
+    let used = Use { digest: Sha256::of(b"m/d/b"), uses: 1, used_at: 5_000_000_000 };
+    index.touch(&[used]).await.unwrap();
+    let below = index.uses_below("m/d/", "", 2).await.unwrap();
+    assert_eq!(below.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>(), ["m/d/a", "m/d/b"]);
+    assert_eq!(below[1].1, 5_000_000_000);
+    let rest = index.uses_below("m/d/", "m/d/b", 2).await.unwrap();
+    assert_eq!(rest.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>(), ["m/d/c"]);
+}
+
+async fn remembers_what_is_absent(index: &impl Index) {
+    assert!(!index.is_absent("m/a").await.unwrap());
+    index.note_absent("m/a").await.unwrap();
+    index.note_absent("m/a").await.unwrap();
+    assert!(index.is_absent("m/a").await.unwrap());
+    assert!(!index.is_absent("m/b").await.unwrap());
 }
 
 async fn keeps_marks_to_the_letter(index: &impl Index) {

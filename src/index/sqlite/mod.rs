@@ -199,6 +199,31 @@ impl Index for SqliteIndex {
             .await
     }
 
+    async fn note_absent(&self, key: &str) -> Result<(), IndexError> {
+        let key = key.to_owned();
+        self.writer
+            .call("note what is absent", move |connection| {
+                connection
+                    .prepare_cached(
+                        "INSERT INTO absent (key) VALUES (?1) ON CONFLICT (key) DO NOTHING",
+                    )?
+                    .execute([key])
+                    .map(drop)
+            })
+            .await
+    }
+
+    async fn is_absent(&self, key: &str) -> Result<bool, IndexError> {
+        let key = key.to_owned();
+        self.reader
+            .call("look up what is absent", move |connection| {
+                connection
+                    .prepare_cached("SELECT EXISTS (SELECT 1 FROM absent WHERE key = ?1)")?
+                    .query_row([key], |row| row.get(0))
+            })
+            .await
+    }
+
     async fn uses_below(
         &self,
         folder: &str,
