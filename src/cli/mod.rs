@@ -3,6 +3,8 @@
 mod client_config;
 mod config;
 mod evict;
+mod progress;
+mod scrub;
 mod serve;
 mod status;
 mod wiring;
@@ -43,6 +45,9 @@ enum Verb {
     },
     /// Tell how a running cache is doing.
     Status,
+    /// Read all that is stored, now, and drop what the disk has spoilt; beside a running cache or
+    /// without one. Exit code 1 if there was any.
+    Scrub,
     /// Make room on the volume, beside a running cache or without one; by itself, a cache does so
     /// when it has to.
     Evict {
@@ -112,6 +117,7 @@ fn execute(verb: Verb, config: Config, sources: Sources) -> anyhow::Result<()> {
         Verb::Config => config::print(&config),
         Verb::ClientConfig { url } => client_config::print(&config, url),
         Verb::Status => status::print(&config),
+        Verb::Scrub => scrub::run(&config),
         Verb::Evict { dry_run, bytes } => evict::run(&config, dry_run, bytes),
     }
 }

@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::engine::Engine;
+use crate::engine::inspect::Inspector;
 use crate::engine::room::Room;
 use crate::index::Index;
 use crate::index::sqlite::{self, SqliteIndex};
@@ -50,6 +51,15 @@ pub(super) fn build(
     ));
     let admin = Arc::new(Admin::new(Arc::clone(&engine), metrics, draining.clone()));
     Ok(Parts { engine, mirror, proxy, admin })
+}
+
+/// Who tells good blobs from bad, without a cache around.
+pub(super) fn inspector(config: &Config) -> anyhow::Result<Inspector> {
+    let folder = &config.store.dir;
+    ensure!(folder.is_dir(), "there is no folder {}", folder.display());
+    let index = SqliteIndex::open(&config.index);
+    let index = Arc::new(index.map_err(|error| anyhow!("{error}: {}", error.source))?);
+    Ok(Inspector::new(index, Arc::new(Store::open(&config.store)), &Metrics::default()))
 }
 
 /// The bounds of the volume and who keeps them, without a cache around.

@@ -114,6 +114,10 @@ impl Config {
                     },
                     pins: reader.list("store.pins"),
                 },
+                scrub: engine::upkeep::Config {
+                    rate: reader.rate("store.scrub_rate"),
+                    interval: reader.duration("store.scrub_interval"),
+                },
             },
             log: logs::Config {
                 format: reader.log_format("log.format"),

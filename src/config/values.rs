@@ -164,6 +164,17 @@ impl Reader<'_> {
         Some(quota)
     }
 
+    /// Bytes per second.
+    pub(super) fn rate(&mut self, key: &str) -> u64 {
+        let text = self.text(key);
+        let bytes = text.strip_suffix("/s").unwrap_or(&text);
+        let parsed = bytes.parse().unwrap_or_else(|_| {
+            self.fault(key, &text, "write bytes per second, such as 10MiB/s");
+            Bytes::default()
+        });
+        parsed.0
+    }
+
     pub(super) fn min_free(&mut self, key: &str) -> MinFree {
         let text = self.text(key);
         let parsed = match text.strip_suffix('%').map(str::parse) {

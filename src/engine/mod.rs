@@ -1,19 +1,23 @@
 //! What to do with a request: known? → plan → serve, revalidate, fetch or relay.
 
 mod admission;
+pub mod adopt;
 mod difference;
 mod doubt;
 pub mod evict;
 pub mod flight;
 pub mod follower;
+pub mod inspect;
 pub mod judge;
 mod learn;
 pub mod memory;
 mod metrics;
 pub mod moves;
 pub mod outcome;
+mod pace;
 pub mod pins;
 pub mod plan;
+mod proof;
 mod reading;
 pub mod relayed;
 mod resume;
@@ -22,9 +26,11 @@ mod suites;
 mod taint;
 mod tidy;
 mod transfer;
+pub mod upkeep;
 mod uses;
 mod writer;
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -40,12 +46,14 @@ use crate::content::digest::{Expected, Hasher, Sha256};
 use crate::engine::doubt::Doubts;
 use crate::engine::flight::{Boarding, Flights, Interest, Landing, NotBoarded};
 use crate::engine::follower::Follower;
+use crate::engine::inspect::Inspector;
 use crate::engine::judge::Judge;
 use crate::engine::learn::Learner;
 use crate::engine::memory::{Known, Memory};
 pub use crate::engine::metrics::EngineMetrics;
 use crate::engine::outcome::{Content, Failure, Outcome, Served};
 use crate::engine::plan::{Freshness, Plan, Situation, plan};
+use crate::engine::proof::{Checks, Soundness};
 use crate::engine::relayed::Relayed;
 use crate::engine::room::Room;
 pub use crate::engine::suites::Client;
@@ -74,6 +82,8 @@ pub struct Config {
     pub judge: judge::Config,
     /// How much is stored.
     pub room: room::Config,
+    /// How what is stored is checked.
+    pub scrub: upkeep::Config,
 }
 
 /// The engine: one for all surfaces.
@@ -83,6 +93,8 @@ pub struct Engine {
     mirror: Arc<Mirror>,
     room: Arc<Room>,
     memory: Arc<Memory>,
+    inspector: Arc<Inspector>,
+    checks: Checks,
     uses: Arc<Uses>,
     /// How often something was learnt: what was checked before has to be checked again.
     knowledge: Arc<AtomicU64>,
@@ -95,6 +107,15 @@ pub struct Engine {
     tainted: Tainted,
     tasks: TaskTracker,
     metrics: EngineMetrics,
+}
+
+/// What the loading of a blob came to.
+enum Loaded {
+    Known(Box<Known>),
+    /// The volume does not have it.
+    Missing,
+    /// It is not what its name says.
+    Bad(Blob),
 }
 
 /// Who may have what is fetched for a request.
@@ -150,12 +171,16 @@ impl Engine {
             Learner::start(Arc::clone(&index), Arc::clone(&knowledge), metrics, background);
         let memory = Arc::new(Memory::default());
         let room = Room::new(&config.room, &index, &store, &memory, metrics);
+        let for_inspector = (Arc::clone(&index), Arc::clone(&store));
+        let inspector = Arc::new(Inspector::new(for_inspector.0, for_inspector.1, metrics));
         let engine = Self {
             index,
             store,
             mirror,
             room,
             memory,
+            inspector,
+            checks: Checks::default(),
             uses: Arc::default(),
             knowledge,
             learner,
@@ -170,6 +195,8 @@ impl Engine {
         };
         engine.set_recheck_after(config.recheck_after);
         background.spawn(engine.tidying().run());
+        background.spawn(upkeep::scrub(Arc::clone(&engine.inspector), config.scrub));
+        background.spawn(upkeep::adopt(Arc::clone(&engine.inspector)));
         engine
     }
 
@@ -281,13 +308,13 @@ impl Engine {
 
     /// What is stored of the resource and, as far as lists tell, is what it must be: from memory,
     /// else from index and store. An index or a store that fails knows nothing.
-    async fn known(&self, ask: &Ask) -> Option<Arc<Known>> {
+    async fn known(self: &Arc<Self>, ask: &Ask) -> Option<Arc<Known>> {
         let key = ask.target.key.as_str();
         if !ask.kind.is_stored() || ask.sharing == Sharing::Private {
             return None;
         }
         let knowledge = self.knowledge.load(Ordering::Acquire);
-        let held = self.memory.get(key);
+        let held = self.held(key).await;
         if held.as_ref().is_some_and(|known| known.is_checked(knowledge)) {
             return held;
         }
@@ -308,7 +335,9 @@ impl Engine {
             },
         };
         known.mark_checked(knowledge);
-        self.learner.offer(key, &known);
+        if known.soundness() == Soundness::Proven {
+            self.learner.offer(key, &known);
+        }
         Some(known)
     }
 
@@ -337,21 +366,31 @@ impl Engine {
     async fn under_another_name(&self, expectation: Option<Expectation>) -> Option<Entry> {
         let Expected::Sha256(digest) = expectation?.digest else { return None };
         let elsewhere = self.index.by_blob(&digest).await;
-        elsewhere.unwrap_or_else(|error| without_index(&error))
+        match elsewhere.unwrap_or_else(|error| without_index(&error)) {
+            Some(entry) => Some(entry),
+            None => self.inspector.on_volume(&digest).await.filter(|entry| {
+                expectation.is_some_and(|expected| !expected.contradicts(entry.size, &entry.blob))
+            }),
+        }
     }
 
     /// Opens a resource's blob, and holds it in memory under `key`.
-    async fn loaded(&self, key: &str, entry: Option<Entry>) -> Option<Arc<Known>> {
+    async fn loaded(self: &Arc<Self>, key: &str, entry: Option<Entry>) -> Option<Arc<Known>> {
         let entry = entry?;
         let digest = entry.blob;
         match self.load(entry).await {
-            Ok(Some(known)) => {
-                let known = Arc::new(known);
+            Ok(Loaded::Known(known)) => {
+                let known = Arc::from(known);
                 self.memory.hold(key, Arc::clone(&known));
+                self.prove(key, &known);
                 Some(known)
             }
-            Ok(None) => {
+            Ok(Loaded::Missing) => {
                 self.forget(&digest).await;
+                None
+            }
+            Ok(Loaded::Bad(blob)) => {
+                self.drop_bad(&digest, &blob).await;
                 None
             }
             Err(error) => {
@@ -361,15 +400,21 @@ impl Engine {
         }
     }
 
-    async fn load(&self, entry: Entry) -> Result<Option<Known>, StoreError> {
+    async fn load(&self, entry: Entry) -> Result<Loaded, StoreError> {
+        if self.inspector.is_condemned(&entry.blob) {
+            return Ok(Loaded::Missing);
+        }
         let store = Arc::clone(&self.store);
         let loading = tokio::task::spawn_blocking(move || {
-            let found = store.read(&entry.blob)?;
-            // A blob of another size is not the one that was recorded: as good as missing.
-            let Some(blob) = found.filter(|blob: &Blob| blob.size == entry.size) else {
-                return Ok(None);
-            };
-            Known::load(entry, blob).map(Some).map_err(StoreError::interrupted)
+            let Some(blob) = store.read(&entry.blob)? else { return Ok(Loaded::Missing) };
+            if blob.size != entry.size {
+                return Ok(Loaded::Bad(blob));
+            }
+            match Known::load(entry, blob.clone()) {
+                Ok(known) => Ok(Loaded::Known(Box::new(known))),
+                Err(error) if error.kind() == ErrorKind::InvalidData => Ok(Loaded::Bad(blob)),
+                Err(error) => Err(StoreError::interrupted(error)),
+            }
         });
         loading.await.map_err(StoreError::interrupted)?
     }

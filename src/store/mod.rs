@@ -3,8 +3,10 @@
 //! `blobs/AB/ABCDEF…` holds whole, hashed, durable files and nothing else; `staging/PROCESS/` what
 //! is under way. Knows nothing of resources, mirrors or requests.
 
+mod check;
 mod health;
 mod staging;
+mod walk;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -14,9 +16,11 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+pub use self::check::{Reading, Stamp};
 pub use self::health::Health;
 pub use self::staging::Stage;
 use self::staging::Staging;
+pub use self::walk::{FOLDERS, Lying};
 use crate::content::digest::Sha256;
 
 /// Where the blobs are.
@@ -201,6 +205,11 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(source) => Err(StoreError::new("remove a blob", source)),
         }
+    }
+
+    /// Removes what processes that died since the start left in their staging folders. Blocks.
+    pub fn remove_leftovers(&self) {
+        self.staging.remove_leftovers();
     }
 
     /// Whether new blobs can be stored, in words.

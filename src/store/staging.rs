@@ -56,6 +56,12 @@ impl Staging {
         Ok(stage)
     }
 
+    pub(super) fn remove_leftovers(&self) {
+        if let Err(error) = remove_dead(&self.root) {
+            tracing::warn!(path = ?self.root, %error, "could not clean up in the staging folder");
+        }
+    }
+
     fn folder(&self) -> Result<PathBuf, StoreError> {
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(folder) = own.as_ref() {

@@ -6,13 +6,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _};
 use http_body::{Frame, SizeHint};
 use prometheus::IntCounter;
 
 use crate::engine::follower::{Chunk, Cut, Follower, SPAN_MAX, Span};
 use crate::engine::relayed::Relayed;
 use crate::web::wire::{Spans, Wire};
+
+/// What is held back of a file that is still to be proven, in bytes: what is held back of downloads.
+const HELD_BACK: u64 = 4096;
 
 /// A body, whatever it comes from.
 pub(super) struct AnswerBody {
@@ -55,6 +58,25 @@ impl Source {
         })))
     }
 
+    /// A file's part, of which the last bytes go out only if it is `proven` by then.
+    pub(super) fn unproven(
+        mut part: FilePart,
+        proven: impl Future<Output = bool> + Send + 'static,
+    ) -> Self {
+        let mut tail = part.split_off(HELD_BACK);
+        let head = std::iter::from_fn(move || part.next().map(Chunk::Span).map(Ok));
+        let rest = async move {
+            let spans: Vec<_> = if proven.await {
+                std::iter::from_fn(|| tail.next().map(Chunk::Span).map(Ok)).collect()
+            } else {
+                vec![Err(Cut("the stored file is bad".into()))]
+            };
+            futures_util::stream::iter(spans)
+        };
+        let rest = futures_util::stream::once(rest).flatten();
+        Self::Stream(Box::pin(futures_util::stream::iter(head).chain(rest)))
+    }
+
     /// A mirror's bytes, as they come.
     pub(super) fn relay(relayed: Box<Relayed>) -> Self {
         Self::Stream(Box::pin(futures_util::stream::unfold(Some(relayed), |relayed| async {
@@ -89,6 +111,13 @@ impl AnswerBody {
 }
 
 impl FilePart {
+    /// Leaves the last bytes, at most `length`, to another part.
+    fn split_off(&mut self, length: u64) -> Self {
+        let length = length.min(self.length);
+        self.length -= length;
+        Self { file: Arc::clone(&self.file), offset: self.offset + self.length, length }
+    }
+
     fn next(&mut self) -> Option<Span> {
         let length = self.length.min(SPAN_MAX);
         let span = Span {

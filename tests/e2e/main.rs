@@ -9,6 +9,7 @@ mod flights;
 mod freshness;
 mod groups;
 mod guard;
+mod heal;
 mod http;
 mod https;
 mod learning;
