@@ -22,22 +22,26 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// `verb` says what is done to the `total` bytes, as far as these are known.
-    pub(super) fn start(verb: &'static str, total: u64) -> Self {
+    /// `verb` says what is done to the bytes.
+    pub(super) fn start(verb: &'static str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template(BAR);
-            ProgressBar::new(total)
-                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+            ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
-        Self { bar, verb, bytes: 0, total, said: Instant::now() }
+        Self { bar, verb, bytes: 0, total: 0, said: Instant::now() }
     }
 
-    /// There is more to do than was known.
-    pub(super) fn expect(&mut self, bytes: u64) {
-        self.total += bytes;
+    /// So much is to be done, as far as is known by now.
+    pub(super) fn expect(&mut self, total: u64) {
+        self.total = total;
         if let Some(bar) = &self.bar {
             bar.set_length(self.total);
         }
+    }
+
+    /// What is to be done, in bytes.
+    pub(super) fn total(&self) -> u64 {
+        self.total
     }
 
     /// So many bytes more are done.

@@ -42,7 +42,7 @@ pub(super) fn run(config: &Config) -> anyhow::Result<()> {
 
 async fn scrub(config: &Config) -> anyhow::Result<Sum> {
     let inspector = wiring::inspector(config)?;
-    let mut progress = Progress::start("checked", 0);
+    let mut progress = Progress::start("checked");
     let mut sum = Sum::default();
     for first in FOLDERS {
         let comparison = inspector.compare(first).await?;
@@ -61,7 +61,8 @@ async fn scrub_folder(
 ) -> Result<(), InspectError> {
     let all = comparison.known.iter().map(|known| (*known, false));
     let all = all.chain(comparison.unknown.iter().map(|unknown| (*unknown, true)));
-    progress.expect(all.clone().map(|(lying, _)| lying.size).sum());
+    let bytes: u64 = all.clone().map(|(lying, _)| lying.size).sum();
+    progress.expect(progress.total() + bytes);
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     let inspect = async |(lying, is_new): (Lying, bool)| {
         (lying, is_new, inspector.inspect(&lying.digest).await)

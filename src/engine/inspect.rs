@@ -54,10 +54,10 @@ pub enum InspectError {
 impl Inspector {
     /// Inspects what `index` knows of `store`, and what it does not know.
     #[must_use]
-    pub fn new(index: Arc<dyn Index>, store: Arc<Store>, metrics: &Metrics) -> Self {
+    pub fn new(index: &Arc<dyn Index>, store: &Arc<Store>, metrics: &Metrics) -> Self {
         Self {
-            index,
-            store,
+            index: Arc::clone(index),
+            store: Arc::clone(store),
             condemned: Mutex::default(),
             checked_bytes: metrics.counter(
                 "aptmesh_store_checked_bytes_total",

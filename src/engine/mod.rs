@@ -7,6 +7,7 @@ mod doubt;
 pub mod evict;
 pub mod flight;
 pub mod follower;
+pub mod import;
 pub mod inspect;
 pub mod judge;
 mod learn;
@@ -28,6 +29,7 @@ mod tidy;
 mod transfer;
 pub mod upkeep;
 mod uses;
+pub mod walk;
 mod writer;
 
 use std::io::ErrorKind;
@@ -171,8 +173,7 @@ impl Engine {
             Learner::start(Arc::clone(&index), Arc::clone(&knowledge), metrics, background);
         let memory = Arc::new(Memory::default());
         let room = Room::new(&config.room, &index, &store, &memory, metrics);
-        let for_inspector = (Arc::clone(&index), Arc::clone(&store));
-        let inspector = Arc::new(Inspector::new(for_inspector.0, for_inspector.1, metrics));
+        let inspector = Arc::new(Inspector::new(&index, &store, metrics));
         let engine = Self {
             index,
             store,

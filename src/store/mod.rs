@@ -178,6 +178,33 @@ impl Store {
         committed
     }
 
+    /// Makes many staged files blobs, durably, for the price of two syncs of the whole file system.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// When the volume fails: then some of them may be blobs, and whole ones.
+    pub fn commit_all(&self, stages: Vec<(Stage, Sha256)>) -> Result<(), StoreError> {
+        let failed = |source| StoreError::new("open the folder of blobs", source);
+        let volume = File::open(&self.blobs).map_err(failed)?;
+        let sync = || {
+            let synced = rustix::fs::syncfs(&volume);
+            synced.map_err(|errno| StoreError::new("sync the volume", errno.into()))
+        };
+        let mut files = Vec::with_capacity(stages.len());
+        for (stage, digest) in stages {
+            files.push((stage.finish_unsynced()?, digest));
+        }
+        sync()?;
+        for (file, digest) in files {
+            let path = self.path_of(&digest);
+            let folder = path.parent().unwrap_or(&self.blobs);
+            fs::create_dir_all(folder)
+                .map_err(|source| StoreError::new("make a folder of blobs", source))?;
+            file.keep_as(&path)?;
+        }
+        sync()
+    }
+
     fn publish(&self, stage: Stage, digest: &Sha256) -> Result<Blob, StoreError> {
         let path = self.path_of(digest);
         let folder = path.parent().unwrap_or(&self.blobs);

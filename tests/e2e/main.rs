@@ -12,6 +12,7 @@ mod guard;
 mod heal;
 mod http;
 mod https;
+mod import;
 mod learning;
 mod lifecycle;
 mod misbehaviour;

@@ -3,6 +3,7 @@
 mod actor;
 mod blobs;
 mod expectations;
+mod files;
 mod schema;
 
 use std::path::{Path, PathBuf};
@@ -14,7 +15,8 @@ use self::actor::Actor;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::index::{
-    Change, Class, Entry, Expectation, Index, IndexError, Names, Stored, Totals, Use, Volume,
+    Change, Class, Entry, Expectation, HashedFile, Index, IndexError, Names, Stored, Totals, Use,
+    Volume,
 };
 
 /// Where the embedded index is kept.
@@ -327,6 +329,42 @@ impl Index for SqliteIndex {
         self.writer
             .call("unlearn a list", move |c| expectations::unlearn(c, &list, limit, now))
             .await
+    }
+
+    async fn file(&self, path: &Path) -> Result<Option<HashedFile>, IndexError> {
+        let path = path.to_owned();
+        self.reader.call("look up a file", move |c| files::get(c, &path)).await
+    }
+
+    async fn files_with(
+        &self,
+        digest: &Sha256,
+        limit: usize,
+    ) -> Result<Vec<HashedFile>, IndexError> {
+        let digest = *digest;
+        self.reader.call("look up files", move |c| files::with(c, &digest, limit)).await
+    }
+
+    async fn files_below(
+        &self,
+        folder: &Path,
+        after: Option<&Path>,
+        limit: usize,
+    ) -> Result<Vec<HashedFile>, IndexError> {
+        let (folder, after) = (folder.to_owned(), after.map(Path::to_owned));
+        self.reader
+            .call("page through files", move |c| files::below(c, &folder, after.as_deref(), limit))
+            .await
+    }
+
+    async fn record_files(&self, files: &[HashedFile]) -> Result<(), IndexError> {
+        let files = files.to_vec();
+        self.writer.call("record files", move |c| files::record(c, &files)).await
+    }
+
+    async fn forget_files(&self, paths: &[PathBuf]) -> Result<(), IndexError> {
+        let paths = paths.to_vec();
+        self.writer.call("forget files", move |c| files::forget(c, &paths)).await
     }
 
     async fn totals(&self) -> Result<Totals, IndexError> {
