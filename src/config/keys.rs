@@ -75,7 +75,7 @@ impl Key {
 }
 
 /// All settings.
-pub static KEYS: [Key; 24] = [
+pub static KEYS: [Key; 25] = [
     key(
         "listen.proxy",
         "127.0.0.1:9977",
@@ -133,6 +133,12 @@ pub static KEYS: [Key; 24] = [
          such as `suite:trixie`, as far as their current lists go.",
     )
     .live(),
+    key(
+        "store.folders",
+        "",
+        "Folders with packages that lie there anyway, such as a mirror's tree, a list. They are served \
+         in place, once they are hashed, which is done slowly; never copied, changed or evicted.",
+    ),
     key(
         "store.scrub_rate",
         "10MiB/s",

@@ -164,6 +164,19 @@ impl Reader<'_> {
         Some(quota)
     }
 
+    pub(super) fn folders(&mut self, key: &str, data: &Path) -> Vec<PathBuf> {
+        let folders: Vec<PathBuf> = self.list(key);
+        for folder in &folders {
+            let text = folder.display().to_string();
+            if !folder.is_absolute() {
+                self.fault(key, &text, "write absolute paths");
+            } else if folder.starts_with(data) {
+                self.fault(key, &text, "lies in data.dir, which holds what is stored");
+            }
+        }
+        folders
+    }
+
     /// Bytes per second.
     pub(super) fn rate(&mut self, key: &str) -> u64 {
         let text = self.text(key);

@@ -7,7 +7,7 @@ use std::num::NonZero;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::{StreamExt as _, stream};
 use thiserror::Error;
@@ -43,6 +43,8 @@ pub struct Importer {
     met: AtomicU64,
     /// Bytes copied so far, to stay within a quota.
     copied: AtomicU64,
+    /// Something failed: no more is begun.
+    is_over: AtomicBool,
 }
 
 /// What became of a file; bytes where it has some.
@@ -94,6 +96,8 @@ enum Taken {
     /// Stored already; to be remembered if that is new.
     Known(u64, Option<HashedFile>),
     Left(PathBuf, Reason, u64),
+    /// Met too late.
+    Missed,
 }
 
 /// What becomes durable at once.
@@ -110,6 +114,7 @@ impl Batch {
     /// What there is to tell at once.
     fn add(&mut self, taken: Taken) -> Option<Event> {
         match taken {
+            Taken::Missed => None,
             Taken::Left(path, reason, bytes) => Some(Event::Left(path, reason, bytes)),
             Taken::Known(bytes, file) => {
                 self.known.extend(file);
@@ -140,7 +145,7 @@ impl Importer {
     #[must_use]
     pub fn new(index: Arc<dyn Index>, store: Arc<Store>, room: Arc<Room>, own: PathBuf) -> Self {
         let (met, copied) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { index, store, room, own, met, copied }
+        Self { index, store, room, own, met, copied, is_over: AtomicBool::new(false) }
     }
 
     /// Bytes of all files met so far.
@@ -164,17 +169,21 @@ impl Importer {
         let mut taken = std::pin::pin!(met.map(|met| self.take(met)).buffer_unordered(threads));
         let mut batch = Batch::default();
         let mut committing: Option<JoinHandle<Result<Vec<u64>, ImportError>>> = None;
-        let ended = loop {
-            match taken.next().await {
-                Some(Ok(taken)) => batch.add(taken).into_iter().for_each(&mut *tell),
-                Some(Err(error)) => break Err(error),
-                None => break Ok(()),
+        let mut ended = Ok(());
+        while let Some(taken) = taken.next().await {
+            match taken {
+                Ok(taken) => batch.add(taken).into_iter().for_each(&mut *tell),
+                // What is under way is still taken in.
+                Err(error) => {
+                    self.is_over.store(true, Ordering::Relaxed);
+                    ended = ended.and(Err(error));
+                }
             }
             if batch.is_full() {
                 committed(committing.take(), tell).await?;
                 committing = Some(self.commit(std::mem::take(&mut batch)));
             }
-        };
+        }
         committed(committing, tell).await?;
         committed(Some(self.commit(batch)), tell).await?;
         ended
@@ -188,7 +197,7 @@ impl Importer {
             if let Met::File(_, identity) = &met {
                 importer.met.fetch_add(identity.size, Ordering::Relaxed);
             }
-            sender.blocking_send(met).is_ok()
+            !importer.is_over.load(Ordering::Relaxed) && sender.blocking_send(met).is_ok()
         };
         let own = self.own.clone();
         drop(spawn_blocking(move || {
@@ -201,6 +210,7 @@ impl Importer {
 
     async fn take(&self, met: Met) -> Result<Taken, ImportError> {
         let (path, identity) = match met {
+            _ if self.is_over.load(Ordering::Relaxed) => return Ok(Taken::Missed),
             Met::File(path, identity) => (path, identity),
             Met::Left(path, reason) => return Ok(Taken::Left(path, reason, 0)),
         };

@@ -8,7 +8,6 @@ use prometheus::IntCounter;
 use thiserror::Error;
 
 use crate::content::digest::Sha256;
-use crate::content::validators::Validators;
 use crate::engine::memory::now_seconds;
 use crate::engine::pace::Pace;
 use crate::index::{Entry, Index, IndexError};
@@ -61,7 +60,7 @@ impl Inspector {
             condemned: Mutex::default(),
             checked_bytes: metrics.counter(
                 "aptmesh_store_checked_bytes_total",
-                "Bytes of blobs hashed to check them.",
+                "Bytes of stored and shared files hashed to check them.",
             ),
             bad_blobs: metrics.counter(
                 "aptmesh_store_bad_blobs_total",
@@ -109,12 +108,21 @@ impl Inspector {
         blob: &Blob,
         pace: &mut Pace,
     ) -> Result<bool, StoreError> {
+        Ok(self.hash(blob, pace).await? == Some(*digest))
+    }
+
+    /// What an open file's bytes are; `None` if some can not be read.
+    pub(super) async fn hash(
+        &self,
+        blob: &Blob,
+        pace: &mut Pace,
+    ) -> Result<Option<Sha256>, StoreError> {
         let mut reading = Reading::of(blob);
         loop {
             let (on, read) = blocking(move || reading.step().map(|read| (reading, read))).await?;
             reading = on;
             if read == 0 {
-                return Ok(reading.finish() == Some(*digest));
+                return Ok(reading.finish());
             }
             self.checked_bytes.inc_by(read as u64);
             pace.spend(read as u64).await;
@@ -148,13 +156,7 @@ impl Inspector {
     /// proven. A volume that fails has nothing.
     pub(super) async fn on_volume(&self, digest: &Sha256) -> Option<Entry> {
         let blob = self.open(digest).await.ok().flatten()?;
-        Some(Entry {
-            blob: *digest,
-            size: blob.size,
-            validators: Validators::default(),
-            content_type: None,
-            checked_at: 0,
-        })
+        Some(Entry::nameless(*digest, blob.size))
     }
 
     fn condemn(&self, digest: &Sha256) {

@@ -90,6 +90,14 @@ impl Known {
         Ok(Self { proof, ..Self::load(entry, blob)? })
     }
 
+    /// The same for a file of a shared folder.
+    ///
+    /// # Errors
+    /// As those of [`Known::load`].
+    pub fn load_shared(entry: Entry, blob: Blob) -> io::Result<Self> {
+        Ok(Self { proof: Proof::of_shared(), ..Self::load(entry, blob)? })
+    }
+
     /// Whether its bytes still are what they should be, as far as can be told at once.
     pub(super) fn soundness(&self) -> Soundness {
         if self.small.is_some() {

@@ -6,6 +6,7 @@ mod difference;
 mod doubt;
 pub mod evict;
 pub mod flight;
+pub mod folders;
 pub mod follower;
 pub mod import;
 pub mod inspect;
@@ -47,6 +48,7 @@ use crate::archive::target::Target;
 use crate::content::digest::{Expected, Hasher, Sha256};
 use crate::engine::doubt::Doubts;
 use crate::engine::flight::{Boarding, Flights, Interest, Landing, NotBoarded};
+use crate::engine::folders::Folders;
 use crate::engine::follower::Follower;
 use crate::engine::inspect::Inspector;
 use crate::engine::judge::Judge;
@@ -86,6 +88,8 @@ pub struct Config {
     pub room: room::Config,
     /// How what is stored is checked.
     pub scrub: upkeep::Config,
+    /// What is served in place.
+    pub folders: folders::Config,
 }
 
 /// The engine: one for all surfaces.
@@ -96,6 +100,7 @@ pub struct Engine {
     room: Arc<Room>,
     memory: Arc<Memory>,
     inspector: Arc<Inspector>,
+    folders: Arc<Folders>,
     checks: Checks,
     uses: Arc<Uses>,
     /// How often something was learnt: what was checked before has to be checked again.
@@ -174,6 +179,7 @@ impl Engine {
         let memory = Arc::new(Memory::default());
         let room = Room::new(&config.room, &index, &store, &memory, metrics);
         let inspector = Arc::new(Inspector::new(&index, &store, metrics));
+        let folders = Folders::new(&config.folders, &index, &inspector, metrics);
         let engine = Self {
             index,
             store,
@@ -181,6 +187,7 @@ impl Engine {
             room,
             memory,
             inspector,
+            folders,
             checks: Checks::default(),
             uses: Arc::default(),
             knowledge,
@@ -198,6 +205,7 @@ impl Engine {
         background.spawn(engine.tidying().run());
         background.spawn(upkeep::scrub(Arc::clone(&engine.inspector), config.scrub));
         background.spawn(upkeep::adopt(Arc::clone(&engine.inspector)));
+        background.spawn(Arc::clone(&engine.folders).watch());
         engine
     }
 
@@ -328,11 +336,11 @@ impl Engine {
             // Rebuilt in place under its old name, which makes it another file.
             Some(_) => {
                 self.memory.forget(key);
-                self.loaded(key, self.under_another_name(expectation).await).await?
+                self.elsewhere(key, expectation).await?
             }
             None => match self.recorded(key).await.filter(fits) {
                 Some(entry) => self.loaded(key, Some(entry)).await?,
-                None => self.loaded(key, self.under_another_name(expectation).await).await?,
+                None => self.elsewhere(key, expectation).await?,
             },
         };
         known.mark_checked(knowledge);
@@ -361,6 +369,34 @@ impl Engine {
 
     async fn recorded(&self, key: &str) -> Option<Entry> {
         self.index.look_up(key).await.unwrap_or_else(|error| without_index(&error))
+    }
+
+    /// The same content: stored under whatever name, or in a shared folder.
+    async fn elsewhere(
+        self: &Arc<Self>,
+        key: &str,
+        expectation: Option<Expectation>,
+    ) -> Option<Arc<Known>> {
+        match self.loaded(key, self.under_another_name(expectation).await).await {
+            Some(known) => Some(known),
+            None => self.shared(key, expectation?).await,
+        }
+    }
+
+    /// The same content, in a shared folder.
+    async fn shared(self: &Arc<Self>, key: &str, expectation: Expectation) -> Option<Arc<Known>> {
+        let Expected::Sha256(digest) = expectation.digest else { return None };
+        let blob = self.folders.find(&digest).await?;
+        let entry = Entry::nameless(digest, blob.size);
+        let loading = tokio::task::spawn_blocking(move || Known::load_shared(entry, blob));
+        let Ok(Ok(known)) = loading.await else {
+            self.folders.disown(&digest).await;
+            return None;
+        };
+        let known = Arc::new(known);
+        self.memory.hold(key, Arc::clone(&known));
+        self.prove(key, &known);
+        Some(known)
     }
 
     /// The same content, stored under whatever name.

@@ -46,12 +46,23 @@ pub(super) enum Soundness {
 pub struct Proof {
     verdict: watch::Sender<Verdict>,
     is_running: Mutex<bool>,
+    /// Whether the file is somebody else's, who may change it at any time.
+    is_shared: bool,
 }
 
 impl Proof {
     pub(super) fn open() -> Arc<Self> {
+        Arc::new(Self::new(false))
+    }
+
+    /// For a file of a shared folder.
+    pub(super) fn of_shared() -> Arc<Self> {
+        Arc::new(Self::new(true))
+    }
+
+    fn new(is_shared: bool) -> Self {
         let verdict = watch::Sender::new(Verdict::Open);
-        Arc::new(Self { verdict, is_running: Mutex::new(false) })
+        Self { verdict, is_running: Mutex::new(false), is_shared }
     }
 
     /// For bytes that were hashed as they were written.
@@ -69,6 +80,7 @@ impl Proof {
         match (blob.stamp(), verdict) {
             (Err(_), _) => Soundness::Gone,
             (Ok(now), _) if !now.is_linked => Soundness::Gone,
+            (Ok(now), Verdict::Right(then)) if self.is_shared && now != then => Soundness::Gone,
             (Ok(now), _) if now.size != size => Soundness::Bad,
             (_, Verdict::Wrong) => Soundness::Bad,
             (Ok(now), Verdict::Right(then)) if now == then => Soundness::Proven,
@@ -76,17 +88,30 @@ impl Proof {
         }
     }
 
-    /// What to wait for before the last bytes go out: `true` if they may. `None` if there is nothing
-    /// to wait for.
+    /// Whether the file is somebody else's: then its bytes are to be read before the proof is asked.
     #[must_use]
-    pub fn pending(&self) -> Option<impl Future<Output = bool> + Send + use<>> {
+    pub fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
+    /// What to wait for before the last bytes of `blob` go out: `true` if they may. `None` if there is
+    /// nothing to wait for.
+    #[must_use]
+    pub fn pending(&self, blob: &Blob) -> Option<impl Future<Output = bool> + Send + use<>> {
         let mut verdict = self.verdict.subscribe();
-        if matches!(*verdict.borrow(), Verdict::Right(_)) {
+        let is_shared = self.is_shared;
+        if !is_shared && matches!(*verdict.borrow(), Verdict::Right(_)) {
             return None;
         }
+        let blob = blob.clone();
         Some(async move {
             let known = verdict.wait_for(|verdict| *verdict != Verdict::Open).await;
-            known.is_ok_and(|verdict| matches!(*verdict, Verdict::Right(_)))
+            match known.as_deref() {
+                Ok(Verdict::Right(then)) => {
+                    !is_shared || blob.stamp().is_ok_and(|now| now == *then)
+                }
+                _ => false,
+            }
         })
     }
 
@@ -140,6 +165,10 @@ impl Engine {
                 self.prove(key, &known);
                 Some(known)
             }
+            Soundness::Bad if known.proof.is_shared => {
+                self.memory.forget(key);
+                None
+            }
             Soundness::Bad => {
                 self.drop_bad(&known.entry.blob, &known.blob).await;
                 None
@@ -155,7 +184,7 @@ impl Engine {
     /// list.
     pub(super) fn prove(self: &Arc<Self>, key: &str, known: &Arc<Known>) {
         if known.small.is_some() {
-            if known.entry.checked_at == 0 {
+            if known.entry.checked_at == 0 && !known.proof.is_shared {
                 // Perhaps found on the volume, and new to the index.
                 let (inspector, known) = (Arc::clone(&self.inspector), Arc::clone(known));
                 self.tasks.spawn(async move { record(&inspector, &known).await });
@@ -183,6 +212,10 @@ impl Engine {
                 drop(check);
                 self.learner.offer(key, &known);
                 record(&self.inspector, &known).await;
+            }
+            (_, Ok(false)) if known.proof.is_shared => {
+                self.memory.forget_blobs(&[digest]);
+                self.folders.disown(&digest).await;
             }
             // Gone before anybody can be told to come again.
             (_, Ok(false)) => self.drop_bad(&digest, &known.blob).await,

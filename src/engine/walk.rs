@@ -77,30 +77,38 @@ pub(super) fn walk(root: &Path, own: &Path, meet: &mut dyn FnMut(Met) -> bool) {
     let (root, own) =
         (fs::canonicalize(root).unwrap_or(root.to_owned()), fs::canonicalize(own).ok());
     let mut folders = Vec::new();
-    let mut look_at = |path: PathBuf, folders: &mut Vec<PathBuf>| match fs::symlink_metadata(&path)
-    {
-        Err(error) => meet(Met::Left(path, unreadable(&error))),
-        Ok(found) if found.is_dir() && own.as_ref() == Some(&path) => {
-            meet(Met::Left(path, Reason::Own))
+    let look_at = |path: PathBuf, folders: &mut Vec<PathBuf>, meet: &mut dyn FnMut(Met) -> bool| {
+        match fs::symlink_metadata(&path) {
+            Err(error) => meet(Met::Left(path, unreadable(&error))),
+            Ok(found) if found.is_dir() && own.as_ref() == Some(&path) => {
+                meet(Met::Left(path, Reason::Own))
+            }
+            Ok(found)
+                if found.is_dir() && path.file_name().is_some_and(|name| name == "partial") =>
+            {
+                meet(Met::Left(path, Reason::Unfinished))
+            }
+            Ok(found) if found.is_dir() => {
+                folders.push(path);
+                true
+            }
+            Ok(found) => match outer_reason(&path, &found) {
+                Some(reason) => meet(Met::Left(path, reason)),
+                None => meet(Met::File(path, identity_of(&found))),
+            },
         }
-        Ok(found) if found.is_dir() && path.file_name().is_some_and(|name| name == "partial") => {
-            meet(Met::Left(path, Reason::Unfinished))
-        }
-        Ok(found) if found.is_dir() => {
-            folders.push(path);
-            true
-        }
-        Ok(found) => match outer_reason(&path, &found) {
-            Some(reason) => meet(Met::Left(path, reason)),
-            None => meet(Met::File(path, identity_of(&found))),
-        },
     };
-    if !look_at(root, &mut folders) {
+    if !look_at(root, &mut folders, meet) {
         return;
     }
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-            if !look_at(entry.path(), &mut folders) {
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if meet(Met::Left(folder, unreadable(&error))) => continue,
+            Err(_) => return,
+        };
+        for entry in entries.flatten() {
+            if !look_at(entry.path(), &mut folders, meet) {
                 return;
             }
         }

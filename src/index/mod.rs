@@ -27,6 +27,15 @@ pub struct Entry {
     pub checked_at: i64,
 }
 
+impl Entry {
+    /// What is known of bytes that no resource names: no mirror ever vouched for them.
+    #[must_use]
+    pub fn nameless(blob: Sha256, size: u64) -> Self {
+        let validators = Validators::default();
+        Self { blob, size, validators, content_type: None, checked_at: 0 }
+    }
+}
+
 /// What an archive's list says that a resource must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expectation {

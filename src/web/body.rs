@@ -1,6 +1,7 @@
 //! Bodies of answers, as hyper takes them.
 
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -77,6 +78,25 @@ impl Source {
         Self::Stream(Box::pin(futures_util::stream::iter(head).chain(rest)))
     }
 
+    /// A part of somebody else's file, who may change it meanwhile: read piece by piece, and the last
+    /// piece goes out only if what was read is `proven` then.
+    pub(super) fn shared(
+        mut part: FilePart,
+        proven: impl Future<Output = bool> + Send + 'static,
+    ) -> Self {
+        let spans = std::iter::from_fn(move || part.next());
+        let state = (spans.peekable(), Some(Box::pin(proven)));
+        Self::Stream(Box::pin(futures_util::stream::unfold(state, |(mut spans, proven)| async {
+            let (span, proven) = (spans.next()?, proven?);
+            let read = read(span).await;
+            if read.is_err() || spans.peek().is_some() {
+                return Some((read, (spans, Some(proven))));
+            }
+            let changed = || Err(Cut("a shared file changed, or is bad".into()));
+            Some((if proven.await { read } else { changed() }, (spans, None)))
+        })))
+    }
+
     /// A mirror's bytes, as they come.
     pub(super) fn relay(relayed: Box<Relayed>) -> Self {
         Self::Stream(Box::pin(futures_util::stream::unfold(Some(relayed), |relayed| async {
@@ -88,6 +108,14 @@ impl Source {
             }
         })))
     }
+}
+
+async fn read(span: Span) -> Result<Chunk, Cut> {
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut bytes = vec![0; span.length];
+        span.file.read_exact_at(&mut bytes, span.offset).map(|()| Chunk::Bytes(bytes.into()))
+    });
+    reading.await.map_err(io::Error::other).flatten().map_err(|error| Cut(error.to_string().into()))
 }
 
 impl AnswerBody {

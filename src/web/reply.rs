@@ -159,8 +159,9 @@ fn stored(known: &Known, portion: &Portion) -> Source {
     }
     let file = Arc::clone(&known.blob.file);
     let part = FilePart { file, offset: range.start, length: range.end - range.start };
-    match known.proof.pending() {
+    match known.proof.pending(&known.blob) {
         None => Source::File(part),
+        Some(proven) if known.proof.is_shared() => Source::shared(part, proven),
         Some(proven) => Source::unproven(part, proven),
     }
 }

@@ -6,6 +6,7 @@ mod apt;
 mod consistency;
 mod durability;
 mod flights;
+mod folders;
 mod freshness;
 mod groups;
 mod guard;

@@ -167,7 +167,8 @@ impl Index for SqliteIndex {
                     .optional()?;
                 match named {
                     Some(entry) => Ok(Some(entry)),
-                    None => Ok(blobs::get(connection, &blob)?.as_ref().map(nameless)),
+                    None => Ok(blobs::get(connection, &blob)?
+                        .map(|stored| Entry::nameless(stored.digest, stored.size))),
                 }
             })
             .await
@@ -397,17 +398,6 @@ fn entry_from(row: &Row<'_>) -> rusqlite::Result<Entry> {
         content_type: row.get(4)?,
         checked_at: row.get(5)?,
     })
-}
-
-/// Nothing but its bytes is known of it: no mirror ever vouched for it.
-fn nameless(stored: &Stored) -> Entry {
-    Entry {
-        blob: stored.digest,
-        size: stored.size,
-        validators: Validators::default(),
-        content_type: None,
-        checked_at: 0,
-    }
 }
 
 fn digest_from(row: &Row<'_>, column: usize) -> rusqlite::Result<Sha256> {
