@@ -2,7 +2,8 @@
 //! machine, in one run. Prints figures and ratios; passes or fails nothing.
 //!
 //! `make bench` installs what it needs. `cargo bench --bench side_by_side -- hits` runs one part of
-//! `hits`, `misses`, `crowd`, `pipelining`, `learning`, `evicting`.
+//! `hits`, `misses`, `crowd`, `pipelining`, `learning`, `evicting`,
+//! `importing`.
 
 #[path = "../../tests/e2e/kit/mod.rs"]
 mod kit;
@@ -10,6 +11,7 @@ mod kit;
 mod crowd;
 mod evicting;
 mod hits;
+mod importing;
 mod learning;
 mod misses;
 mod pipelining;
@@ -45,6 +47,9 @@ fn main() {
     }
     if wanted("evicting") {
         evicting::run();
+    }
+    if wanted("importing") {
+        importing::run();
     }
 }
 

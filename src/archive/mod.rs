@@ -5,6 +5,7 @@
 pub mod aliases;
 pub mod compression;
 pub mod control;
+pub mod deb;
 pub mod groups;
 pub mod kind;
 pub mod list;

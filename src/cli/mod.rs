@@ -3,6 +3,9 @@
 mod client_config;
 mod config;
 mod evict;
+mod import;
+mod progress;
+mod scrub;
 mod serve;
 mod status;
 mod wiring;
@@ -43,6 +46,17 @@ enum Verb {
     },
     /// Tell how a running cache is doing.
     Status,
+    /// Store what lies elsewhere: packages, folders such as /var/cache/apt/archives, a mirror's tree,
+    /// another cache's folder, a mounted ISO; beside a running cache or without one. Another run goes
+    /// on where one was broken off.
+    Import {
+        /// Files and folders; symbolic links below them are not followed.
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
+    },
+    /// Read all that is stored, now, and drop what the disk has spoilt; beside a running cache or
+    /// without one. Exit code 1 if there was any.
+    Scrub,
     /// Make room on the volume, beside a running cache or without one; by itself, a cache does so
     /// when it has to.
     Evict {
@@ -112,6 +126,8 @@ fn execute(verb: Verb, config: Config, sources: Sources) -> anyhow::Result<()> {
         Verb::Config => config::print(&config),
         Verb::ClientConfig { url } => client_config::print(&config, url),
         Verb::Status => status::print(&config),
+        Verb::Import { paths } => import::run(&config, paths),
+        Verb::Scrub => scrub::run(&config),
         Verb::Evict { dry_run, bytes } => evict::run(&config, dry_run, bytes),
     }
 }

@@ -8,6 +8,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::engine::Engine;
+use crate::engine::import::Importer;
+use crate::engine::inspect::Inspector;
 use crate::engine::room::Room;
 use crate::index::Index;
 use crate::index::sqlite::{self, SqliteIndex};
@@ -52,15 +54,35 @@ pub(super) fn build(
     Ok(Parts { engine, mirror, proxy, admin })
 }
 
+/// Who tells good blobs from bad, without a cache around.
+pub(super) fn inspector(config: &Config) -> anyhow::Result<Inspector> {
+    let folder = &config.store.dir;
+    ensure!(folder.is_dir(), "there is no folder {}", folder.display());
+    let store = Arc::new(Store::open(&config.store));
+    Ok(Inspector::new(&index_of(config)?, &store, &Metrics::default()))
+}
+
+/// Who imports, without a cache around.
+pub(super) fn importer(config: &Config) -> anyhow::Result<Arc<Importer>> {
+    let store = Arc::new(Store::open(&config.store));
+    let index = index_of(config)?;
+    let room = Room::new(&config.engine.room, &index, &store, &Arc::default(), &Metrics::default());
+    let own = config.store.dir.clone();
+    Ok(Arc::new(Importer::new(index, store, room, own)))
+}
+
+fn index_of(config: &Config) -> anyhow::Result<Arc<dyn Index>> {
+    let index = SqliteIndex::open(&config.index);
+    Ok(Arc::new(index.map_err(|error| anyhow!("{error}: {}", error.source))?))
+}
+
 /// The bounds of the volume and who keeps them, without a cache around.
 pub(super) fn room(config: &Config) -> anyhow::Result<Arc<Room>> {
     if let sqlite::Config::File(path) = &config.index {
         ensure!(path.exists(), "there is no index at {}", path.display());
     }
     let metrics = Metrics::default();
-    let index: Arc<dyn Index> = Arc::new(
-        SqliteIndex::open(&config.index).map_err(|error| anyhow!("{error}: {}", error.source))?,
-    );
+    let index = index_of(config)?;
     let store = Arc::new(Store::open(&config.store));
     Ok(Room::new(&config.engine.room, &index, &store, &Arc::default(), &metrics))
 }

@@ -75,7 +75,7 @@ impl Key {
 }
 
 /// All settings.
-pub static KEYS: [Key; 25] = [
+pub static KEYS: [Key; 28] = [
     key(
         "listen.proxy",
         "127.0.0.1:9977",
@@ -133,6 +133,23 @@ pub static KEYS: [Key; 25] = [
          such as `suite:trixie`, as far as their current lists go.",
     )
     .live(),
+    key(
+        "store.folders",
+        "",
+        "Folders with packages that lie there anyway, such as a mirror's tree, a list. They are served \
+         in place, once they are hashed, which is done slowly; never copied, changed or evicted.",
+    ),
+    key(
+        "store.scrub_rate",
+        "10MiB/s",
+        "How fast stored files are read, in the background, to find those that the disk has spoilt; \
+         these go, and are fetched anew. 0: they are not.",
+    ),
+    key(
+        "store.scrub_interval",
+        "7d",
+        "After how long a stored file is read again for that.",
+    ),
     key(
         "mirror.allow",
         "",

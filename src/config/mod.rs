@@ -80,6 +80,7 @@ impl Config {
         let data: PathBuf = reader.value("data.dir");
         let groups = reader.groups("archive.groups");
         let keyring = reader.keyring("archive.keyring");
+        let folders = reader.folders("store.folders", &data);
         let config = Self {
             listen: Listen {
                 proxy: reader.list("listen.proxy"),
@@ -88,7 +89,6 @@ impl Config {
             },
             clients: reader.list("clients.allow"),
             index: reader.index("index.url", &data),
-            store: store::Config { dir: data },
             mirror: mirror::Config {
                 guard: mirror::guard::Guard {
                     allow: reader.list("mirror.allow"),
@@ -122,7 +122,13 @@ impl Config {
                     rate: reader.bytes("prefetch.rate"),
                     hours: prefetch::Hours::joined(reader.list("prefetch.hours")),
                 },
+                scrub: engine::upkeep::Config {
+                    rate: reader.rate("store.scrub_rate"),
+                    interval: reader.duration("store.scrub_interval"),
+                },
+                folders: engine::folders::Config { roots: folders, own: data.clone() },
             },
+            store: store::Config { dir: data },
             log: logs::Config {
                 format: reader.log_format("log.format"),
                 level: reader.log_level("log.level"),

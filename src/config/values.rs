@@ -169,6 +169,30 @@ impl Reader<'_> {
         self.optional(key).map_or(0, |Bytes(bytes)| bytes)
     }
 
+    pub(super) fn folders(&mut self, key: &str, data: &Path) -> Vec<PathBuf> {
+        let folders: Vec<PathBuf> = self.list(key);
+        for folder in &folders {
+            let text = folder.display().to_string();
+            if !folder.is_absolute() {
+                self.fault(key, &text, "write absolute paths");
+            } else if folder.starts_with(data) {
+                self.fault(key, &text, "lies in data.dir, which holds what is stored");
+            }
+        }
+        folders
+    }
+
+    /// Bytes per second.
+    pub(super) fn rate(&mut self, key: &str) -> u64 {
+        let text = self.text(key);
+        let bytes = text.strip_suffix("/s").unwrap_or(&text);
+        let parsed = bytes.parse().unwrap_or_else(|_| {
+            self.fault(key, &text, "write bytes per second, such as 10MiB/s");
+            Bytes::default()
+        });
+        parsed.0
+    }
+
     pub(super) fn min_free(&mut self, key: &str) -> MinFree {
         let text = self.text(key);
         let parsed = match text.strip_suffix('%').map(str::parse) {

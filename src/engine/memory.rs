@@ -2,6 +2,7 @@
 //! ones read. A warm hit asks neither the index nor the disk.
 
 use std::collections::HashSet;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -13,6 +14,7 @@ use quick_cache::sync::Cache;
 
 use crate::content::digest::Sha256;
 use crate::engine::plan::Standing;
+use crate::engine::proof::{Proof, Soundness};
 use crate::engine::uses::Counter;
 use crate::index::Entry;
 use crate::store::Blob;
@@ -36,6 +38,8 @@ pub struct Known {
     pub blob: Blob,
     /// Its bytes once more, where they are few.
     pub small: Option<Bytes>,
+    /// Whether they are what they should be.
+    pub proof: Arc<Proof>,
     /// Its uses.
     pub(super) uses: Arc<Counter>,
     /// Milliseconds since 1970.
@@ -47,14 +51,18 @@ pub struct Known {
 }
 
 impl Known {
-    /// Joins what the index and the store know. A small blob is read: blocks.
+    /// Joins what the index and the store know; that a large blob is right is still to be proven. A
+    /// small one is read and checked: blocks.
     ///
     /// # Errors
-    /// When a small blob can not be read in full.
-    pub fn load(entry: Entry, blob: Blob) -> std::io::Result<Self> {
+    /// When a small blob can not be read in full; as [`ErrorKind::InvalidData`], when it is bad.
+    pub fn load(entry: Entry, blob: Blob) -> io::Result<Self> {
         let small = if blob.size <= SMALL_MAX {
             let mut bytes = vec![0; usize::try_from(blob.size).unwrap_or_default()];
             blob.file.read_exact_at(&mut bytes, 0)?;
+            if Sha256::of(&bytes) != entry.blob {
+                return Err(ErrorKind::InvalidData.into());
+            }
             Some(Bytes::from(bytes))
         } else {
             None
@@ -65,6 +73,7 @@ impl Known {
             entry,
             blob,
             small,
+            proof: Proof::open(),
             uses,
             confirmed_at,
             failed_at: AtomicI64::new(0),
@@ -72,14 +81,39 @@ impl Known {
         })
     }
 
+    /// The same for a blob that was hashed as it was written.
+    ///
+    /// # Errors
+    /// As those of [`Known::load`].
+    pub fn load_new(entry: Entry, blob: Blob) -> io::Result<Self> {
+        let proof = Proof::of_new(&blob);
+        Ok(Self { proof, ..Self::load(entry, blob)? })
+    }
+
+    /// The same for a file of a shared folder.
+    ///
+    /// # Errors
+    /// As those of [`Known::load`].
+    pub fn load_shared(entry: Entry, blob: Blob) -> io::Result<Self> {
+        Ok(Self { proof: Proof::of_shared(), ..Self::load(entry, blob)? })
+    }
+
+    /// Whether its bytes still are what they should be, as far as can be told at once.
+    pub(super) fn soundness(&self) -> Soundness {
+        if self.small.is_some() {
+            return Soundness::Proven;
+        }
+        self.proof.soundness(&self.blob, self.entry.size)
+    }
+
     /// The same bytes under another description.
     #[must_use]
     pub fn described_anew(&self, entry: Entry) -> Self {
         let confirmed_at = AtomicI64::new(entry.checked_at.saturating_mul(1000));
         let (blob, small) = (self.blob.clone(), self.small.clone());
-        let uses = Arc::clone(&self.uses);
+        let (proof, uses) = (Arc::clone(&self.proof), Arc::clone(&self.uses));
         let (failed_at, checked_against) = (AtomicI64::new(0), AtomicU64::new(0));
-        Self { entry, blob, small, uses, confirmed_at, failed_at, checked_against }
+        Self { entry, blob, small, proof, uses, confirmed_at, failed_at, checked_against }
     }
 
     /// The mirror confirmed it just now.

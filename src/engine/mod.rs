@@ -1,20 +1,26 @@
 //! What to do with a request: known? → plan → serve, revalidate, fetch or relay.
 
 mod admission;
+pub mod adopt;
 mod difference;
 mod doubt;
 pub mod evict;
 pub mod flight;
+pub mod folders;
 pub mod follower;
+pub mod import;
+pub mod inspect;
 pub mod judge;
 mod learn;
 pub mod memory;
 mod metrics;
 pub mod moves;
 pub mod outcome;
+mod pace;
 pub mod pins;
 pub mod plan;
 pub mod prefetch;
+mod proof;
 mod reading;
 pub mod relayed;
 mod resume;
@@ -23,9 +29,12 @@ mod suites;
 mod taint;
 mod tidy;
 mod transfer;
+pub mod upkeep;
 mod uses;
+pub mod walk;
 mod writer;
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -40,7 +49,9 @@ use crate::archive::target::Target;
 use crate::content::digest::{Expected, Hasher, Sha256};
 use crate::engine::doubt::Doubts;
 use crate::engine::flight::{Boarding, Flights, Interest, Landing, NotBoarded};
+use crate::engine::folders::Folders;
 use crate::engine::follower::Follower;
+use crate::engine::inspect::Inspector;
 use crate::engine::judge::Judge;
 use crate::engine::learn::Learner;
 use crate::engine::memory::{Known, Memory};
@@ -48,6 +59,7 @@ pub use crate::engine::metrics::EngineMetrics;
 use crate::engine::outcome::{Content, Failure, Outcome, Served};
 use crate::engine::plan::{Freshness, Plan, Situation, plan};
 use crate::engine::prefetch::Prefetcher;
+use crate::engine::proof::{Checks, Soundness};
 use crate::engine::relayed::Relayed;
 use crate::engine::room::Room;
 pub use crate::engine::suites::Client;
@@ -78,6 +90,10 @@ pub struct Config {
     pub prefetch: prefetch::Config,
     /// How much is stored.
     pub room: room::Config,
+    /// How what is stored is checked.
+    pub scrub: upkeep::Config,
+    /// What is served in place.
+    pub folders: folders::Config,
 }
 
 /// The engine: one for all surfaces.
@@ -87,6 +103,9 @@ pub struct Engine {
     mirror: Arc<Mirror>,
     room: Arc<Room>,
     memory: Arc<Memory>,
+    inspector: Arc<Inspector>,
+    folders: Arc<Folders>,
+    checks: Checks,
     uses: Arc<Uses>,
     /// How often something was learnt: what was checked before has to be checked again.
     knowledge: Arc<AtomicU64>,
@@ -100,6 +119,15 @@ pub struct Engine {
     tainted: Tainted,
     tasks: TaskTracker,
     metrics: EngineMetrics,
+}
+
+/// What the loading of a blob came to.
+enum Loaded {
+    Known(Box<Known>),
+    /// The volume does not have it.
+    Missing,
+    /// It is not what its name says.
+    Bad(Blob),
 }
 
 /// Who may have what is fetched for a request.
@@ -164,12 +192,17 @@ impl Engine {
         );
         let memory = Arc::new(Memory::default());
         let room = Room::new(&config.room, &index, &store, &memory, metrics);
+        let inspector = Arc::new(Inspector::new(&index, &store, metrics));
+        let folders = Folders::new(&config.folders, &index, &inspector, metrics);
         let engine = Arc::new(Self {
             index,
             store,
             mirror,
             room,
             memory,
+            inspector,
+            folders,
+            checks: Checks::default(),
             uses: Arc::default(),
             knowledge,
             learner,
@@ -188,6 +221,9 @@ impl Engine {
         }
         engine.set_recheck_after(config.recheck_after);
         background.spawn(engine.tidying().run());
+        background.spawn(upkeep::scrub(Arc::clone(&engine.inspector), config.scrub));
+        background.spawn(upkeep::adopt(Arc::clone(&engine.inspector)));
+        background.spawn(Arc::clone(&engine.folders).watch());
         engine
     }
 
@@ -301,13 +337,13 @@ impl Engine {
 
     /// What is stored of the resource and, as far as lists tell, is what it must be: from memory,
     /// else from index and store. An index or a store that fails knows nothing.
-    async fn known(&self, ask: &Ask) -> Option<Arc<Known>> {
+    async fn known(self: &Arc<Self>, ask: &Ask) -> Option<Arc<Known>> {
         let key = ask.target.key.as_str();
         if !ask.kind.is_stored() || ask.sharing == Sharing::Private {
             return None;
         }
         let knowledge = self.knowledge.load(Ordering::Acquire);
-        let held = self.memory.get(key);
+        let held = self.held(key).await;
         if held.as_ref().is_some_and(|known| known.is_checked(knowledge)) {
             return held;
         }
@@ -320,15 +356,17 @@ impl Engine {
             // Rebuilt in place under its old name, which makes it another file.
             Some(_) => {
                 self.memory.forget(key);
-                self.loaded(key, self.under_another_name(expectation).await).await?
+                self.elsewhere(key, expectation).await?
             }
             None => match self.recorded(key).await.filter(fits) {
                 Some(entry) => self.loaded(key, Some(entry)).await?,
-                None => self.loaded(key, self.under_another_name(expectation).await).await?,
+                None => self.elsewhere(key, expectation).await?,
             },
         };
         known.mark_checked(knowledge);
-        self.learner.offer(key, &known);
+        if known.soundness() == Soundness::Proven {
+            self.learner.offer(key, &known);
+        }
         Some(known)
     }
 
@@ -353,25 +391,63 @@ impl Engine {
         self.index.look_up(key).await.unwrap_or_else(|error| without_index(&error))
     }
 
+    /// The same content: stored under whatever name, or in a shared folder.
+    async fn elsewhere(
+        self: &Arc<Self>,
+        key: &str,
+        expectation: Option<Expectation>,
+    ) -> Option<Arc<Known>> {
+        match self.loaded(key, self.under_another_name(expectation).await).await {
+            Some(known) => Some(known),
+            None => self.shared(key, expectation?).await,
+        }
+    }
+
+    /// The same content, in a shared folder.
+    async fn shared(self: &Arc<Self>, key: &str, expectation: Expectation) -> Option<Arc<Known>> {
+        let Expected::Sha256(digest) = expectation.digest else { return None };
+        let blob = self.folders.find(&digest).await?;
+        let entry = Entry::nameless(digest, blob.size);
+        let loading = tokio::task::spawn_blocking(move || Known::load_shared(entry, blob));
+        let Ok(Ok(known)) = loading.await else {
+            self.folders.disown(&digest).await;
+            return None;
+        };
+        let known = Arc::new(known);
+        self.memory.hold(key, Arc::clone(&known));
+        self.prove(key, &known);
+        Some(known)
+    }
+
     /// The same content, stored under whatever name.
     async fn under_another_name(&self, expectation: Option<Expectation>) -> Option<Entry> {
         let Expected::Sha256(digest) = expectation?.digest else { return None };
         let elsewhere = self.index.by_blob(&digest).await;
-        elsewhere.unwrap_or_else(|error| without_index(&error))
+        match elsewhere.unwrap_or_else(|error| without_index(&error)) {
+            Some(entry) => Some(entry),
+            None => self.inspector.on_volume(&digest).await.filter(|entry| {
+                expectation.is_some_and(|expected| !expected.contradicts(entry.size, &entry.blob))
+            }),
+        }
     }
 
     /// Opens a resource's blob, and holds it in memory under `key`.
-    async fn loaded(&self, key: &str, entry: Option<Entry>) -> Option<Arc<Known>> {
+    async fn loaded(self: &Arc<Self>, key: &str, entry: Option<Entry>) -> Option<Arc<Known>> {
         let entry = entry?;
         let digest = entry.blob;
         match self.load(entry).await {
-            Ok(Some(known)) => {
-                let known = Arc::new(known);
+            Ok(Loaded::Known(known)) => {
+                let known = Arc::from(known);
                 self.memory.hold(key, Arc::clone(&known));
+                self.prove(key, &known);
                 Some(known)
             }
-            Ok(None) => {
+            Ok(Loaded::Missing) => {
                 self.forget(&digest).await;
+                None
+            }
+            Ok(Loaded::Bad(blob)) => {
+                self.drop_bad(&digest, &blob).await;
                 None
             }
             Err(error) => {
@@ -381,15 +457,21 @@ impl Engine {
         }
     }
 
-    async fn load(&self, entry: Entry) -> Result<Option<Known>, StoreError> {
+    async fn load(&self, entry: Entry) -> Result<Loaded, StoreError> {
+        if self.inspector.is_condemned(&entry.blob) {
+            return Ok(Loaded::Missing);
+        }
         let store = Arc::clone(&self.store);
         let loading = tokio::task::spawn_blocking(move || {
-            let found = store.read(&entry.blob)?;
-            // A blob of another size is not the one that was recorded: as good as missing.
-            let Some(blob) = found.filter(|blob: &Blob| blob.size == entry.size) else {
-                return Ok(None);
-            };
-            Known::load(entry, blob).map(Some).map_err(StoreError::interrupted)
+            let Some(blob) = store.read(&entry.blob)? else { return Ok(Loaded::Missing) };
+            if blob.size != entry.size {
+                return Ok(Loaded::Bad(blob));
+            }
+            match Known::load(entry, blob.clone()) {
+                Ok(known) => Ok(Loaded::Known(Box::new(known))),
+                Err(error) if error.kind() == ErrorKind::InvalidData => Ok(Loaded::Bad(blob)),
+                Err(error) => Err(StoreError::interrupted(error)),
+            }
         });
         loading.await.map_err(StoreError::interrupted)?
     }

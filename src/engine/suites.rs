@@ -264,7 +264,7 @@ impl Engine {
 
     /// The request as the release file that its client was given means it: for the file of that
     /// digest. `None`: as for anybody.
-    pub(super) async fn pinned(&self, ask: &Ask) -> Option<Ask> {
+    pub(super) async fn pinned(self: &Arc<Self>, ask: &Ask) -> Option<Ask> {
         let is_plain = ask.sharing == Sharing::Shared && ask.freshness != Freshness::Now;
         let client = ask.client.filter(|_| is_plain)?;
         if ask.target.file_name() == "Release.gpg" {
@@ -291,7 +291,7 @@ impl Engine {
     }
 
     /// The signature of the `Release` that the client was given, if that is stored.
-    async fn signature_given(&self, client: Client, ask: &Ask) -> Option<Ask> {
+    async fn signature_given(self: &Arc<Self>, client: Client, ask: &Ask) -> Option<Ask> {
         let (folder, _) = ask.target.key.rsplit_once('/')?;
         let release = self.suites.given(client, folder)?;
         let target = Arc::new(Target::from_absolute(&signature_url(folder, &release)).ok()?);
@@ -337,6 +337,9 @@ impl Engine {
         let store = Arc::clone(&self.store);
         let reading = tokio::task::spawn_blocking(move || {
             let bytes = bytes_of(&store.read(&release).ok()??)?;
+            if Sha256::of(&bytes) != release {
+                return None;
+            }
             Some(Generation::read(&bytes).unwrap_or_default())
         });
         let generation = Arc::new(reading.await.ok()??);

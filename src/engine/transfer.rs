@@ -454,7 +454,7 @@ impl Transfer {
         let engine = Arc::clone(&self.engine);
         let committing = tokio::task::spawn_blocking(move || {
             let blob = engine.store.commit(stage, &sha256)?;
-            Known::load(entry, blob).map_err(StoreError::interrupted)
+            Known::load_new(entry, blob).map_err(StoreError::interrupted)
         });
         match committing.await.map_err(StoreError::interrupted).and_then(|committed| committed) {
             Ok(known) => {

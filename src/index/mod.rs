@@ -4,6 +4,7 @@
 pub mod sqlite;
 
 use std::error::Error;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use thiserror::Error;
@@ -24,6 +25,15 @@ pub struct Entry {
     pub content_type: Option<String>,
     /// When the mirror last gave or confirmed it; seconds since 1970.
     pub checked_at: i64,
+}
+
+impl Entry {
+    /// What is known of bytes that no resource names: no mirror ever vouched for them.
+    #[must_use]
+    pub fn nameless(blob: Sha256, size: u64) -> Self {
+        let validators = Validators::default();
+        Self { blob, size, validators, content_type: None, checked_at: 0 }
+    }
 }
 
 /// What an archive's list says that a resource must be.
@@ -124,6 +134,30 @@ pub struct Volume {
     pub bytes: u64,
     /// The highest rank that had to go.
     pub floor: f64,
+}
+
+/// What tells one state of a file from another. Times are nanoseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// Bytes.
+    pub size: u64,
+    /// When its content was last modified, as its file system tells and anybody can set.
+    pub modified: i64,
+    /// When it was last changed in whatever way, which nobody can set.
+    pub changed: i64,
+    /// Its number in its file system.
+    pub inode: u64,
+}
+
+/// A file that lies elsewhere than on the volume, as it was when it was hashed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HashedFile {
+    /// Where; absolute.
+    pub path: PathBuf,
+    /// Its state then.
+    pub identity: Identity,
+    /// What its bytes were.
+    pub digest: Sha256,
 }
 
 /// Facts by resource key. Every call may be repeated, but for [`Index::touch`], which counts.
@@ -250,6 +284,30 @@ pub trait Index: Send + Sync {
 
     /// Unlearns at most `limit` of what `list` says, at `now`; `true` when nothing is left of it.
     async fn unlearn(&self, list: &str, limit: usize, now: i64) -> Result<bool, IndexError>;
+
+    /// What is known of a file that lies elsewhere.
+    async fn file(&self, path: &Path) -> Result<Option<HashedFile>, IndexError>;
+
+    /// Files that lie elsewhere and had these bytes, at most `limit`.
+    async fn files_with(
+        &self,
+        digest: &Sha256,
+        limit: usize,
+    ) -> Result<Vec<HashedFile>, IndexError>;
+
+    /// At most `limit` files below `folder` that come after `after`, by path; all, page by page.
+    async fn files_below(
+        &self,
+        folder: &Path,
+        after: Option<&Path>,
+        limit: usize,
+    ) -> Result<Vec<HashedFile>, IndexError>;
+
+    /// Makes this what is known of files that lie elsewhere.
+    async fn record_files(&self, files: &[HashedFile]) -> Result<(), IndexError>;
+
+    /// Forgets files that lie elsewhere, or did.
+    async fn forget_files(&self, paths: &[PathBuf]) -> Result<(), IndexError>;
 
     /// How much is known.
     async fn totals(&self) -> Result<Totals, IndexError>;

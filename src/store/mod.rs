@@ -3,8 +3,10 @@
 //! `blobs/AB/ABCDEF…` holds whole, hashed, durable files and nothing else; `staging/PROCESS/` what
 //! is under way. Knows nothing of resources, mirrors or requests.
 
+mod check;
 mod health;
 mod staging;
+mod walk;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -14,9 +16,11 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+pub use self::check::{Reading, Stamp};
 pub use self::health::Health;
 pub use self::staging::Stage;
 use self::staging::Staging;
+pub use self::walk::{FOLDERS, Lying};
 use crate::content::digest::Sha256;
 
 /// Where the blobs are.
@@ -174,6 +178,33 @@ impl Store {
         committed
     }
 
+    /// Makes many staged files blobs, durably, for the price of two syncs of the whole file system.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// When the volume fails: then some of them may be blobs, and whole ones.
+    pub fn commit_all(&self, stages: Vec<(Stage, Sha256)>) -> Result<(), StoreError> {
+        let failed = |source| StoreError::new("open the folder of blobs", source);
+        let volume = File::open(&self.blobs).map_err(failed)?;
+        let sync = || {
+            let synced = rustix::fs::syncfs(&volume);
+            synced.map_err(|errno| StoreError::new("sync the volume", errno.into()))
+        };
+        let mut files = Vec::with_capacity(stages.len());
+        for (stage, digest) in stages {
+            files.push((stage.finish_unsynced()?, digest));
+        }
+        sync()?;
+        for (file, digest) in files {
+            let path = self.path_of(&digest);
+            let folder = path.parent().unwrap_or(&self.blobs);
+            fs::create_dir_all(folder)
+                .map_err(|source| StoreError::new("make a folder of blobs", source))?;
+            file.keep_as(&path)?;
+        }
+        sync()
+    }
+
     fn publish(&self, stage: Stage, digest: &Sha256) -> Result<Blob, StoreError> {
         let path = self.path_of(digest);
         let folder = path.parent().unwrap_or(&self.blobs);
@@ -201,6 +232,11 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(source) => Err(StoreError::new("remove a blob", source)),
         }
+    }
+
+    /// Removes what processes that died since the start left in their staging folders. Blocks.
+    pub fn remove_leftovers(&self) {
+        self.staging.remove_leftovers();
     }
 
     /// Whether new blobs can be stored, in words.

@@ -9,12 +9,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::fs::{FallocateFlags, FlockOperation, copy_file_range, fallocate, flock};
+use rustix::io::Errno;
 
-use crate::store::{Health, StoreError};
+use crate::store::{Blob, Health, StoreError};
 
 /// More than it takes to make a folder and lock it.
 const MAKING_MAX: Duration = Duration::from_mins(1);
+
+/// What is copied at once where the kernel does not do it, in bytes.
+const COPY_BUFFER: usize = 256 * 1024;
 
 /// Where this process stages.
 pub(super) struct Staging {
@@ -54,6 +58,12 @@ impl Staging {
             _ => {}
         }
         Ok(stage)
+    }
+
+    pub(super) fn remove_leftovers(&self) {
+        if let Err(error) = remove_dead(&self.root) {
+            tracing::warn!(path = ?self.root, %error, "could not clean up in the staging folder");
+        }
     }
 
     fn folder(&self) -> Result<PathBuf, StoreError> {
@@ -163,6 +173,56 @@ impl Stage {
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => Ok(()),
             Err(errno) => Err(StoreError::new("set room aside", errno.into())),
         }
+    }
+
+    /// Copies the first `size` bytes of `source` to the end, within the kernel, which shares them
+    /// where the file system can; else by hand. Blocks.
+    ///
+    /// # Errors
+    /// When the volume fails or is full, or the source can not be read.
+    pub fn copy_from(&mut self, source: &File, size: u64) -> Result<(), StoreError> {
+        let failed = |source| StoreError::new("copy a file", source);
+        let mut offset = 0;
+        while offset < size {
+            let (from, left) = (offset, usize::try_from(size - offset).unwrap_or(usize::MAX));
+            let own = &*self.file.file;
+            match copy_file_range(source, Some(&mut offset), own, Some(&mut self.size), left) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                // Another file system, or one that can not.
+                Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if from == 0 => {
+                    return self.copy_by_hand(source, size);
+                }
+                Err(errno) => return Err(failed(errno.into())),
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_by_hand(&mut self, source: &File, size: u64) -> Result<(), StoreError> {
+        let mut buffer = vec![0; COPY_BUFFER];
+        while self.size < size {
+            let read = source.read_at(&mut buffer, self.size);
+            let read = read.map_err(|source| StoreError::new("read a file", source))?;
+            if read == 0 {
+                return Ok(());
+            }
+            self.append(buffer.get(..read).unwrap_or_default())?;
+        }
+        Ok(())
+    }
+
+    /// What has been written so far, as a blob to be read.
+    #[must_use]
+    pub fn as_blob(&self) -> Blob {
+        Blob { file: self.reader(), size: self.size }
+    }
+
+    /// For who syncs many at once.
+    pub(super) fn finish_unsynced(self) -> Result<StagedFile, StoreError> {
+        let trimmed = self.file.file.set_len(self.size);
+        trimmed.map_err(|source| StoreError::new("end a staged file", source))?;
+        Ok(self.file)
     }
 
     pub(super) fn finish(self) -> Result<StagedFile, StoreError> {

@@ -1,18 +1,22 @@
 //! Bodies of answers, as hyper takes them.
 
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _};
 use http_body::{Frame, SizeHint};
 use prometheus::IntCounter;
 
 use crate::engine::follower::{Chunk, Cut, Follower, SPAN_MAX, Span};
 use crate::engine::relayed::Relayed;
 use crate::web::wire::{Spans, Wire};
+
+/// What is held back of a file that is still to be proven, in bytes: what is held back of downloads.
+const HELD_BACK: u64 = 4096;
 
 /// A body, whatever it comes from.
 pub(super) struct AnswerBody {
@@ -55,6 +59,44 @@ impl Source {
         })))
     }
 
+    /// A file's part, of which the last bytes go out only if it is `proven` by then.
+    pub(super) fn unproven(
+        mut part: FilePart,
+        proven: impl Future<Output = bool> + Send + 'static,
+    ) -> Self {
+        let mut tail = part.split_off(HELD_BACK);
+        let head = std::iter::from_fn(move || part.next().map(Chunk::Span).map(Ok));
+        let rest = async move {
+            let spans: Vec<_> = if proven.await {
+                std::iter::from_fn(|| tail.next().map(Chunk::Span).map(Ok)).collect()
+            } else {
+                vec![Err(Cut("the stored file is bad".into()))]
+            };
+            futures_util::stream::iter(spans)
+        };
+        let rest = futures_util::stream::once(rest).flatten();
+        Self::Stream(Box::pin(futures_util::stream::iter(head).chain(rest)))
+    }
+
+    /// A part of somebody else's file, who may change it meanwhile: read piece by piece, and the last
+    /// piece goes out only if what was read is `proven` then.
+    pub(super) fn shared(
+        mut part: FilePart,
+        proven: impl Future<Output = bool> + Send + 'static,
+    ) -> Self {
+        let spans = std::iter::from_fn(move || part.next());
+        let state = (spans.peekable(), Some(Box::pin(proven)));
+        Self::Stream(Box::pin(futures_util::stream::unfold(state, |(mut spans, proven)| async {
+            let (span, proven) = (spans.next()?, proven?);
+            let read = read(span).await;
+            if read.is_err() || spans.peek().is_some() {
+                return Some((read, (spans, Some(proven))));
+            }
+            let changed = || Err(Cut("a shared file changed, or is bad".into()));
+            Some((if proven.await { read } else { changed() }, (spans, None)))
+        })))
+    }
+
     /// A mirror's bytes, as they come.
     pub(super) fn relay(relayed: Box<Relayed>) -> Self {
         Self::Stream(Box::pin(futures_util::stream::unfold(Some(relayed), |relayed| async {
@@ -66,6 +108,14 @@ impl Source {
             }
         })))
     }
+}
+
+async fn read(span: Span) -> Result<Chunk, Cut> {
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut bytes = vec![0; span.length];
+        span.file.read_exact_at(&mut bytes, span.offset).map(|()| Chunk::Bytes(bytes.into()))
+    });
+    reading.await.map_err(io::Error::other).flatten().map_err(|error| Cut(error.to_string().into()))
 }
 
 impl AnswerBody {
@@ -89,6 +139,13 @@ impl AnswerBody {
 }
 
 impl FilePart {
+    /// Leaves the last bytes, at most `length`, to another part.
+    fn split_off(&mut self, length: u64) -> Self {
+        let length = length.min(self.length);
+        self.length -= length;
+        Self { file: Arc::clone(&self.file), offset: self.offset + self.length, length }
+    }
+
     fn next(&mut self) -> Option<Span> {
         let length = self.length.min(SPAN_MAX);
         let span = Span {

@@ -154,13 +154,15 @@ fn stored(known: &Known, portion: &Portion) -> Source {
         let (start, end) = (usize::try_from(range.start).ok()?, usize::try_from(range.end).ok()?);
         (end <= bytes.len()).then(|| bytes.slice(start..end))
     });
-    match in_memory {
-        Some(bytes) => Source::Bytes(bytes),
-        None => Source::File(FilePart {
-            file: Arc::clone(&known.blob.file),
-            offset: range.start,
-            length: range.end - range.start,
-        }),
+    if let Some(bytes) = in_memory {
+        return Source::Bytes(bytes);
+    }
+    let file = Arc::clone(&known.blob.file);
+    let part = FilePart { file, offset: range.start, length: range.end - range.start };
+    match known.proof.pending(&known.blob) {
+        None => Source::File(part),
+        Some(proven) if known.proof.is_shared() => Source::shared(part, proven),
+        Some(proven) => Source::unproven(part, proven),
     }
 }
 

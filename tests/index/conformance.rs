@@ -1,11 +1,13 @@
 //! The contract of `Index`, as tests. A new make calls `run` and `survives`.
 
 use std::future::Future;
+use std::path::Path;
 
 use aptmesh::content::digest::{Expected, Sha256};
 use aptmesh::content::validators::Validators;
 use aptmesh::index::{
-    Change, Class, Entry, Expectation, Index, Names, ROUND_TRIP, Stored, Totals, Use, Volume,
+    Change, Class, Entry, Expectation, HashedFile, Identity, Index, Names, ROUND_TRIP, Stored,
+    Totals, Use, Volume,
 };
 
 /// Runs every test, each on an index of its own.
@@ -33,6 +35,7 @@ pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {
     wait(pins_hide_from_victims(&open()));
     wait(tells_who_names_a_blob(&open()));
     wait(unlearns_lists_nobody_asks_for(&open()));
+    wait(remembers_files_that_lie_elsewhere(&open()));
 }
 
 /// The shortest proof that an index works.
@@ -406,6 +409,36 @@ async fn tells_who_names_a_blob(index: &impl Index) {
     assert_eq!(names[0].lists, ["http://m/list"]);
     assert_eq!(names[1], Names::default());
     assert_eq!(names[2].lists, ["http://m/list"]);
+}
+
+async fn remembers_files_that_lie_elsewhere(index: &impl Index) {
+    let file = |path: &str, body: &str| HashedFile {
+        path: path.into(),
+        identity: Identity { size: body.len() as u64, modified: 1, changed: -2, inode: 3 },
+        digest: Sha256::of(body.as_bytes()),
+    };
+    let all = [file("/f/a", "a"), file("/f/b/c", "a"), file("/f0", "a"), file("/g/d", "d")];
+    index.record_files(&all).await.unwrap();
+    index.record_files(&all).await.unwrap();
+    assert_eq!(index.file(Path::new("/f/a")).await.unwrap().as_ref(), Some(&all[0]));
+    assert_eq!(index.file(Path::new("/f")).await.unwrap(), None);
+    let with = async |body: &str, limit| {
+        index.files_with(&Sha256::of(body.as_bytes()), limit).await.unwrap()
+    };
+    assert_eq!(with("a", 9).await.len(), 3);
+    assert_eq!(with("a", 2).await.len(), 2);
+    assert_eq!(with("x", 9).await, []);
+    let below = index.files_below(Path::new("/f"), None, 9).await.unwrap();
+    assert_eq!(below, all[..2]);
+    let below = index.files_below(Path::new("/f"), Some(Path::new("/f/a")), 9).await.unwrap();
+    assert_eq!(below, all[1..2]);
+
+    let other = file("/f/a", "other");
+    index.record_files(std::slice::from_ref(&other)).await.unwrap();
+    assert_eq!(index.file(&other.path).await.unwrap().as_ref(), Some(&other));
+    index.forget_files(&["/f/a".into(), "/unknown".into()]).await.unwrap();
+    assert_eq!(index.file(Path::new("/f/a")).await.unwrap(), None);
+    assert_eq!(with("a", 9).await.len(), 2);
 }
 
 async fn unlearns_lists_nobody_asks_for(index: &impl Index) {

@@ -3,6 +3,7 @@
 mod actor;
 mod blobs;
 mod expectations;
+mod files;
 mod schema;
 
 use std::path::{Path, PathBuf};
@@ -14,7 +15,8 @@ use self::actor::Actor;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::index::{
-    Change, Class, Entry, Expectation, Index, IndexError, Names, Stored, Totals, Use, Volume,
+    Change, Class, Entry, Expectation, HashedFile, Index, IndexError, Names, Stored, Totals, Use,
+    Volume,
 };
 
 /// Where the embedded index is kept.
@@ -165,7 +167,8 @@ impl Index for SqliteIndex {
                     .optional()?;
                 match named {
                     Some(entry) => Ok(Some(entry)),
-                    None => Ok(blobs::get(connection, &blob)?.as_ref().map(nameless)),
+                    None => Ok(blobs::get(connection, &blob)?
+                        .map(|stored| Entry::nameless(stored.digest, stored.size))),
                 }
             })
             .await
@@ -376,6 +379,42 @@ impl Index for SqliteIndex {
             .await
     }
 
+    async fn file(&self, path: &Path) -> Result<Option<HashedFile>, IndexError> {
+        let path = path.to_owned();
+        self.reader.call("look up a file", move |c| files::get(c, &path)).await
+    }
+
+    async fn files_with(
+        &self,
+        digest: &Sha256,
+        limit: usize,
+    ) -> Result<Vec<HashedFile>, IndexError> {
+        let digest = *digest;
+        self.reader.call("look up files", move |c| files::with(c, &digest, limit)).await
+    }
+
+    async fn files_below(
+        &self,
+        folder: &Path,
+        after: Option<&Path>,
+        limit: usize,
+    ) -> Result<Vec<HashedFile>, IndexError> {
+        let (folder, after) = (folder.to_owned(), after.map(Path::to_owned));
+        self.reader
+            .call("page through files", move |c| files::below(c, &folder, after.as_deref(), limit))
+            .await
+    }
+
+    async fn record_files(&self, files: &[HashedFile]) -> Result<(), IndexError> {
+        let files = files.to_vec();
+        self.writer.call("record files", move |c| files::record(c, &files)).await
+    }
+
+    async fn forget_files(&self, paths: &[PathBuf]) -> Result<(), IndexError> {
+        let paths = paths.to_vec();
+        self.writer.call("forget files", move |c| files::forget(c, &paths)).await
+    }
+
     async fn totals(&self) -> Result<Totals, IndexError> {
         self.reader
             .call("count resources", |connection| {
@@ -411,17 +450,6 @@ fn entry_from(row: &Row<'_>) -> rusqlite::Result<Entry> {
         content_type: row.get(4)?,
         checked_at: row.get(5)?,
     })
-}
-
-/// Nothing but its bytes is known of it: no mirror ever vouched for it.
-fn nameless(stored: &Stored) -> Entry {
-    Entry {
-        blob: stored.digest,
-        size: stored.size,
-        validators: Validators::default(),
-        content_type: None,
-        checked_at: 0,
-    }
 }
 
 fn digest_from(row: &Row<'_>, column: usize) -> rusqlite::Result<Sha256> {

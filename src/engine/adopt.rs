@@ -1,0 +1,146 @@
+//! Bringing index and volume together: blobs that the index does not know, because it was lost or they
+//! were put there by hand, are hashed and adopted; entries without a blob are forgotten.
+
+use std::sync::Arc;
+
+use crate::content::digest::Sha256;
+use crate::engine::inspect::{Finding, InspectError, Inspector};
+use crate::engine::pace::Pace;
+use crate::store::{FOLDERS, Lying, StoreError};
+
+/// Blobs looked up in the index at once.
+const PAGE: usize = 1000;
+
+/// A folder of blobs beside what the index knows of it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Comparison {
+    /// There, and known.
+    pub known: Vec<Lying>,
+    /// There, and not known; or known with another size.
+    pub unknown: Vec<Lying>,
+    /// Known, and not there.
+    pub gone: Vec<Sha256>,
+}
+
+/// What a walk over the volume came to, in blobs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Adopted {
+    /// New to the index.
+    pub adopted: u64,
+    /// Not what their name says.
+    pub bad: u64,
+    /// Entries without a blob.
+    pub gone: u64,
+}
+
+impl Inspector {
+    /// Compares the folder of digests that begin with `first` with the index.
+    ///
+    /// # Errors
+    /// When index or volume fail.
+    pub async fn compare(&self, first: u8) -> Result<Comparison, InspectError> {
+        let store = Arc::clone(&self.store);
+        let listing = tokio::task::spawn_blocking(move || store.folder(first));
+        let lying = listing.await.map_err(StoreError::interrupted)??;
+        let known = self.known_in(first).await?;
+        Ok(compare(lying, &known))
+    }
+
+    /// What the index knows of a folder, by digest.
+    async fn known_in(&self, first: u8) -> Result<Vec<Lying>, InspectError> {
+        let before = |byte: u8| Sha256::from_bytes(&[&[byte][..], &[u8::MAX; 31]].concat());
+        let mut after = first.checked_sub(1).and_then(before);
+        let mut known = Vec::new();
+        loop {
+            let page = self.index.blobs_after(after, PAGE).await?;
+            after = page.last().map(|last| last.digest);
+            let is_last = page.len() < PAGE;
+            let here = |digest: &Sha256| digest.as_bytes().first() == Some(&first);
+            let beyond = page.iter().any(|blob| !here(&blob.digest));
+            let blobs = page.iter().filter(|blob| here(&blob.digest));
+            known.extend(blobs.map(|blob| Lying { digest: blob.digest, size: blob.size }));
+            if is_last || beyond {
+                return Ok(known);
+            }
+        }
+    }
+
+    /// Forgets entries whose blob is not there, after another look; how many.
+    ///
+    /// # Errors
+    /// When index or volume fail.
+    pub async fn forget_gone(&self, gone: &[Sha256]) -> Result<u64, InspectError> {
+        let (store, gone) = (Arc::clone(&self.store), gone.to_vec());
+        let looking = tokio::task::spawn_blocking(move || {
+            let is_gone = |digest: &Sha256| matches!(store.read(digest), Ok(None));
+            gone.into_iter().filter(is_gone).collect::<Vec<_>>()
+        });
+        let gone = looking.await.map_err(StoreError::interrupted)?;
+        if !gone.is_empty() {
+            self.index.forget_blobs(&gone).await?;
+        }
+        Ok(gone.len() as u64)
+    }
+
+    /// Walks over the whole volume, at a pace.
+    pub(super) async fn adopt(&self, pace: &mut Pace) -> Result<Adopted, InspectError> {
+        let mut sum = Adopted::default();
+        for first in FOLDERS {
+            let comparison = self.compare(first).await?;
+            sum.gone += self.forget_gone(&comparison.gone).await?;
+            for unknown in &comparison.unknown {
+                match self.inspect_at(&unknown.digest, pace).await? {
+                    Finding::Good(_) => sum.adopted += 1,
+                    Finding::Bad => sum.bad += 1,
+                    Finding::Gone => {}
+                }
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// Pure: both by digest.
+fn compare(lying: Vec<Lying>, known: &[Lying]) -> Comparison {
+    let mut comparison = Comparison::default();
+    let mut known = known.iter().copied().peekable();
+    for found in lying {
+        let is_before = |known: &Lying| known.digest.as_bytes() < found.digest.as_bytes();
+        while let Some(gone) = known.next_if(is_before) {
+            comparison.gone.push(gone.digest);
+        }
+        match known.next_if(|known| known.digest == found.digest) {
+            Some(same) if same.size == found.size => comparison.known.push(found),
+            _ => comparison.unknown.push(found),
+        }
+    }
+    comparison.gone.extend(known.map(|gone| gone.digest));
+    comparison
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_sides_are_compared() {
+        let lying = |numbers: &[(u8, u64)]| -> Vec<Lying> {
+            let lying = |&(number, size): &(u8, u64)| Lying {
+                digest: Sha256::from_bytes(&[number; 32]).unwrap(),
+                size,
+            };
+            numbers.iter().map(lying).collect()
+        };
+        let digests = |numbers: &[u8]| -> Vec<Sha256> {
+            numbers.iter().filter_map(|number| Sha256::from_bytes(&[*number; 32])).collect()
+        };
+        let there = lying(&[(1, 10), (3, 30), (4, 40), (6, 60)]);
+        let known = lying(&[(0, 9), (1, 10), (2, 20), (4, 41), (7, 70)]);
+        let comparison = compare(there.clone(), &known);
+        assert_eq!(comparison.known, lying(&[(1, 10)]));
+        assert_eq!(comparison.unknown, lying(&[(3, 30), (4, 40), (6, 60)]));
+        assert_eq!(comparison.gone, digests(&[0, 2, 7]));
+        assert_eq!(compare(there.clone(), &[]).unknown, there);
+        assert_eq!(compare(vec![], &known).gone.len(), known.len());
+    }
+}

@@ -1,0 +1,358 @@
+//! Importing: files that lie elsewhere are copied to the volume under the digest of their bytes, from
+//! where the first request that expects that digest is served. Nothing is believed of them but what
+//! was hashed; what is stored already is not copied.
+
+use std::collections::HashSet;
+use std::num::NonZero;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use futures_util::{StreamExt as _, stream};
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use crate::content::digest::{Hasher, Sha256};
+use crate::engine::memory::now_seconds;
+use crate::engine::room::{Room, Staged};
+use crate::engine::walk::{self, Met, Reason};
+use crate::index::{HashedFile, Identity, Index, IndexError};
+use crate::store::{Reading, Stage, Store, StoreError, StoreErrorKind};
+
+/// Files met and not looked at yet.
+const WAITING_MAX: usize = 1024;
+/// Files up to this size, in bytes, are hashed in memory before they are written, so that what is
+/// known costs no writing. Most packages are smaller.
+const IN_MEMORY_MAX: u64 = 4 * 1024 * 1024;
+/// What is read at once, in bytes: while it is hashed it is in the processor's cache.
+const BUFFER: usize = 128 * 1024;
+/// Files made durable at once, each of which is open until then...
+const BATCH_FILES: usize = 256;
+/// ...and their bytes.
+const BATCH_BYTES: u64 = 128 * 1024 * 1024;
+
+/// Imports files.
+pub struct Importer {
+    index: Arc<dyn Index>,
+    store: Arc<Store>,
+    room: Arc<Room>,
+    /// What the volume keeps of its own, which is not imported.
+    own: PathBuf,
+    met: AtomicU64,
+    /// Bytes copied so far, to stay within a quota.
+    copied: AtomicU64,
+    /// Something failed: no more is begun.
+    is_over: AtomicBool,
+}
+
+/// What became of a file; bytes where it has some.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It is stored now.
+    New(u64),
+    /// It was stored already.
+    Known(u64),
+    /// It is left out.
+    Left(PathBuf, Reason, u64),
+}
+
+/// Why an import ended early. What is stored is stored: another one goes on from there.
+#[derive(Debug, Error)]
+pub enum ImportError {
+    /// There is no room for more.
+    #[error("there is no room for more: {cause}", cause = .0.source)]
+    NoRoom(StoreError),
+    /// More than the quota would hold.
+    #[error("this is more than store.quota holds: the rest would only push out what was imported")]
+    Quota,
+    /// The volume failed.
+    #[error("{0}: {cause}", cause = .0.source)]
+    Store(StoreError),
+    /// The index failed.
+    #[error("{0}: {cause}", cause = .0.source)]
+    Index(#[from] IndexError),
+}
+
+impl From<StoreError> for ImportError {
+    fn from(error: StoreError) -> Self {
+        match error.kind {
+            StoreErrorKind::Full | StoreErrorKind::NoRoom => Self::NoRoom(error),
+            StoreErrorKind::ReadOnly | StoreErrorKind::Unavailable => Self::Store(error),
+        }
+    }
+}
+
+/// A copy that is not durable yet.
+struct Copied {
+    staged: Staged,
+    file: HashedFile,
+}
+
+/// What was found out about one file.
+enum Taken {
+    Copied(Box<Copied>),
+    /// Stored already; to be remembered if that is new.
+    Known(u64, Option<HashedFile>),
+    Left(PathBuf, Reason, u64),
+    /// Met too late.
+    Missed,
+}
+
+/// What becomes durable at once.
+#[derive(Default)]
+struct Batch {
+    copied: Vec<Copied>,
+    digests: HashSet<Sha256>,
+    bytes: u64,
+    /// Only to be remembered.
+    known: Vec<HashedFile>,
+}
+
+impl Batch {
+    /// What there is to tell at once.
+    fn add(&mut self, taken: Taken) -> Option<Event> {
+        match taken {
+            Taken::Missed => None,
+            Taken::Left(path, reason, bytes) => Some(Event::Left(path, reason, bytes)),
+            Taken::Known(bytes, file) => {
+                self.known.extend(file);
+                Some(Event::Known(bytes))
+            }
+            Taken::Copied(copied) => {
+                let size = copied.file.identity.size;
+                if !self.digests.insert(copied.file.digest) {
+                    self.known.push(copied.file);
+                    return Some(Event::Known(size));
+                }
+                self.bytes += size;
+                self.copied.push(*copied);
+                None
+            }
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.copied.len() >= BATCH_FILES
+            || self.known.len() >= BATCH_FILES
+            || self.bytes >= BATCH_BYTES
+    }
+}
+
+impl Importer {
+    /// Imports into `store`, which lies in `own`.
+    #[must_use]
+    pub fn new(index: Arc<dyn Index>, store: Arc<Store>, room: Arc<Room>, own: PathBuf) -> Self {
+        let (met, copied) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { index, store, room, own, met, copied, is_over: AtomicBool::new(false) }
+    }
+
+    /// Bytes of all files met so far.
+    #[must_use]
+    pub fn met(&self) -> u64 {
+        self.met.load(Ordering::Relaxed)
+    }
+
+    /// Imports files and folders; `tell` hears what became of each.
+    ///
+    /// # Errors
+    /// When index or volume fail or there is no more room.
+    pub async fn import(
+        self: &Arc<Self>,
+        roots: Vec<PathBuf>,
+        tell: &mut (dyn FnMut(Event) + Send),
+    ) -> Result<(), ImportError> {
+        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let mut met = self.walk(roots);
+        let met = stream::poll_fn(move |context| met.poll_recv(context));
+        let mut taken = std::pin::pin!(met.map(|met| self.take(met)).buffer_unordered(threads));
+        let mut batch = Batch::default();
+        let mut committing: Option<JoinHandle<Result<Vec<u64>, ImportError>>> = None;
+        let mut ended = Ok(());
+        while let Some(taken) = taken.next().await {
+            match taken {
+                Ok(taken) => batch.add(taken).into_iter().for_each(&mut *tell),
+                // What is under way is still taken in.
+                Err(error) => {
+                    self.is_over.store(true, Ordering::Relaxed);
+                    ended = ended.and(Err(error));
+                }
+            }
+            if batch.is_full() {
+                committed(committing.take(), tell).await?;
+                committing = Some(self.commit(std::mem::take(&mut batch)));
+            }
+        }
+        committed(committing, tell).await?;
+        committed(Some(self.commit(batch)), tell).await?;
+        ended
+    }
+
+    /// Meets files on a thread of its own.
+    fn walk(self: &Arc<Self>, roots: Vec<PathBuf>) -> mpsc::Receiver<Met> {
+        let (sender, receiver) = mpsc::channel(WAITING_MAX);
+        let importer = Arc::clone(self);
+        let mut meet = move |met: Met| {
+            if let Met::File(_, identity) = &met {
+                importer.met.fetch_add(identity.size, Ordering::Relaxed);
+            }
+            !importer.is_over.load(Ordering::Relaxed) && sender.blocking_send(met).is_ok()
+        };
+        let own = self.own.clone();
+        drop(spawn_blocking(move || {
+            for root in roots {
+                walk::walk(&root, &own, &mut meet);
+            }
+        }));
+        receiver
+    }
+
+    async fn take(&self, met: Met) -> Result<Taken, ImportError> {
+        let (path, identity) = match met {
+            _ if self.is_over.load(Ordering::Relaxed) => return Ok(Taken::Missed),
+            Met::File(path, identity) => (path, identity),
+            Met::Left(path, reason) => return Ok(Taken::Left(path, reason, 0)),
+        };
+        let size = identity.size;
+        let before = self.index.file(&path).await?.filter(|file| file.identity == identity);
+        if let Some(file) = before
+            && self.is_stored(&file.digest).await?
+        {
+            return Ok(Taken::Known(size, None));
+        }
+        match self.hash(&path, identity).await? {
+            Ok((digest, staged)) => {
+                let file = HashedFile { path, identity, digest };
+                if self.is_stored(&digest).await? {
+                    if matches!(staged, Source::Staged(_)) {
+                        self.copied.fetch_sub(size, Ordering::Relaxed);
+                    }
+                    return Ok(Taken::Known(size, Some(file)));
+                }
+                let staged = match staged {
+                    Source::Staged(staged) => staged,
+                    Source::Bytes(bytes) => self.write(bytes).await?,
+                };
+                Ok(Taken::Copied(Box::new(Copied { staged, file })))
+            }
+            Err(reason) => Ok(Taken::Left(path, reason, size)),
+        }
+    }
+
+    async fn is_stored(&self, digest: &Sha256) -> Result<bool, IndexError> {
+        Ok(self.index.blob(digest).await?.is_some())
+    }
+
+    /// Hashes a file: a small one in memory, a large one as a copy, which nobody changes any more.
+    async fn hash(
+        &self,
+        path: &Path,
+        identity: Identity,
+    ) -> Result<Result<(Sha256, Source), Reason>, ImportError> {
+        let size = identity.size;
+        let path = path.to_owned();
+        if size <= IN_MEMORY_MAX {
+            let reading = spawn_blocking(move || read(&path, &identity));
+            return Ok(reading.await.map_err(StoreError::interrupted)?);
+        }
+        let mut staged = self.stage(size).await?;
+        let copying = spawn_blocking(move || {
+            copy(&path, &identity, &mut staged.stage)
+                .map(|copied| copied.map(|digest| (digest, Source::Staged(staged))))
+        });
+        Ok(copying.await.map_err(StoreError::interrupted)??)
+    }
+
+    async fn write(&self, bytes: Vec<u8>) -> Result<Staged, ImportError> {
+        let mut staged = self.stage(bytes.len() as u64).await?;
+        let writing = spawn_blocking(move || staged.stage.append(&bytes).map(|()| staged));
+        Ok(writing.await.map_err(StoreError::interrupted)??)
+    }
+
+    /// Room for one more. What is imported may push out what is worth less, but not itself.
+    async fn stage(&self, size: u64) -> Result<Staged, ImportError> {
+        let copied = self.copied.fetch_add(size, Ordering::Relaxed).saturating_add(size);
+        if self.room.limits().quota.is_some_and(|quota| copied > quota) {
+            return Err(ImportError::Quota);
+        }
+        Ok(self.room.stage(Some(size)).await?)
+    }
+
+    /// Makes a batch durable, then known; the sizes of what is new.
+    fn commit(self: &Arc<Self>, batch: Batch) -> JoinHandle<Result<Vec<u64>, ImportError>> {
+        let importer = Arc::clone(self);
+        #[expect(clippy::disallowed_methods, reason = "its import waits for it")]
+        tokio::spawn(async move {
+            let (mut stages, mut promises, mut files) = (Vec::new(), Vec::new(), batch.known);
+            let mut new = Vec::new();
+            for Copied { staged, file } in batch.copied {
+                stages.push((staged.stage, file.digest));
+                promises.push(staged.promise);
+                new.push((file.digest, file.identity.size));
+                files.push(file);
+            }
+            if !stages.is_empty() {
+                let store = Arc::clone(&importer.store);
+                let committing = spawn_blocking(move || store.commit_all(stages));
+                committing.await.map_err(StoreError::interrupted)??;
+            }
+            for (digest, size) in &new {
+                importer.index.add_blob(digest, *size, now_seconds()).await?;
+            }
+            importer.index.record_files(&files).await?;
+            drop(promises);
+            Ok(new.into_iter().map(|(_, size)| size).collect())
+        })
+    }
+}
+
+/// Where a hashed file's bytes are.
+enum Source {
+    Bytes(Vec<u8>),
+    Staged(Staged),
+}
+
+async fn committed(
+    committing: Option<JoinHandle<Result<Vec<u64>, ImportError>>>,
+    tell: &mut (dyn FnMut(Event) + Send),
+) -> Result<(), ImportError> {
+    let Some(committing) = committing else { return Ok(()) };
+    let new = committing.await.map_err(StoreError::interrupted)??;
+    new.into_iter().map(Event::New).for_each(tell);
+    Ok(())
+}
+
+/// Reads a small file and hashes it. Blocks.
+fn read(path: &Path, identity: &Identity) -> Result<(Sha256, Source), Reason> {
+    let file = walk::open(path, identity)?;
+    let mut bytes = vec![0; usize::try_from(identity.size).unwrap_or_default()];
+    let mut hasher = Hasher::new(None);
+    let mut offset = 0;
+    for part in bytes.chunks_mut(BUFFER) {
+        file.read_exact_at(part, offset).map_err(|_| Reason::Changed)?;
+        hasher.update(part);
+        offset += part.len() as u64;
+    }
+    Ok((hasher.finish().sha256, Source::Bytes(bytes)))
+}
+
+/// Copies a large file and hashes the copy. Blocks.
+fn copy(
+    path: &Path,
+    identity: &Identity,
+    stage: &mut Stage,
+) -> Result<Result<Sha256, Reason>, StoreError> {
+    let file = match walk::open(path, identity) {
+        Ok(file) => file,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    stage.copy_from(&file, identity.size)?;
+    if stage.size() != identity.size {
+        return Ok(Err(Reason::Changed));
+    }
+    let mut reading = Reading::of(&stage.as_blob());
+    while reading.step()? > 0 {}
+    let unreadable = || Reason::Unreadable("the copy can not be read".to_owned());
+    Ok(reading.finish().ok_or_else(unreadable))
+}

@@ -1,0 +1,54 @@
+//! A bound on how fast something goes on in the background.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+/// Bytes per second that may be spent.
+pub(super) struct Pace {
+    /// `None`: as fast as it goes.
+    rate: Option<u64>,
+    next: Instant,
+}
+
+impl Pace {
+    pub(super) fn of(bytes_per_second: u64) -> Self {
+        Self { rate: Some(bytes_per_second.max(1)), next: Instant::now() }
+    }
+
+    pub(super) fn unbounded() -> Self {
+        Self { rate: None, next: Instant::now() }
+    }
+
+    /// Waits until `bytes` more may be spent. What was not spent before is not saved up.
+    pub(super) async fn spend(&mut self, bytes: u64) {
+        if let Some(turn) = self.turn(bytes, Instant::now()) {
+            sleep_until(turn).await;
+        }
+    }
+
+    /// Pure: when it may be spent.
+    fn turn(&mut self, bytes: u64, now: Instant) -> Option<Instant> {
+        let rate = self.rate?;
+        let turn = self.next.max(now);
+        self.next = turn + Duration::from_micros(bytes.saturating_mul(1_000_000) / rate);
+        Some(turn)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_kept_to() {
+        let begun = Instant::now() + Duration::from_secs(1);
+        let after = |millis| begun + Duration::from_millis(millis);
+        let mut pace = Pace::of(1000);
+        assert_eq!(pace.turn(500, begun), Some(begun));
+        assert_eq!(pace.turn(1000, begun), Some(after(500)));
+        assert_eq!(pace.turn(1, after(700)), Some(after(1500)));
+        assert_eq!(pace.turn(1, after(9000)), Some(after(9000)), "nothing is saved up");
+        assert_eq!(Pace::unbounded().turn(u64::MAX, begun), None);
+    }
+}

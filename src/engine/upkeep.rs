@@ -1,0 +1,94 @@
+//! What keeps the volume sound while nobody looks: blobs are hashed again and again, slowly; what the
+//! index does not know is adopted; what dead processes left goes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::engine::adopt::Adopted;
+use crate::engine::inspect::{InspectError, Inspector};
+use crate::engine::memory::now_seconds;
+use crate::engine::pace::Pace;
+
+/// Blobs to check that are looked up at once.
+const PAGE: usize = 100;
+/// When nothing is due, until there is another look, which is one question to the index.
+const IDLE: Duration = Duration::from_secs(5);
+/// For how long a volume or an index that failed is left alone.
+const PAUSE: Duration = Duration::from_mins(1);
+/// How often the volume is walked over: blobs appear on it when it is restored or moved, seldom.
+const ADOPT_EVERY: Duration = Duration::from_hours(24);
+/// How fast unknown blobs are hashed, in bytes per second: somebody waits for them, so faster than
+/// what is merely checked again, and still half of what a slow disk gives.
+pub(super) const HASH_RATE: u64 = 50 * 1024 * 1024;
+
+/// How stored blobs are checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Bytes read per second; 0: none are.
+    pub rate: u64,
+    /// After how long a blob is checked again.
+    pub interval: Duration,
+}
+
+/// Checks what is due, for ever.
+pub(super) async fn scrub(inspector: Arc<Inspector>, config: Config) {
+    if config.rate == 0 {
+        return;
+    }
+    let mut pace = Pace::of(config.rate);
+    loop {
+        match scrub_page(&inspector, config.interval, &mut pace).await {
+            Ok(0) => sleep(IDLE).await,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, "could not check what is stored");
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// The number of blobs that were due.
+async fn scrub_page(
+    inspector: &Inspector,
+    interval: Duration,
+    pace: &mut Pace,
+) -> Result<usize, InspectError> {
+    let due = now_seconds().saturating_sub(i64::try_from(interval.as_secs()).unwrap_or(i64::MAX));
+    let mut checked = 0;
+    for blob in inspector.index.blobs_to_check(PAGE).await? {
+        if blob.checked_at > due {
+            break;
+        }
+        let finding = inspector.inspect_at(&blob.digest, pace).await?;
+        tracing::debug!(digest = %blob.digest, ?finding, "checked a blob");
+        checked += 1;
+    }
+    Ok(checked)
+}
+
+/// Adopts what is found on the volume, for ever.
+pub(super) async fn adopt(inspector: Arc<Inspector>) {
+    loop {
+        match inspector.adopt(&mut Pace::of(HASH_RATE)).await {
+            Ok(sum) if sum == Adopted::default() => {}
+            Ok(sum) => tracing::info!(
+                adopted = sum.adopted,
+                bad = sum.bad,
+                gone = sum.gone,
+                "index and volume agree again"
+            ),
+            Err(error) => {
+                tracing::warn!(%error, "could not compare index and volume");
+                sleep(PAUSE).await;
+                continue;
+            }
+        }
+        sleep(ADOPT_EVERY).await;
+        let store = Arc::clone(&inspector.store);
+        // It ends well, or says why itself.
+        drop(tokio::task::spawn_blocking(move || store.remove_leftovers()).await);
+    }
+}

@@ -1,0 +1,226 @@
+//! Files that lie elsewhere are served in place: never copied, changed or evicted, and never under a
+//! digest that they do not have any more.
+
+use crate::kit::*;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(40);
+const HASHED: &str = "aptmesh_store_checked_bytes_total";
+const BIG: usize = 20_000_000;
+
+/// An archive whose packages also lie in a folder.
+struct Site {
+    mirror: Mirror,
+    archive: LocalArchive,
+    folder: TempDir,
+    proxy: Proxy,
+}
+
+impl Site {
+    fn start() -> Self {
+        let (mirror, folder) = (Mirror::start(), TempDir::new().unwrap());
+        let archive =
+            LocalArchive::new("demo").package("tool", "1.0", BIG).package("toy", "1", 900);
+        archive.publish(&mirror, "/debian");
+        for name in ["tool", "toy"] {
+            let path = folder.path().join("tree").join(format!("{name}.deb"));
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, archive.deb(name)).unwrap();
+        }
+        fs::write(folder.path().join("README"), "none of an archive's").unwrap();
+        let proxy = Proxy::build().env("APTMESH_STORE_FOLDERS", folder.path()).start();
+        let site = Self { mirror, archive, folder, proxy };
+        site.wait_for_files(2);
+        site.update();
+        site
+    }
+
+    fn update(&self) {
+        for path in ["dists/demo/Release".to_owned(), self.archive.index_path()] {
+            assert_eq!(self.get(&format!("/debian/{path}")).status, 200);
+        }
+        let looked_at = "aptmesh_engine_learnt_lists_total";
+        wait_until(PATIENCE, "both lists are learnt", || self.proxy.count(looked_at) >= 2);
+        self.mirror.clear_log();
+    }
+
+    fn wait_for_files(&self, files: u64) {
+        wait_until(PATIENCE, "the folder's files", || {
+            self.proxy.count("aptmesh_store_shared_files") == files
+        });
+    }
+
+    fn get(&self, path: &str) -> Reply {
+        get(self.proxy.addr(), &self.proxy.url_for(&self.mirror, path))
+    }
+
+    fn pool(&self, name: &str) -> String {
+        format!("/debian/{}", self.archive.deb_path(name))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join("tree").join(format!("{name}.deb"))
+    }
+
+    /// A hit, and nobody was asked.
+    #[track_caller]
+    fn assert_served_in_place(&self, name: &str) {
+        let reply = self.get(&self.pool(name));
+        assert!(reply.complete && reply.body == self.archive.deb(name), "{:?}", reply.trouble);
+        assert_eq!(reply.header("cache-status"), Some("aptmesh; hit"));
+        assert_eq!(self.mirror.requests(&self.pool(name)).len(), 0);
+        // The lists alone.
+        assert_eq!(self.proxy.blobs().len(), 2);
+    }
+
+    /// The right bytes, whoever has them.
+    #[track_caller]
+    fn assert_right(&self, name: &str) -> Reply {
+        let reply = self.get(&self.pool(name));
+        assert!(reply.complete && reply.body == self.archive.deb(name), "{:?}", reply.trouble);
+        reply
+    }
+}
+
+/// Changes one byte, and nothing else that its owner can help.
+fn touch_byte(path: &Path) {
+    use std::os::unix::fs::FileExt as _;
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let metadata = file.metadata().unwrap();
+    let (mut byte, offset) = ([0], metadata.len() / 2);
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
+    file.set_modified(metadata.modified().unwrap()).unwrap();
+}
+
+#[test]
+fn files_are_served_where_they_lie_and_hashed_once() {
+    let mut site = Site::start();
+    for _ in 0..2 {
+        site.assert_served_in_place("tool");
+        site.assert_served_in_place("toy");
+    }
+    let range = request(
+        site.proxy.addr(),
+        "GET",
+        &site.proxy.url_for(&site.mirror, &site.pool("tool")),
+        &[("Range", "bytes=9000000-10999999")],
+    );
+    assert_eq!((range.status, range.complete), (206, true));
+    assert_eq!(range.body, site.archive.deb("tool")[9_000_000..11_000_000]);
+
+    site.proxy.restart();
+    site.wait_for_files(2);
+    assert_eq!(site.proxy.count(HASHED), 0, "what is remembered is not hashed again");
+    site.assert_served_in_place("tool");
+    assert_eq!(fs::read(site.path("tool")).unwrap(), site.archive.deb("tool"));
+}
+
+#[test]
+fn a_file_that_changed_is_not_served_as_what_it_was() {
+    let mut site = Site::start();
+    site.assert_served_in_place("tool");
+    let changed = |site: &Site| {
+        touch_byte(&site.path("tool"));
+        let reply = site.assert_right("tool");
+        assert_eq!(reply.header("x-aptmesh-source"), Some("mirror"));
+    };
+    // While it is held open...
+    changed(&site);
+    assert!(site.path("tool").exists(), "what is wrong is not ours to remove");
+    // ...and back again, as its owner's mirror tool does it.
+    fs::write(site.path("tool"), site.archive.deb("tool")).unwrap();
+    site.proxy.signal("TERM");
+    site.proxy.wait_exit(PATIENCE);
+    fs::remove_dir_all(site.proxy.data().join("blobs")).unwrap();
+    site.proxy.restart();
+    site.wait_for_files(2);
+    site.update();
+    let reply = site.assert_right("tool");
+    assert_eq!(reply.header("x-aptmesh-source"), Some("store"));
+
+    // And while the proxy does not run.
+    site.proxy.signal("TERM");
+    site.proxy.wait_exit(PATIENCE);
+    fs::remove_dir_all(site.proxy.data().join("blobs")).unwrap();
+    touch_byte(&site.path("tool"));
+    site.proxy.restart();
+    site.update();
+    site.mirror.clear_log();
+    changed_before(&site);
+}
+
+fn changed_before(site: &Site) {
+    let reply = site.assert_right("tool");
+    assert_eq!(reply.header("x-aptmesh-source"), Some("mirror"));
+    assert_eq!(site.mirror.requests(&site.pool("tool")).len(), 1);
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_sent_does_not_come_whole() {
+    let site = Site::start();
+    for proven in [false, true] {
+        let mut connection = Connection::open(site.proxy.addr());
+        connection.send("GET", &site.proxy.url_for(&site.mirror, &site.pool("tool")), &[]);
+        let head = connection.read_head();
+        assert_eq!((head.status, head.header("x-aptmesh-source")), (200, Some("store")));
+        let mut got = connection.read_body_some(100_000);
+        touch_byte(&site.path("tool"));
+        got.extend(connection.read_body_some(BIG * 2));
+        let whole = site.archive.deb("tool");
+        assert!(got.len() < whole.len(), "{proven}: {} bytes", got.len());
+        if !proven {
+            touch_byte(&site.path("tool"));
+            site.wait_until_in_place("tool");
+        }
+    }
+}
+
+impl Site {
+    fn wait_until_in_place(&self, name: &str) {
+        wait_until(PATIENCE, "it is hashed again", || {
+            let target = self.proxy.url_for(&self.mirror, &self.pool(name));
+            let head = request(self.proxy.addr(), "HEAD", &target, &[]);
+            head.header("x-aptmesh-source") == Some("store")
+        });
+    }
+}
+
+#[test]
+fn new_files_are_found_and_lost_ones_forgotten() {
+    let site = Site::start();
+    let more = LocalArchive::new("demo").package("more", "1", 70_000);
+    fs::write(site.path("more"), more.deb("more")).unwrap();
+    site.wait_for_files(3);
+
+    fs::remove_file(site.path("toy")).unwrap();
+    assert_eq!(site.assert_right("toy").header("x-aptmesh-source"), Some("mirror"));
+    site.wait_for_files(2);
+    // A file that is renamed is another path, and served from there.
+    fs::rename(site.path("tool"), site.folder.path().join("moved.deb")).unwrap();
+    wait_until(PATIENCE, "it is found where it is now", || {
+        let target = site.proxy.url_for(&site.mirror, &site.pool("tool"));
+        let head = request(site.proxy.addr(), "HEAD", &target, &[]);
+        head.header("cache-status") == Some("aptmesh; hit")
+    });
+    assert_eq!(site.assert_right("tool").header("x-aptmesh-source"), Some("store"));
+    assert_eq!(site.mirror.bodies(&site.pool("tool")), 0);
+}
+
+#[test]
+fn folders_that_can_not_be_shared_are_named_at_the_start() {
+    let data = TempDir::new().unwrap();
+    let inside = data.path().join("blobs");
+    let output = aptmesh()
+        .arg("--data")
+        .arg(data.path())
+        .env("APTMESH_STORE_FOLDERS", format!("relative,{}", inside.display()))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{text}");
+    assert!(text.contains("absolute") && text.contains("lies in data.dir"), "{text}");
+}

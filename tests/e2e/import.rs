@@ -1,0 +1,244 @@
+//! What a site has already is stored without asking anybody, whatever it lies in; and nothing is
+//! believed of it but its bytes.
+
+use crate::kit::*;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn import(data: &Path, paths: &[&Path]) -> Output {
+    command(data, paths).output().unwrap()
+}
+
+fn command(data: &Path, paths: &[&Path]) -> Command {
+    let mut command = aptmesh();
+    command.arg("import").args(paths).arg("--data").arg(data).env("APTMESH_STORE_MIN_FREE", "0");
+    command
+}
+
+fn text(output: &Output) -> String {
+    let parts = [&output.stdout, &output.stderr];
+    parts.map(|part| String::from_utf8_lossy(part).into_owned()).concat()
+}
+
+/// Exit code 0, and these words.
+#[track_caller]
+fn assert_says(output: &Output, words: &[&str]) {
+    let text = text(output);
+    assert!(output.status.success(), "{text}");
+    for words in words {
+        assert!(text.contains(words), "{words:?} is not in:\n{text}");
+    }
+}
+
+/// A package of noise, by the number of its payload's bytes.
+fn deb(name: &str, size: usize) -> Vec<u8> {
+    LocalArchive::new("any").package(name, "1", size).deb(name).to_vec()
+}
+
+fn put(folder: &Path, path: &str, bytes: &[u8]) {
+    let path = folder.join(path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+fn is_stored(data: &Path, bytes: &[u8]) -> bool {
+    let digest = sha256_hex(bytes);
+    let stored = fs::read(data.join("blobs").join(&digest[..2]).join(&digest));
+    stored.is_ok_and(|stored| stored == bytes)
+}
+
+#[test]
+fn what_was_imported_serves_the_first_request_that_expects_it() {
+    let (mirror, source) = (Mirror::start(), TempDir::new().unwrap());
+    let archive = LocalArchive::new("demo")
+        .package("tool", "1.0", 9_000_000)
+        .package("toy", "1.0", 60_000)
+        .package("dot", "1.0", 100);
+    archive.publish(&mirror, "/debian");
+    for name in ["tool", "toy", "dot"] {
+        // apt's own names say nothing of the pool.
+        put(source.path(), &format!("archives/{name}_1.0_all.deb"), archive.deb(name));
+    }
+    let proxy = Proxy::start();
+    let imported = import(proxy.data(), &[source.path()]);
+    assert_says(&imported, &["new:      3 files", "known:    0 files", "left out: 0 files"]);
+
+    let apt = Apt::new(None);
+    let base = format!("http://{}/{}/debian", proxy.addr(), mirror.host());
+    apt.sources(&archive.source_line(&base));
+    let update = apt.update();
+    assert!(update.ok, "{}", update.output);
+    let learnt = "aptmesh_engine_learnt_lists_total{outcome=\"learnt\"}";
+    wait_until(PATIENCE, "both lists are learnt", || proxy.count(learnt) == 2);
+    let download = apt.download(&["tool", "toy", "dot"]);
+    assert!(download.ok, "{}", download.output);
+    for name in ["tool", "toy", "dot"] {
+        assert_eq!(mirror.requests(&format!("/debian/{}", archive.deb_path(name))).len(), 0);
+    }
+    let hits = "aptmesh_engine_served_total{outcome=\"hit\",resource=\"package\"}";
+    assert_eq!(proxy.count(hits), 3);
+    proxy.check_blobs();
+}
+
+#[test]
+fn other_caches_folders_are_known_and_nothing_in_them_is_trusted() {
+    let (source, outside, data) =
+        (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    let debs: Vec<Vec<u8>> = (0..6).map(|number| deb(&format!("p{number}"), 1000)).collect();
+    let dsc = b"Format: 3.0 (quilt)\nSource: p\n".to_vec();
+    let root = source.path();
+    // apt
+    put(root, "apt/p0_1_all.deb", &debs[0]);
+    put(root, "apt/lock", b"");
+    put(root, "apt/partial/p9_1_all.deb", &debs[0][..700]);
+    // apt-cacher-ng
+    put(root, "acng/debrep/pool/main/p/p1_1_all.deb", &debs[1]);
+    put(root, "acng/debrep/pool/main/p/p1_1_all.deb.head", b"HTTP/1.1 200 OK\r\n\r\n");
+    put(root, "acng/debrep/pool/main/p/p8_1_all.deb", &debs[1][..900]);
+    put(root, "acng/debrep/dists/demo/InRelease", b"-----BEGIN PGP SIGNED MESSAGE-----\n");
+    put(root, "acng/_actmp/1234", b"x");
+    // apt-cacher-rs: a folder for each host; apt-p2p: names that say nothing
+    put(root, "rs/ftp.example.org/p2_1_all.deb", &debs[2]);
+    put(root, "rs/ftp.example.org/p7_1_all.deb", b"<html>please log in</html>");
+    put(root, "p2p/cache/0f/3a9b", &debs[3]);
+    put(root, "p2p/packages.db", &noise(1, 5000));
+    // a mirror's tree
+    let packages = b"Package: p4\n".to_vec();
+    let by_hash = format!("mirror/dists/demo/main/by-hash/SHA256/{}", sha256_hex(&packages));
+    put(root, &by_hash, &packages);
+    put(root, "mirror/pool/p4_1_all.deb", &debs[4]);
+    put(root, "mirror/pool/p_1.dsc", &dsc);
+    put(root, "mirror/pool/again_1_all.deb", &debs[4]);
+    symlink("p4_1_all.deb", root.join("mirror/pool/link_1_all.deb")).unwrap();
+    // what must not be followed
+    put(outside.path(), "p5_1_all.deb", &debs[5]);
+    symlink(outside.path(), root.join("mirror/elsewhere")).unwrap();
+    let fifo = Command::new("mkfifo").arg(root.join("mirror/pool/pipe_1_all.deb")).status();
+    assert!(fifo.unwrap().success());
+
+    let output = import(data.path(), &[root]);
+    let words = [
+        "new:      7 files",
+        "known:    1 files",
+        "left out: 11 files",
+        "1 folder of unfinished downloads",
+        "2 cut short, or otherwise damaged",
+        "3 no file of an archive",
+        "1 empty",
+        "1 release file",
+        "2 symbolic link",
+        "1 neither file nor folder",
+        "p8_1_all.deb: cut short",
+        "p7_1_all.deb: cut short",
+    ];
+    assert_says(&output, &words);
+    for stored in debs[..5].iter().chain([&packages, &dsc]) {
+        assert!(is_stored(data.path(), stored));
+    }
+    assert!(!is_stored(data.path(), &debs[5]), "a link led out of the tree");
+}
+
+#[test]
+fn a_second_run_copies_nothing_and_what_changed_is_seen() {
+    let (source, data) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    for number in 0..20 {
+        let package = deb(&format!("p{number}"), 100_000 * (number + 1));
+        put(source.path(), &format!("p{number}_1_all.deb"), &package);
+    }
+    let large = deb("large", 6_000_000);
+    put(source.path(), "large_1_all.deb", &large);
+    assert_says(&import(data.path(), &[source.path()]), &["new:      21 files"]);
+    assert_says(
+        &import(data.path(), &[source.path()]),
+        &["new:      0 files", "known:    21 files"],
+    );
+
+    // As large and as old as before, but another.
+    let path = source.path().join("p3_1_all.deb");
+    let (before, date) = (fs::read(&path).unwrap(), fs::metadata(&path).unwrap().modified());
+    let mut after = before.clone();
+    after[200_000] ^= 1;
+    fs::write(&path, &after).unwrap();
+    fs::File::options().append(true).open(&path).unwrap().set_modified(date.unwrap()).unwrap();
+    assert_says(
+        &import(data.path(), &[source.path()]),
+        &["new:      1 files", "known:    20 files"],
+    );
+    for bytes in [&before, &after, &large] {
+        assert!(is_stored(data.path(), bytes));
+    }
+    // The sources are as they were, and not joined to what is stored.
+    assert_eq!(fs::read(&path).unwrap(), after);
+    fs::write(&path, b"something else").unwrap();
+    assert!(is_stored(data.path(), &after));
+}
+
+#[test]
+fn an_import_that_was_killed_goes_on_where_it_was() {
+    let (source, data) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let packages: Vec<Vec<u8>> =
+        (0..600).map(|number| deb(&format!("p{number}"), 300_000)).collect();
+    for (number, package) in packages.iter().enumerate() {
+        put(source.path(), &format!("p{number}_1_all.deb"), package);
+    }
+    let blobs = || {
+        let folders = fs::read_dir(data.path().join("blobs")).into_iter().flatten().flatten();
+        folders.map(|folder| fs::read_dir(folder.path()).unwrap().count()).sum::<usize>()
+    };
+    let mut killed = command(data.path(), &[source.path()]).stdout(Stdio::null()).spawn().unwrap();
+    wait_until(PATIENCE, "some are stored", || blobs() > 0);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let before = blobs();
+
+    let output = import(data.path(), &[source.path()]);
+    assert_says(&output, &["left out: 0 files"]);
+    assert_eq!(blobs(), packages.len());
+    assert!(before < packages.len(), "it was over before it was killed");
+    assert!(packages.iter().all(|package| is_stored(data.path(), package)));
+    let left = fs::read_dir(data.path().join("staging")).unwrap().flatten();
+    assert!(
+        left.map(|folder| fs::read_dir(folder.path()).unwrap().count()).all(|files| files == 0)
+    );
+}
+
+#[test]
+fn files_of_another_file_system_are_copied_too() {
+    let (source, data) = (TempDir::new_in("/dev/shm").unwrap(), TempDir::new().unwrap());
+    let (large, small) = (deb("large", 9_000_000), deb("small", 9_000));
+    put(source.path(), "large_1_all.deb", &large);
+    put(source.path(), "small_1_all.deb", &small);
+    assert_says(&import(data.path(), &[source.path()]), &["new:      2 files, 9.0 MB"]);
+    assert!(is_stored(data.path(), &large) && is_stored(data.path(), &small));
+}
+
+#[test]
+fn an_import_keeps_to_the_quota_and_says_so() {
+    let (source, data) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    for number in 0..8 {
+        let package = deb(&format!("p{number}"), 200_000);
+        put(source.path(), &format!("p{number}_1_all.deb"), &package);
+    }
+    let output =
+        command(data.path(), &[source.path()]).env("APTMESH_STORE_QUOTA", "1MB").output().unwrap();
+    let text = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("store.quota") && text.contains("new:      4 files"), "{text}");
+}
+
+#[test]
+fn what_is_not_there_and_what_is_the_caches_own_is_said() {
+    let data = TempDir::new().unwrap();
+    let output = import(data.path(), &[Path::new("/nowhere")]);
+    assert!(!output.status.success() && text(&output).contains("there is no /nowhere"));
+    let parent = data.path().join("parent");
+    put(&parent, "p_1_all.deb", &deb("p", 100));
+    let own = parent.join("data");
+    assert_says(&import(&own, &[&parent]), &["new:      1 files", "1 the cache's own data"]);
+}
