@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use prometheus::IntCounterVec;
+use rustix::process::setpriority_process;
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::interval;
 use tokio_util::task::TaskTracker;
 
@@ -31,6 +32,8 @@ const WAITING_MAX: usize = 256;
 const SEEN_MAX: usize = 4096;
 /// Lists kept for another look, each with its file open.
 const EARLY_MAX: usize = 32;
+/// By how much learning gives way to what clients wait for (nice(2)).
+const NICENESS: i32 = 10;
 /// Batches that may wait to be written.
 const BATCHES_MAX: usize = 4;
 /// For how long nobody asks for a suite before it stops counting as in use, in seconds: machines that
@@ -90,6 +93,22 @@ impl Learner {
     }
 }
 
+/// Runs `work` on a thread of its own, which gives way to those that serve clients.
+fn on_idle_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<oneshot::Receiver<Result<T, Refusal>>, Refusal> {
+    let (answer, answered) = oneshot::channel();
+    let started = std::thread::Builder::new().name("learner".to_owned()).spawn(move || {
+        // On Linux, a thread's own (setpriority(2), "C library/kernel differences").
+        if let Err(error) = setpriority_process(None, NICENESS) {
+            tracing::debug!(%error, "learning at the usual priority");
+        }
+        // Who asked may have stopped: then nobody misses the answer.
+        drop(answer.send(work()));
+    });
+    started.map(|_| answered).map_err(Refusal::Read)
+}
+
 /// Why a list was not learnt.
 #[derive(Debug, Error)]
 pub(super) enum Refusal {
@@ -107,8 +126,8 @@ pub(super) enum Refusal {
     Read(io::Error),
     #[error("nobody writes down what it says any more")]
     Abandoned,
-    #[error("could not be read to its end: {0}")]
-    Interrupted(tokio::task::JoinError),
+    #[error("could not be read to its end")]
+    Interrupted,
     #[error("could not be remembered: {}", .0.source)]
     Index(IndexError),
 }
@@ -116,7 +135,7 @@ pub(super) enum Refusal {
 impl Refusal {
     /// Whether the same file would be refused again. A fault of ours passes.
     fn is_final(&self) -> bool {
-        !matches!(self, Self::NotCurrent | Self::Abandoned | Self::Interrupted(_) | Self::Index(_))
+        !matches!(self, Self::NotCurrent | Self::Abandoned | Self::Interrupted | Self::Index(_))
     }
 }
 
@@ -290,13 +309,13 @@ impl Student {
         let (batches, mut written) = mpsc::channel(BATCHES_MAX);
         let difference = Difference::new(said, batches);
         let Job { list, blob, .. } = job.clone();
-        let reading = tokio::task::spawn_blocking(move || reading::read(&list, &blob, difference));
+        let reading = on_idle_thread(move || reading::read(&list, &blob, difference))?;
         while let Some(change) = written.recv().await {
             *changes += change.set.len();
             self.note_news(&change, news);
             self.index.learn(&job.list.key, change, now_seconds()).await.map_err(Refusal::Index)?;
         }
-        reading.await.map_err(Refusal::Interrupted)?
+        reading.await.unwrap_or(Err(Refusal::Interrupted))
     }
 
     fn note_news(&self, change: &Change, news: &mut Vec<(String, u64)>) {
