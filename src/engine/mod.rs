@@ -178,7 +178,8 @@ impl Engine {
             Learner::start(Arc::clone(&index), Arc::clone(&knowledge), metrics, background);
         let memory = Arc::new(Memory::default());
         let room = Room::new(&config.room, &index, &store, &memory, metrics);
-        let inspector = Arc::new(Inspector::new(&index, &store, metrics));
+        let moves = room.evictor().moves();
+        let inspector = Arc::new(Inspector::new(&index, &store, moves, metrics));
         let folders = Folders::new(&config.folders, &index, &inspector, metrics);
         let engine = Self {
             index,

@@ -2,6 +2,7 @@
 //! volume is used, whether the index knows it or not.
 
 use crate::kit::*;
+use crate::volume::Volume;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
@@ -173,6 +174,26 @@ fn a_file_cut_short_while_it_is_sent_ends_before_its_end() {
     got += connection.read_body_some(BIG_SIZE).len();
     assert!(got < BIG_SIZE, "{got} bytes");
     stocked.assert_healed(BIG, &stocked.big);
+}
+
+#[test]
+fn what_is_bad_and_can_not_be_removed_is_not_served_again() {
+    let (volume, index) = (Volume::of_megabytes(64), tempfile::TempDir::new().unwrap());
+    let url = format!("sqlite:{}", index.path().join("index.sqlite").display());
+    let mut stocked = stocked(|build| build.data(volume.path()).env("APTMESH_INDEX_URL", url));
+    stocked.flip(&stocked.big);
+    stocked.proxy.signal("TERM");
+    stocked.proxy.wait_exit(PATIENCE);
+    volume.make_read_only();
+    stocked.proxy.restart();
+    assert!(!stocked.fetch(BIG).complete);
+    for _ in 0..2 {
+        let reply = stocked.fetch(BIG);
+        assert!(reply.complete && reply.body == stocked.big, "{:?}", reply.trouble);
+        assert_eq!(reply.header("x-aptmesh-source"), Some("mirror"));
+    }
+    assert!(is_hit(&stocked.fetch(SMALL)));
+    drop(stocked);
 }
 
 #[test]

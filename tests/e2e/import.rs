@@ -242,3 +242,37 @@ fn what_is_not_there_and_what_is_the_caches_own_is_said() {
     let own = parent.join("data");
     assert_says(&import(&own, &[&parent]), &["new:      1 files", "1 the cache's own data"]);
 }
+
+#[test]
+fn how_far_it_is_shows_as_a_bar_on_a_terminal_and_as_lines_elsewhere() {
+    let (source, data) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    put(source.path(), "p_1_all.deb", &deb("p", 100_000));
+    let output = import(data.path(), &[source.path()]);
+    assert_says(&output, &["looked at: 10"]);
+    assert!(!text(&output).contains("B/s"), "{}", text(&output));
+
+    let import = format!(
+        "{} import {} --data {}",
+        env!("CARGO_BIN_EXE_aptmesh"),
+        source.path().display(),
+        data.path().display()
+    );
+    let terminal = Command::new("script").args(["-qec", &import, "/dev/null"]).output();
+    let terminal = text(&terminal.expect("script, of bsdutils"));
+    assert!(terminal.contains("B/s") && !terminal.contains("looked at"), "{terminal:?}");
+}
+
+#[test]
+fn nobody_elses_data_is_written_to() {
+    let (source, data) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    put(source.path(), "p_1_all.deb", &deb("p", 100));
+    std::os::unix::fs::chown(data.path(), Some(65_534), None).expect("root");
+    for output in [
+        import(data.path(), &[source.path()]),
+        aptmesh().args(["scrub", "--data"]).arg(data.path()).output().unwrap(),
+    ] {
+        assert!(!output.status.success());
+        assert!(text(&output).contains("belongs to user 65534"), "{}", text(&output));
+    }
+    assert_eq!(fs::read_dir(data.path()).unwrap().count(), 0);
+}
