@@ -247,6 +247,8 @@ fn a_scrub_by_hand_tells_and_drops_beside_a_running_cache() {
     // The running cache had it open, and does not serve it any more.
     stocked.assert_healed(BIG, &stocked.big);
     assert!(stocked.scrub().status.success());
+    let staging = fs::read_dir(stocked.proxy.data().join("staging")).unwrap();
+    assert_eq!(staging.count(), 1, "the running cache's alone");
 }
 
 #[test]

@@ -103,9 +103,14 @@ fn other_caches_folders_are_known_and_nothing_in_them_is_trusted() {
     put(root, "acng/debrep/pool/main/p/p8_1_all.deb", &debs[1][..900]);
     put(root, "acng/debrep/dists/demo/InRelease", b"-----BEGIN PGP SIGNED MESSAGE-----\n");
     put(root, "acng/_actmp/1234", b"x");
-    // apt-cacher-rs: a folder for each host; apt-p2p: names that say nothing
-    put(root, "rs/ftp.example.org/p2_1_all.deb", &debs[2]);
-    put(root, "rs/ftp.example.org/p7_1_all.deb", b"<html>please log in</html>");
+    // apt-cacher-rs
+    let rs = "rs/ftp.example.org/debian";
+    put(root, &format!("{rs}/p2_1_all.deb"), &debs[2]);
+    put(root, &format!("{rs}/p7_1_all.deb"), b"<html>please log in</html>");
+    put(root, &format!("{rs}/tmp/Xq3f"), &debs[2][..500]);
+    let sources = b"Package: p4\nFormat: 1.0\n".to_vec();
+    put(root, &format!("{rs}/dists/by-hash/{}", sha256_hex(&sources)), &sources);
+    // apt-p2p, and whatever gives files names that say nothing
     put(root, "p2p/cache/0f/3a9b", &debs[3]);
     put(root, "p2p/packages.db", &noise(1, 5000));
     // a mirror's tree
@@ -124,11 +129,11 @@ fn other_caches_folders_are_known_and_nothing_in_them_is_trusted() {
 
     let output = import(data.path(), &[root]);
     let words = [
-        "new:      7 files",
+        "new:      8 files",
         "known:    1 files",
-        "left out: 11 files",
+        "left out: 12 files",
         "1 folder of unfinished downloads",
-        "2 cut short, or otherwise damaged",
+        "3 cut short, or otherwise damaged",
         "3 no file of an archive",
         "1 empty",
         "1 release file",
@@ -138,7 +143,7 @@ fn other_caches_folders_are_known_and_nothing_in_them_is_trusted() {
         "p7_1_all.deb: cut short",
     ];
     assert_says(&output, &words);
-    for stored in debs[..5].iter().chain([&packages, &dsc]) {
+    for stored in debs[..5].iter().chain([&packages, &sources, &dsc]) {
         assert!(is_stored(data.path(), stored));
     }
     assert!(!is_stored(data.path(), &debs[5]), "a link led out of the tree");
