@@ -13,7 +13,7 @@ help:
 
 # A C compiler builds SQLite and the TLS primitives; real apt is what the product is tested with.
 needs:
-	@tools/need.sh cc=gcc apt-get=apt dpkg-deb=dpkg bash unshare=util-linux mount ps=procps gpg=gnupg
+	@tools/need.sh cc=gcc apt-get=apt dpkg-deb=dpkg bash unshare=util-linux mount ps=procps gpg=gnupg script=bsdutils
 
 # Many tests wait for the clock of apt or of the cache: more of them at a time than there are cores.
 test: export RUST_TEST_THREADS ?= 4

@@ -26,7 +26,10 @@ impl Progress {
     pub(super) fn start(verb: &'static str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template(BAR);
-            ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+            let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+            let bar = ProgressBar::new(0).with_style(style);
+            bar.tick();
+            bar
         });
         Self { bar, verb, bytes: 0, total: 0, said: Instant::now() }
     }
@@ -51,11 +54,15 @@ impl Progress {
             Some(bar) => bar.inc(bytes),
             None if self.said.elapsed() >= LINE_EVERY => {
                 self.said = Instant::now();
-                let (done, total) = (Bytes(self.bytes), Bytes(self.total));
-                say(&format!("{}: {done} of {total}\n", self.verb));
+                self.say_how_far();
             }
             None => {}
         }
+    }
+
+    fn say_how_far(&self) {
+        let (done, total) = (Bytes(self.bytes), Bytes(self.total));
+        say(&format!("{}: {done} of {total}\n", self.verb));
     }
 
     /// Something that is worth a line of its own.
@@ -67,8 +74,9 @@ impl Progress {
     }
 
     pub(super) fn finish(self) {
-        if let Some(bar) = self.bar {
-            bar.finish_and_clear();
+        match &self.bar {
+            Some(bar) => bar.finish_and_clear(),
+            None => self.say_how_far(),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Puts the components together: the one place that names concrete backends.
 
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{anyhow, ensure};
@@ -58,17 +60,28 @@ pub(super) fn build(
 pub(super) fn inspector(config: &Config) -> anyhow::Result<Inspector> {
     let folder = &config.store.dir;
     ensure!(folder.is_dir(), "there is no folder {}", folder.display());
+    ensure_owner(folder)?;
     let store = Arc::new(Store::open(&config.store));
-    Ok(Inspector::new(&index_of(config)?, &store, &Metrics::default()))
+    Ok(Inspector::new(&index_of(config)?, &store, &Arc::default(), &Metrics::default()))
 }
 
 /// Who imports, without a cache around.
 pub(super) fn importer(config: &Config) -> anyhow::Result<Arc<Importer>> {
+    ensure_owner(&config.store.dir)?;
     let store = Arc::new(Store::open(&config.store));
     let index = index_of(config)?;
     let room = Room::new(&config.engine.room, &index, &store, &Arc::default(), &Metrics::default());
     let own = config.store.dir.clone();
     Ok(Arc::new(Importer::new(index, store, room, own)))
+}
+
+/// Files of another owner than the cache's would be in its way for ever.
+fn ensure_owner(folder: &Path) -> anyhow::Result<()> {
+    let own = rustix::process::geteuid().as_raw();
+    let owner = std::fs::metadata(folder).map_or(own, |metadata| metadata.uid());
+    let folder = folder.display();
+    ensure!(owner == own, "{folder} belongs to user {owner}: run this as that user, not as {own}");
+    Ok(())
 }
 
 fn index_of(config: &Config) -> anyhow::Result<Arc<dyn Index>> {

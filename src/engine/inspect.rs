@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use crate::content::digest::Sha256;
 use crate::engine::memory::now_seconds;
+use crate::engine::moves::Moves;
 use crate::engine::pace::Pace;
 use crate::index::{Entry, Index, IndexError};
 use crate::store::{Blob, Reading, Store, StoreError};
@@ -23,6 +24,7 @@ const CONDEMNED_MAX: usize = 4096;
 pub struct Inspector {
     pub(super) index: Arc<dyn Index>,
     pub(super) store: Arc<Store>,
+    moves: Arc<Moves>,
     condemned: Mutex<HashSet<Sha256>>,
     checked_bytes: IntCounter,
     bad_blobs: IntCounter,
@@ -53,10 +55,16 @@ pub enum InspectError {
 impl Inspector {
     /// Inspects what `index` knows of `store`, and what it does not know.
     #[must_use]
-    pub fn new(index: &Arc<dyn Index>, store: &Arc<Store>, metrics: &Metrics) -> Self {
+    pub fn new(
+        index: &Arc<dyn Index>,
+        store: &Arc<Store>,
+        moves: &Arc<Moves>,
+        metrics: &Metrics,
+    ) -> Self {
         Self {
             index: Arc::clone(index),
             store: Arc::clone(store),
+            moves: Arc::clone(moves),
             condemned: Mutex::default(),
             checked_bytes: metrics.counter(
                 "aptmesh_store_checked_bytes_total",
@@ -141,6 +149,11 @@ impl Inspector {
 
     /// Removes and forgets a bad blob. One that can not be removed is not served again.
     pub(super) async fn drop_bad(&self, digest: &Sha256, blob: &Blob) -> Result<(), InspectError> {
+        let leaving = self.moves.leave(vec![*digest]);
+        if leaving.digests.is_empty() {
+            // Evicted just now, or about to be replaced.
+            return Ok(());
+        }
         tracing::error!(%digest, "a stored blob is bad: it goes, and is fetched anew when asked for");
         self.bad_blobs.inc();
         let (store, name, opened) = (Arc::clone(&self.store), *digest, blob.clone());

@@ -99,6 +99,13 @@ impl OwnFolder {
     }
 }
 
+/// A folder that something is still staged in stays for the next process to remove.
+impl Drop for OwnFolder {
+    fn drop(&mut self) {
+        drop(fs::remove_dir(&self.path));
+    }
+}
+
 /// Removes the folders of processes that are gone: the system freed their locks. What can not be
 /// looked at or removed is no reason not to stage.
 fn remove_dead(root: &Path) -> io::Result<()> {

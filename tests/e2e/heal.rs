@@ -2,6 +2,7 @@
 //! volume is used, whether the index knows it or not.
 
 use crate::kit::*;
+use crate::volume::Volume;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
@@ -176,6 +177,26 @@ fn a_file_cut_short_while_it_is_sent_ends_before_its_end() {
 }
 
 #[test]
+fn what_is_bad_and_can_not_be_removed_is_not_served_again() {
+    let (volume, index) = (Volume::of_megabytes(64), tempfile::TempDir::new().unwrap());
+    let url = format!("sqlite:{}", index.path().join("index.sqlite").display());
+    let mut stocked = stocked(|build| build.data(volume.path()).env("APTMESH_INDEX_URL", url));
+    stocked.flip(&stocked.big);
+    stocked.proxy.signal("TERM");
+    stocked.proxy.wait_exit(PATIENCE);
+    volume.make_read_only();
+    stocked.proxy.restart();
+    assert!(!stocked.fetch(BIG).complete);
+    for _ in 0..2 {
+        let reply = stocked.fetch(BIG);
+        assert!(reply.complete && reply.body == stocked.big, "{:?}", reply.trouble);
+        assert_eq!(reply.header("x-aptmesh-source"), Some("mirror"));
+    }
+    assert!(is_hit(&stocked.fetch(SMALL)));
+    drop(stocked);
+}
+
+#[test]
 fn the_background_scrub_finds_what_nobody_asks_for() {
     let stocked = stocked(|build| {
         build.env("APTMESH_STORE_SCRUB_INTERVAL", "0s").env("APTMESH_STORE_SCRUB_RATE", "100MiB/s")
@@ -226,6 +247,8 @@ fn a_scrub_by_hand_tells_and_drops_beside_a_running_cache() {
     // The running cache had it open, and does not serve it any more.
     stocked.assert_healed(BIG, &stocked.big);
     assert!(stocked.scrub().status.success());
+    let staging = fs::read_dir(stocked.proxy.data().join("staging")).unwrap();
+    assert_eq!(staging.count(), 1, "the running cache's alone");
 }
 
 #[test]

@@ -103,9 +103,14 @@ fn other_caches_folders_are_known_and_nothing_in_them_is_trusted() {
     put(root, "acng/debrep/pool/main/p/p8_1_all.deb", &debs[1][..900]);
     put(root, "acng/debrep/dists/demo/InRelease", b"-----BEGIN PGP SIGNED MESSAGE-----\n");
     put(root, "acng/_actmp/1234", b"x");
-    // apt-cacher-rs: a folder for each host; apt-p2p: names that say nothing
-    put(root, "rs/ftp.example.org/p2_1_all.deb", &debs[2]);
-    put(root, "rs/ftp.example.org/p7_1_all.deb", b"<html>please log in</html>");
+    // apt-cacher-rs
+    let rs = "rs/ftp.example.org/debian";
+    put(root, &format!("{rs}/p2_1_all.deb"), &debs[2]);
+    put(root, &format!("{rs}/p7_1_all.deb"), b"<html>please log in</html>");
+    put(root, &format!("{rs}/tmp/Xq3f"), &debs[2][..500]);
+    let sources = b"Package: p4\nFormat: 1.0\n".to_vec();
+    put(root, &format!("{rs}/dists/by-hash/{}", sha256_hex(&sources)), &sources);
+    // apt-p2p, and whatever gives files names that say nothing
     put(root, "p2p/cache/0f/3a9b", &debs[3]);
     put(root, "p2p/packages.db", &noise(1, 5000));
     // a mirror's tree
@@ -124,11 +129,11 @@ fn other_caches_folders_are_known_and_nothing_in_them_is_trusted() {
 
     let output = import(data.path(), &[root]);
     let words = [
-        "new:      7 files",
+        "new:      8 files",
         "known:    1 files",
-        "left out: 11 files",
+        "left out: 12 files",
         "1 folder of unfinished downloads",
-        "2 cut short, or otherwise damaged",
+        "3 cut short, or otherwise damaged",
         "3 no file of an archive",
         "1 empty",
         "1 release file",
@@ -138,7 +143,7 @@ fn other_caches_folders_are_known_and_nothing_in_them_is_trusted() {
         "p7_1_all.deb: cut short",
     ];
     assert_says(&output, &words);
-    for stored in debs[..5].iter().chain([&packages, &dsc]) {
+    for stored in debs[..5].iter().chain([&packages, &sources, &dsc]) {
         assert!(is_stored(data.path(), stored));
     }
     assert!(!is_stored(data.path(), &debs[5]), "a link led out of the tree");
@@ -241,4 +246,38 @@ fn what_is_not_there_and_what_is_the_caches_own_is_said() {
     put(&parent, "p_1_all.deb", &deb("p", 100));
     let own = parent.join("data");
     assert_says(&import(&own, &[&parent]), &["new:      1 files", "1 the cache's own data"]);
+}
+
+#[test]
+fn how_far_it_is_shows_as_a_bar_on_a_terminal_and_as_lines_elsewhere() {
+    let (source, data) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    put(source.path(), "p_1_all.deb", &deb("p", 100_000));
+    let output = import(data.path(), &[source.path()]);
+    assert_says(&output, &["looked at: 10"]);
+    assert!(!text(&output).contains("B/s"), "{}", text(&output));
+
+    let import = format!(
+        "{} import {} --data {}",
+        env!("CARGO_BIN_EXE_aptmesh"),
+        source.path().display(),
+        data.path().display()
+    );
+    let terminal = Command::new("script").args(["-qec", &import, "/dev/null"]).output();
+    let terminal = text(&terminal.expect("script, of bsdutils"));
+    assert!(terminal.contains("B/s") && !terminal.contains("looked at"), "{terminal:?}");
+}
+
+#[test]
+fn nobody_elses_data_is_written_to() {
+    let (source, data) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    put(source.path(), "p_1_all.deb", &deb("p", 100));
+    std::os::unix::fs::chown(data.path(), Some(65_534), None).expect("root");
+    for output in [
+        import(data.path(), &[source.path()]),
+        aptmesh().args(["scrub", "--data"]).arg(data.path()).output().unwrap(),
+    ] {
+        assert!(!output.status.success());
+        assert!(text(&output).contains("belongs to user 65534"), "{}", text(&output));
+    }
+    assert_eq!(fs::read_dir(data.path()).unwrap().count(), 0);
 }

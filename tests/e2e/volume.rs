@@ -14,23 +14,23 @@ use tempfile::TempDir;
 const MEGABYTE: usize = 1 << 20;
 
 /// A file system of its own, gone when dropped: to be declared before the proxy on it.
-struct Volume {
+pub(crate) struct Volume {
     folder: TempDir,
 }
 
 impl Volume {
-    fn of_megabytes(size: u32) -> Self {
+    pub(crate) fn of_megabytes(size: u32) -> Self {
         let folder = TempDir::new().expect("a folder to mount on");
         mount(folder.path(), &["-t", "tmpfs", "-o", &format!("size={size}m"), "tmpfs"]);
         Self { folder }
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 
     /// Nothing may have a file on it open for writing.
-    fn make_read_only(&self) {
+    pub(crate) fn make_read_only(&self) {
         mount(self.path(), &["-o", "remount,ro"]);
     }
 
