@@ -597,6 +597,32 @@ fn what_may_be_a_secret_is_told_to_the_host_that_the_client_wrote() {
 }
 
 #[test]
+fn what_may_be_a_secret_is_told_to_the_first_mirror_under_the_groups_name() {
+    let mirrors = pair();
+    let [one, two] = &mirrors;
+    stock(&mirrors);
+    let proxy = build(&mirrors).start();
+    let path = file_path(0).replacen("/debian", "", 1);
+    let basic = "Basic bWU6aHVudGVyMg=="; // me:hunter2
+    let asks: [(String, &[(&str, &str)]); 4] = [
+        (format!("/demo{path}?token=hunter2"), &[]),
+        (format!("/me:hunter2@demo{path}"), &[]),
+        (format!("http://me:hunter2@demo{path}"), &[]),
+        (format!("/demo{path}"), &[("Authorization", basic)]),
+    ];
+    for (target, fields) in &asks {
+        let reply = request(proxy.addr(), "GET", target, fields);
+        assert_eq!(reply.status, 200, "{target}: {}", reply.reason);
+        let seen = one.log().pop().unwrap();
+        let has_query = target.contains('?');
+        assert_eq!(seen.path.contains("?token=hunter2"), has_query, "{}", seen.path);
+        assert_eq!(seen.header("authorization"), (!has_query).then_some(basic), "{target}");
+    }
+    assert_eq!((one.log().len(), two.connections()), (asks.len(), 0));
+    assert!(proxy.blobs().is_empty() && !proxy.log().contains("hunter2"));
+}
+
+#[test]
 fn a_mirror_that_is_named_by_address_may_be_asked_at_its_own_port_alone() {
     let mirrors = pair();
     let [one, two] = &mirrors;
