@@ -565,6 +565,33 @@ fn the_old_bytes_of_a_mirror_that_lags_are_not_given_for_the_new_ones() {
 }
 
 #[test]
+fn apt_gets_a_large_index_right_though_a_mirror_lags() {
+    // Too large to be held back to its end: apt hears that it broke off, and asks again.
+    let archive = |version: &str| {
+        (0..400).fold(LocalArchive::new("demo").without_by_hash(), |archive, number| {
+            archive.package(&format!("tool{number}"), version, 10)
+        })
+    };
+    let (old, given) = (archive("1.0"), archive("2.0").later(1));
+    let mirrors = pair();
+    let [one, two] = &mirrors;
+    old.publish(one, "/debian");
+    given.publish(two, "/debian");
+    let proxy = build(&mirrors).start();
+    one.script(RELEASE, vec![Fault::Status(503)]);
+    let apt = Apt::new(None);
+    apt.sources(&given.source_line(&format!("http://{}/demo", proxy.addr())));
+    let update = apt.update();
+    assert!(update.ok, "{}", update.output);
+    let path = format!("/debian/{}", given.index_path());
+    assert_eq!((one.bodies(&path), two.bodies(&path)), (1, 1));
+    let download = apt.download(&["tool399"]);
+    assert!(download.ok, "{}", download.output);
+    proxy.wait_landed();
+    proxy.check_blobs();
+}
+
+#[test]
 fn what_may_be_a_secret_is_told_to_the_host_that_the_client_wrote() {
     const SECRET: &str = "hunter2";
     let path = file_path(0);
