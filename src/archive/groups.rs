@@ -80,13 +80,17 @@ impl Group {
         self.mirrors.first().map_or("", |mirror| mirror.key.as_str())
     }
 
+    /// Whether the group's name is where `target` has its host.
+    fn is_host_of(&self, target: &Target) -> bool {
+        target.scheme == Scheme::Http
+            && target.authority.host == self.name
+            && target.authority.port == Scheme::Http.default_port()
+    }
+
     /// What `target` names below the archive's root, if it is the archive's: in the client's
     /// spelling, with the query.
     fn path_of<'a>(&self, target: &'a Target) -> Option<&'a str> {
-        let by_name = target.scheme == Scheme::Http
-            && target.authority.host == self.name
-            && target.authority.port == Scheme::Http.default_port();
-        let folders = if by_name {
+        let folders = if self.is_host_of(target) {
             0
         } else {
             let mirror = self.mirrors.iter().find(|mirror| target.key.starts_with(&mirror.key))?;
@@ -146,14 +150,13 @@ impl Groups {
         self.0.iter().flat_map(|group| &group.mirrors).map(|mirror| &mirror.authority)
     }
 
-    /// The one name of what `target` names. What carries credentials, or a query that may be one,
-    /// stays what it is: they are for the host that the client wrote.
+    /// The one name of what `target` names. Credentials, and a query that may be one, are for the host
+    /// that the client wrote; where that is a group's name, for its first mirror.
     #[must_use]
-    pub fn settle(&self, target: Target) -> Target {
-        if target.userinfo.is_some() || target.has_query {
-            return target;
-        }
-        let settled = self.0.iter().find_map(|group| {
+    pub fn settle(&self, target: Target, has_credentials: bool) -> Target {
+        let is_private = has_credentials || target.has_query;
+        let may_move = |group: &&Group| !is_private || group.is_host_of(&target);
+        let settled = self.0.iter().filter(may_move).find_map(|group| {
             let path = group.path_of(&target)?;
             group.on_mirror(0, path).ok()
         });
@@ -192,7 +195,7 @@ mod tests {
             "http://demo/pool/g%2b%2b_1.deb",
         ];
         for spelling in spellings {
-            let settled = groups.settle(Target::from_absolute(spelling).unwrap());
+            let settled = groups.settle(Target::from_absolute(spelling).unwrap(), false);
             assert_eq!(settled.key, "http://a.org/debian/pool/g++_1.deb", "{spelling}");
             assert_eq!(settled.path, "/debian/pool/g++_1.deb");
             let sources: Vec<String> =
@@ -205,8 +208,14 @@ mod tests {
                 ]
             );
         }
-        let by_name = groups.settle(Target::from_prefix("/demo/dists/sid/InRelease").unwrap());
+        let by_name =
+            groups.settle(Target::from_prefix("/demo/dists/sid/InRelease").unwrap(), false);
         assert_eq!(by_name.key, "http://a.org/debian/dists/sid/InRelease");
+        for (path, has_credentials) in [("x?token=1", false), ("x", true)] {
+            let target = Target::from_absolute(&format!("http://demo/{path}")).unwrap();
+            let settled = groups.settle(target, has_credentials);
+            assert_eq!(settled.url, format!("http://a.org/debian/{path}"));
+        }
     }
 
     #[test]
@@ -220,7 +229,8 @@ mod tests {
             "https://demo/x",
         ] {
             let target = Target::from_absolute(url).unwrap();
-            assert_eq!(groups().settle(target.clone()), target, "{url}");
+            let settled = groups().settle(target.clone(), target.userinfo.is_some());
+            assert_eq!(settled, target, "{url}");
         }
         assert_eq!(groups().sources(&Target::from_absolute("http://c.org/x").unwrap()), None);
     }

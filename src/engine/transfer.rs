@@ -447,8 +447,10 @@ impl Transfer {
         };
         let same = self.known.as_ref().filter(|known| known.entry.blob == sha256);
         if let Some(known) = same {
-            // What is new are at most their marks.
-            return self.remember(Arc::new(known.described_anew(entry)), &flow.source).await;
+            // What is new are at most their marks, and a release file's signature.
+            let known = Arc::new(known.described_anew(entry));
+            self.remember(Arc::clone(&known), &flow.source).await;
+            return self.refresh_signature(&known).await;
         }
         let arriving = self.engine.room.evictor().moves().arrive(sha256).await;
         let engine = Arc::clone(&self.engine);

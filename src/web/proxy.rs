@@ -120,8 +120,7 @@ impl Proxy {
         }
         let (freshness, no_store) = cache_control(headers);
         let has_credentials = handed_on.contains_key(header::AUTHORIZATION);
-        // Credentials are for the host that the client wrote.
-        let target = if has_credentials { target } else { self.groups.settle(target) };
+        let target = self.groups.settle(target, has_credentials);
         let sharing = match no_store {
             _ if has_credentials || target.has_query => Sharing::Private,
             true => Sharing::NotStored,

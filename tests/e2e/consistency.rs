@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 const RELEASE: &str = "/debian/dists/demo/Release";
 const NO_STORE: [(&str, &str); 1] = [("Cache-Control", "no-store")];
@@ -374,6 +374,58 @@ fn files_that_the_mirror_does_not_have_do_not_hold_a_release_file_up() {
         given(&mut client) == release(&second).as_bytes()
     });
     assert_given(&mut client, &proxy.url_for(&mirror, &packages()), &second.index(), "adopted");
+}
+
+/// The archive's release file, good for so long.
+fn good_for(archive: &LocalArchive, time: Duration) -> String {
+    let until = httpdate::fmt_http_date(SystemTime::now() + time).replace("GMT", "UTC");
+    archive.release().replace("\nSHA256:", &format!("\nValid-Until: {until}\nSHA256:"))
+}
+
+#[test]
+fn a_state_that_has_expired_is_none_to_go_on_with() {
+    let [first, second] = [0, 1].map(|number| generation(number).without_by_hash());
+    let (mirror, proxy) = (mirror_of(&first), proxy());
+    let (release, index) = (proxy.url_for(&mirror, RELEASE), proxy.url_for(&mirror, &packages()));
+    let put = |text: &str| mirror.put(RELEASE, File::new(text.as_bytes()).no_validators());
+    let expires = Instant::now() + Duration::from_secs(10);
+    let old = good_for(&first, Duration::from_secs(10));
+    put(&old);
+    let mut client = Connection::open(proxy.addr());
+    assert_given(&mut client, &release, &old, "at first");
+    assert_given(&mut client, &index, &first.index(), "at first");
+
+    move_on(&proxy, &mirror, &second);
+    let new = good_for(&second, Duration::from_hours(1));
+    put(&new);
+    mirror.script(&packages(), vec![Fault::Status(503); 1000]);
+    // Its date has no parts of a second.
+    thread::sleep(expires.saturating_duration_since(Instant::now()) + Duration::from_secs(2));
+    assert_given(&mut client, &release, &new, "when it has expired");
+    let reply = client.get(&index);
+    assert_eq!(reply.status, 503, "not what belongs to the old one");
+    mirror.heal(&packages());
+    assert_given(&mut client, &index, &second.index(), "when it can be had");
+}
+
+#[test]
+fn a_release_file_is_followed_behind_the_backs_of_clients_that_have_left() {
+    let (mirror, proxy, first) = used_without_by_hash();
+    let second = generation(1).without_by_hash();
+    move_on(&proxy, &mirror, &second);
+    // Longer than clients wait, and than a download goes on that nobody wants.
+    let bytes_per_second = second.index().len() as u64 / 12;
+    mirror.script(&packages(), vec![Fault::Trickle { bytes_per_second }]);
+    let release = proxy.url_for(&mirror, RELEASE);
+    let reply = get(proxy.addr(), &release);
+    assert_eq!(reply.body, first.release().as_bytes(), "meanwhile: {}", reply.reason);
+    assert!(mirror.requests(&packages()).iter().any(|seen| seen.open), "it is on its way");
+    wait_until(Duration::from_mins(1), "the end of it, whom nobody waits for", || {
+        thread::sleep(Duration::from_millis(100));
+        proxy.count("aptmesh_engine_flights") == 0
+    });
+    mirror.stop();
+    assert_serves(&mirror, &proxy, &second, "of what is stored");
 }
 
 /// How the archive is signed.

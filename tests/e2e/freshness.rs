@@ -454,3 +454,26 @@ fn a_slow_confirmation_arrives_behind_the_stale_copy() {
     assert!(ask_like_apt(&proxy, &mirror, RELEASE).body == new);
     assert_eq!(mirror.requests(RELEASE).len(), 2);
 }
+
+#[test]
+fn one_file_that_leads_nowhere_does_not_make_its_mirror_away() {
+    let (mirror, nobody) = (Mirror::start(), Mirror::start());
+    let bytes = noise(30, 50_000);
+    let proxy = warm(&mirror, RELEASE, File::new(bytes.as_slice()));
+    nobody.stop();
+    let lost = "/debian/pool/main/l/lost/lost_1.orig.tar.xz";
+    let there = format!("http://{}{lost}", nobody.host());
+    mirror.script(lost, vec![Fault::Redirect(there); 100]);
+    for round in 0..3 {
+        let reply = ask(&proxy, &mirror, lost, &[]);
+        assert!(matches!(reply.status, 502..=504), "{} {}", reply.status, reply.reason);
+        assert_eq!(proxy.count("aptmesh_mirror_away"), 0);
+        let release = ask_like_apt(&proxy, &mirror, RELEASE);
+        assert_eq!(cache_status(&release), CONFIRMED, "round {round}");
+        assert_eq!(release.body, bytes);
+        let path = format!("/debian/pool/main/f/found/found_{round}.orig.tar.xz");
+        mirror.put(&path, File::new(noise(31, 1_000)));
+        assert_eq!(fetch(&proxy, &mirror, &path), noise(31, 1_000));
+    }
+    assert!(mirror.requests(lost).len() >= 3);
+}

@@ -458,3 +458,282 @@ fn the_mirrors_of_a_group_may_be_asked_and_nobody_else() {
     }
     assert_eq!(stranger.connections(), 0);
 }
+
+const AWAY: &str = "aptmesh_mirror_away";
+
+/// It is served, at once or when somebody asks again: one that is away has but a moment to answer.
+fn wait_for_file(proxy: &Proxy, mirror: &Mirror, number: usize) {
+    wait_until(PATIENCE, "a file that a mirror has", || {
+        let reply = fetch(proxy, mirror, &file_path(number));
+        reply.status == 200 && reply.body == noise(number as u64, 500)
+    });
+}
+
+#[test]
+fn nothing_stays_away_that_is_back() {
+    for second_stops in [true, false] {
+        let mirrors = pair();
+        let [one, two] = &mirrors;
+        stock(&mirrors);
+        let proxy = build(&mirrors).start();
+        mirrors.iter().for_each(Mirror::stop);
+        let reply = fetch(&proxy, one, &file_path(0));
+        assert!(matches!(reply.status, 502..=504), "{} {}", reply.status, reply.reason);
+        assert_eq!(proxy.count(AWAY), 2);
+
+        two.restart();
+        wait_for_file(&proxy, one, 1);
+        assert_file(&proxy, one, 2);
+        assert_eq!(proxy.count(AWAY), 1);
+
+        // The first is back, and is asked when the second does not have what is wanted.
+        one.restart();
+        if second_stops {
+            two.stop();
+        } else {
+            two.remove(&file_path(3));
+        }
+        wait_for_file(&proxy, two, 3);
+        assert!(one.bodies(&file_path(3)) >= 1);
+        assert_file(&proxy, two, 4);
+        assert_eq!(one.bodies(&file_path(4)), 1, "it is the favourite again");
+
+        two.restart();
+        one.remove(&file_path(5));
+        wait_for_file(&proxy, one, 5);
+        assert_eq!(proxy.count(AWAY), 0);
+    }
+}
+
+#[test]
+fn a_no_beside_a_trouble_that_passes_is_not_the_last_word() {
+    let (mirrors, archive) = (pair(), demo());
+    let [one, two] = &mirrors;
+    publish(&archive, &mirrors);
+    let proxy = build(&mirrors).start();
+    teach(&proxy, &archive);
+    let path = pool(&archive, "tool");
+    one.remove(&path);
+    two.script(&path, vec![Fault::Status(503); 2]);
+    let reply = fetch(&proxy, one, &path);
+    assert_eq!((reply.status, reply.complete), (200, true), "{}", reply.reason);
+    assert_eq!(reply.body, archive.deb("tool"));
+    assert_eq!(two.bodies(&path), 1);
+    assert!(one.requests(&path).iter().all(|seen| seen.status == 404));
+}
+
+#[test]
+fn a_no_does_not_count_where_a_list_promises_the_file() {
+    let (mirrors, archive) = (pair(), demo());
+    let [one, two] = &mirrors;
+    publish(&archive, &mirrors);
+    let proxy = build(&mirrors).start();
+    teach(&proxy, &archive);
+    for (path, status) in [(pool(&archive, "tool"), 503), (file_path(0), 404)] {
+        one.remove(&path);
+        two.script(&path, vec![Fault::Status(503); 50]);
+        let reply = fetch(&proxy, one, &path);
+        assert_eq!(reply.status, status, "{path}: {}", reply.reason);
+    }
+}
+
+#[test]
+fn the_old_bytes_of_a_mirror_that_lags_are_not_given_for_the_new_ones() {
+    let given = LocalArchive::new("demo").without_by_hash().package("tool", "2.0", 100).later(1);
+    let old = LocalArchive::new("demo").without_by_hash();
+    // Once of the same size, and once not.
+    for old in [old.clone().package("tool", "1.0", 100), old] {
+        let mirrors = pair();
+        let [one, two] = &mirrors;
+        old.publish(one, "/debian");
+        given.publish(two, "/debian");
+        let proxy = build(&mirrors).start();
+        one.script(RELEASE, vec![Fault::Status(503)]);
+        for _ in 0..2 {
+            let mut client = Connection::open(proxy.addr());
+            let release = client.get(&proxy.url_for(one, RELEASE));
+            assert_eq!(release.body, given.release().as_bytes(), "{}", release.reason);
+            let path = format!("/debian/{}", given.index_path());
+            let index = client.get(&proxy.url_for(one, &path));
+            assert_eq!((index.status, index.complete), (200, true), "{}", index.reason);
+            assert_eq!(String::from_utf8_lossy(&index.body), given.index());
+            proxy.wait_landed();
+            assert_eq!((one.requests(&path).len(), two.bodies(&path)), (1, 1));
+        }
+        proxy.check_blobs();
+    }
+}
+
+#[test]
+fn apt_gets_a_large_index_right_though_a_mirror_lags() {
+    // Too large to be held back to its end: apt hears that it broke off, and asks again.
+    let archive = |version: &str| {
+        (0..400).fold(LocalArchive::new("demo").without_by_hash(), |archive, number| {
+            archive.package(&format!("tool{number}"), version, 10)
+        })
+    };
+    let (old, given) = (archive("1.0"), archive("2.0").later(1));
+    let mirrors = pair();
+    let [one, two] = &mirrors;
+    old.publish(one, "/debian");
+    given.publish(two, "/debian");
+    let proxy = build(&mirrors).start();
+    one.script(RELEASE, vec![Fault::Status(503)]);
+    let apt = Apt::new(None);
+    apt.sources(&given.source_line(&format!("http://{}/demo", proxy.addr())));
+    let update = apt.update();
+    assert!(update.ok, "{}", update.output);
+    let path = format!("/debian/{}", given.index_path());
+    assert_eq!((one.bodies(&path), two.bodies(&path)), (1, 1));
+    let download = apt.download(&["tool399"]);
+    assert!(download.ok, "{}", download.output);
+    proxy.wait_landed();
+    proxy.check_blobs();
+}
+
+#[test]
+fn what_may_be_a_secret_is_told_to_the_host_that_the_client_wrote() {
+    const SECRET: &str = "hunter2";
+    let path = file_path(0);
+    for written in 0..2 {
+        let mirrors = pair();
+        let (this, other) = (&mirrors[written], &mirrors[1 - written]);
+        stock(&mirrors);
+        let proxy = build(&mirrors).start();
+        let (host, basic) = (this.host(), ("Authorization", "Bearer hunter2"));
+        let asks: [(String, &[(&str, &str)]); 5] = [
+            (format!("/{host}{path}?token={SECRET}"), &[]),
+            (format!("http://{host}{path}?token={SECRET}"), &[]),
+            (format!("/me:{SECRET}@{host}{path}"), &[]),
+            (format!("http://me:{SECRET}@{host}{path}"), &[]),
+            (format!("/{host}{path}"), &[basic]),
+        ];
+        for (target, fields) in &asks {
+            // One that is in trouble, or does not have it, is no reason to tell another.
+            this.script(&path, vec![Fault::Status(503), Fault::None, Fault::Status(404)]);
+            for status in [200, 404] {
+                let reply = request(proxy.addr(), "GET", target, fields);
+                assert_eq!(reply.status, status, "{target}: {}", reply.reason);
+            }
+            assert_eq!(this.requests(&path).len(), 3, "{target}");
+            this.clear_log();
+        }
+        assert_eq!(other.connections(), 0);
+        assert!(proxy.blobs().is_empty() && !proxy.log().contains(SECRET));
+    }
+}
+
+#[test]
+fn what_may_be_a_secret_is_told_to_the_first_mirror_under_the_groups_name() {
+    let mirrors = pair();
+    let [one, two] = &mirrors;
+    stock(&mirrors);
+    let proxy = build(&mirrors).start();
+    let path = file_path(0).replacen("/debian", "", 1);
+    let basic = "Basic bWU6aHVudGVyMg=="; // me:hunter2
+    let asks: [(String, &[(&str, &str)]); 4] = [
+        (format!("/demo{path}?token=hunter2"), &[]),
+        (format!("/me:hunter2@demo{path}"), &[]),
+        (format!("http://me:hunter2@demo{path}"), &[]),
+        (format!("/demo{path}"), &[("Authorization", basic)]),
+    ];
+    for (target, fields) in &asks {
+        let reply = request(proxy.addr(), "GET", target, fields);
+        assert_eq!(reply.status, 200, "{target}: {}", reply.reason);
+        let seen = one.log().pop().unwrap();
+        let has_query = target.contains('?');
+        assert_eq!(seen.path.contains("?token=hunter2"), has_query, "{}", seen.path);
+        assert_eq!(seen.header("authorization"), (!has_query).then_some(basic), "{target}");
+    }
+    assert_eq!((one.log().len(), two.connections()), (asks.len(), 0));
+    assert!(proxy.blobs().is_empty() && !proxy.log().contains("hunter2"));
+}
+
+#[test]
+fn a_mirror_that_is_named_by_address_may_be_asked_at_its_own_port_alone() {
+    let mirrors = pair();
+    let [one, two] = &mirrors;
+    let beside = Mirror::start();
+    stock(&mirrors);
+    beside.put(&file_path(0), File::new(noise(0, 500)));
+    let ports = [one, &beside].map(|mirror| mirror.addr().port().to_string()).join(",");
+    let proxy = build(&mirrors)
+        .env("APTMESH_MIRROR_ALLOW_PRIVATE", "")
+        .env("APTMESH_MIRROR_CONNECT_PORTS", ports)
+        .start();
+    assert_file(&proxy, one, 0);
+
+    let admin = format!("{}/metrics", proxy.admin());
+    let others = [admin, format!("{}{}", beside.host(), file_path(0))];
+    for (number, there) in (1..).zip(&others) {
+        let reply = get(proxy.addr(), &format!("/{there}"));
+        assert_eq!(reply.status, 403, "{there}: {}", reply.reason);
+        assert!(reply.reason.contains("allow_private"), "{}", reply.reason);
+        // Nor do the mirrors lead there.
+        let redirect = Fault::Redirect(format!("http://{there}"));
+        mirrors.iter().for_each(|mirror| mirror.script(&file_path(number), vec![redirect.clone()]));
+        let reply = get(proxy.addr(), &proxy.url_for(two, &file_path(number)));
+        assert_eq!(reply.status, 403, "to {there}: {}", reply.reason);
+    }
+    let knocks = one.connections();
+    for host in [one, &beside].map(Mirror::host) {
+        let reply = request(proxy.addr(), "CONNECT", &host, &[]);
+        assert_eq!(reply.status, 403, "{host}: {}", reply.reason);
+        assert!(reply.reason.contains("allow_private"), "{}", reply.reason);
+    }
+    assert_eq!((one.connections(), beside.connections()), (knocks, 0));
+}
+
+#[test]
+fn a_mirror_that_is_named_by_name_may_be_asked_where_names_may_lead() {
+    let mirror = Mirror::start();
+    mirror.put(&file_path(0), File::new(noise(0, 500)));
+    let host = format!("localhost:{}", mirror.addr().port());
+    let build = || Proxy::build().env(GROUPS, format!("demo http://{host}/debian"));
+    let targets = [format!("/{host}{}", file_path(0)), file_path(0).replacen("debian", "demo", 1)];
+
+    let strict = build().env("APTMESH_MIRROR_ALLOW_PRIVATE", "").start();
+    for target in &targets {
+        let reply = get(strict.addr(), target);
+        assert_eq!(reply.status, 403, "{target}: {}", reply.reason);
+        assert!(reply.reason.contains("allow_private"), "{}", reply.reason);
+    }
+    assert_eq!(mirror.connections(), 0);
+    let lenient = build().env("APTMESH_MIRROR_ALLOW_PRIVATE", "localhost").start();
+    for target in &targets {
+        assert_eq!(get(lenient.addr(), target).body, noise(0, 500), "{target}");
+    }
+}
+
+#[test]
+fn a_signal_does_not_take_a_running_group_apart() {
+    let mirrors = pair();
+    let [one, two] = &mirrors;
+    stock(&mirrors);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("aptmesh.toml");
+    let write = |name: &str, mirrors: &str| {
+        let text = format!("[[archive.groups]]\nname = \"{name}\"\nmirrors = [{mirrors}]\n");
+        fs::write(&file, text).unwrap();
+    };
+    let [first, second] =
+        mirrors.each_ref().map(|mirror| format!("\"http://{}/debian\"", mirror.host()));
+    write("demo", &format!("{first}, {second}"));
+    let proxy =
+        Proxy::build().env("APTMESH_MIRROR_ALLOW_PRIVATE", "").arg("--config").arg(&file).start();
+    assert_file(&proxy, two, 0);
+
+    write("other", "\"http://deb.example.org/debian\"");
+    proxy.signal("HUP");
+    wait_until(PATIENCE, "what takes a restart is named", || {
+        let log = proxy.log();
+        log.lines().any(|line| line.contains("archive.groups") && line.contains("next start"))
+    });
+    assert_file(&proxy, two, 1);
+    assert_eq!((one.bodies(&file_path(1)), two.log().len()), (1, 0));
+    one.stop();
+    let by_name = file_path(2).replacen("debian", "demo", 1);
+    assert_eq!(get(proxy.addr(), &by_name).body, noise(2, 500));
+    assert_eq!(two.bodies(&file_path(2)), 1);
+    assert_ne!(get(proxy.addr(), &by_name.replacen("demo", "other", 1)).status, 200);
+}

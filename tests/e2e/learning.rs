@@ -141,6 +141,120 @@ fn a_package_that_is_not_what_its_list_says_never_comes_whole() {
     proxy.check_blobs();
 }
 
+/// Puts a list on the mirror and has the cache learn it.
+fn teach(proxy: &Proxy, mirror: &Mirror, path: &str, text: &str) {
+    let before = proxy.count(LEARNT);
+    mirror.put(path, File::new(text.as_bytes()));
+    assert_eq!(fetch(proxy, mirror, path).body, text.as_bytes(), "{path}");
+    wait_until(PATIENCE, "the list is learnt", || proxy.count(LEARNT) > before);
+}
+
+/// A small file that is held back to its end, and one that is handed out as it comes; under either
+/// name once more as somebody would have them who changed one byte.
+fn right_and_wrong(names: [&str; 2]) -> [(String, Vec<u8>, Vec<u8>); 2] {
+    [(names[0], 100), (names[1], 300_000)].map(|(name, len)| {
+        let right = [b"!<arch>\n".as_slice(), &noise(len as u64, len)].concat();
+        let mut wrong = right.clone();
+        wrong[len / 2] ^= 1;
+        (name.to_owned(), right, wrong)
+    })
+}
+
+/// Nothing else than the right bytes comes whole from there, and they are stored.
+fn assert_held_to(proxy: &Proxy, mirror: &Mirror, path: &str, right: &[u8], wrong: &[u8]) {
+    for file in [File::new(wrong), File::new(wrong).chunked(), File::new(&right[1..])] {
+        mirror.put(path, file);
+        let reply = fetch(proxy, mirror, path);
+        assert!(reply.status != 200 || !reply.complete, "{path}: {} bytes", reply.body.len());
+        proxy.wait_landed();
+    }
+    mirror.put(path, File::new(right));
+    for expected in ["aptmesh; fwd=miss; stored", "aptmesh; hit"] {
+        mirror.clear_log();
+        let reply = fetch(proxy, mirror, path);
+        assert_eq!((reply.status, reply.complete), (200, true), "{path}: {}", reply.reason);
+        assert!(reply.body == right, "{path}: {} bytes", reply.body.len());
+        let status = reply.header("cache-status").unwrap_or_default();
+        assert!(status.starts_with(expected), "{path}: {status}");
+        assert_eq!(mirror.bodies(path), usize::from(expected.contains("miss")), "{path}");
+        proxy.wait_landed();
+    }
+    proxy.check_blobs();
+}
+
+#[test]
+fn patches_are_held_to_their_index() {
+    let (mirror, proxy) = (Mirror::start(), proxy());
+    let folder = "/debian/dists/demo/main/binary-all/Packages.diff";
+    let patches = right_and_wrong(["T-2-F-1.gz", "T-3-F-1.gz"]);
+    let section = |name: &str, ending: &str| {
+        let line = |(patch, right, _): &(String, Vec<u8>, Vec<u8>)| {
+            let patch = patch.replace(".gz", ending);
+            format!(" {} {} {patch}\n", sha256_hex(right), right.len())
+        };
+        format!("SHA256-{name}:\n{}", patches.iter().map(line).collect::<String>())
+    };
+    let plain = section("Patches", "").replace(&sha256_hex(&patches[0].1), &"0".repeat(64));
+    let index = format!(
+        "SHA256-Current: {} 1\n{}{plain}{}",
+        "0".repeat(64),
+        section("History", ""),
+        section("Download", ".gz")
+    );
+    teach(&proxy, &mirror, &format!("{folder}/Index"), &index);
+    for (name, right, wrong) in &patches {
+        assert_held_to(&proxy, &mirror, &format!("{folder}/{name}"), right, wrong);
+    }
+    assert!(proxy.count(VERIFY_FAILURES) >= 4);
+}
+
+#[test]
+fn installer_files_are_held_to_their_sums() {
+    let (mirror, proxy) = (Mirror::start(), proxy());
+    let folder = "/debian/dists/demo/main/installer-all/current/images";
+    let files = right_and_wrong(["netboot/mini.iso", "netboot/linux"]);
+    let sums: String =
+        files.iter().map(|(name, right, _)| format!("{}  ./{name}\n", sha256_hex(right))).collect();
+    teach(&proxy, &mirror, &format!("{folder}/SHA256SUMS"), &sums);
+    for (name, right, wrong) in &files {
+        assert_held_to(&proxy, &mirror, &format!("{folder}/{name}"), right, wrong);
+    }
+    assert!(proxy.count(VERIFY_FAILURES) >= 4);
+}
+
+#[test]
+fn translations_are_held_to_the_release_file_that_the_client_was_given() {
+    let (mirror, proxy) = (Mirror::start(), proxy());
+    let files = right_and_wrong(["main/i18n/Translation-en.xz", "main/i18n/Translation-de.xz"]);
+    let lines: String = files
+        .iter()
+        .map(|(name, right, _)| format!(" {} {} {name}\n", sha256_hex(right), right.len()))
+        .collect();
+    let release = format!("Suite: demo\nSHA256:\n{lines}");
+    teach(&proxy, &mirror, "/debian/dists/demo/Release", &release);
+    for (name, right, wrong) in &files {
+        assert_held_to(&proxy, &mirror, &format!("/debian/dists/demo/{name}"), right, wrong);
+    }
+}
+
+#[test]
+fn packages_of_a_flat_repository_are_held_to_its_list() {
+    let (mirror, proxy) = (Mirror::start(), proxy());
+    let packages = right_and_wrong(["toy.deb", "deep/tool.deb"]);
+    let list: String = packages
+        .iter()
+        .map(|(name, right, _)| {
+            let (size, digest) = (right.len(), sha256_hex(right));
+            format!("Package: p\nFilename: ./{name}\nSize: {size}\nSHA256: {digest}\n\n")
+        })
+        .collect();
+    teach(&proxy, &mirror, "/flat/Packages", &list);
+    for (name, right, wrong) in &packages {
+        assert_held_to(&proxy, &mirror, &format!("/flat/{name}"), right, wrong);
+    }
+    assert!(proxy.count(VERIFY_FAILURES) >= 4);
+}
+
 #[test]
 fn a_wrong_package_is_not_relayed_either() {
     let (mirror, proxy, archive) = (Mirror::start(), proxy(), demo());

@@ -607,3 +607,19 @@ fn silence_after_the_head_again_and_again_is_told_before_apt_gives_up() {
     assert_trouble(&scene.get(TOOL), "127.0.0.1");
     scene.assert_not_stored(TOOL, &bytes);
 }
+
+#[test]
+fn silence_after_a_late_head_again_and_again_is_told_before_apt_gives_up() {
+    let scene = Scene::new();
+    let bytes = noise(31, LEN);
+    let silence = Fault::Stall { after: 0, for_: Duration::from_mins(5) };
+    let late = File::new(bytes.clone()).head_delay(Duration::from_secs(4));
+    scene.put(TOOL, late, vec![silence; 50]);
+    let reply = scene.get(TOOL);
+    assert!(matches!(reply.status, 503 | 504), "{reply:?}");
+    assert_trouble(&reply, "127.0.0.1");
+    // Its own limit: the bound is the effect.
+    assert!(reply.total < Duration::from_secs(30), "{:?}", reply.total);
+    assert!(scene.requests(TOOL) >= 2, "it was asked once only");
+    scene.assert_not_stored(TOOL, &bytes);
+}

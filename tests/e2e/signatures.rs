@@ -377,3 +377,43 @@ fn an_unsigned_release_file_has_no_signature_invented_for_it() {
     put(&mirror, RELEASE_GPG, signature.clone());
     assert_eq!(both(&proxy, &mirror), (text, signature));
 }
+
+#[test]
+fn where_nothing_is_asked_of_release_files_both_forms_pass() {
+    let (mirror, signer) = (Mirror::start(), Signer::new("ed25519"));
+    let proxy = proxy("off", &signer);
+    let (old, new) = (halves(9, &signer), halves(5, &signer));
+    let inline = String::from_utf8(signer.clearsign(&old.0)).unwrap();
+    let inline = inline.replace("Suite: demo", "Suite: dome");
+    put(&mirror, INRELEASE, inline.clone());
+    put(&mirror, RELEASE, new.0.clone());
+    put(&mirror, RELEASE_GPG, old.1.clone());
+    for _ in 0..2 {
+        assert_eq!(fetch(&proxy, &mirror, INRELEASE).body, inline.as_bytes());
+        assert_eq!(both(&proxy, &mirror), (new.0.clone(), old.1.clone()));
+    }
+    assert_eq!(proxy.count(VERDICTS), 0);
+}
+
+#[test]
+fn a_signature_made_anew_for_the_same_release_file_reaches_clients() {
+    let (signer, stranger) = (Signer::new("ed25519"), Signer::new("ed25519"));
+    let text = release(3, "");
+    let signatures = [&stranger, &signer, &stranger]
+        .map(|signer| String::from_utf8(signer.detach(&text)).unwrap());
+    // A mirror that says that the file is the same, and one that sends it again.
+    let marked = File::new(text.clone().into_bytes());
+    for file in [marked.clone(), marked.no_validators()] {
+        let (mirror, proxy) = (Mirror::start(), proxy("auto", &signer));
+        mirror.put(RELEASE, file);
+        for signature in &signatures {
+            put(&mirror, RELEASE_GPG, signature.clone());
+            wait_until(Duration::from_secs(30), "the new signature", || {
+                let (given, its_signature) = both(&proxy, &mirror);
+                assert_eq!(given, text);
+                its_signature == *signature
+            });
+        }
+        assert_eq!(verdicts(&proxy, "bad"), 0);
+    }
+}
