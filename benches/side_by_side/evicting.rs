@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use aptmesh::content::digest::Sha256;
-use aptmesh::engine::evict::{Evictor, Mode};
-use aptmesh::engine::pins::Pin;
+use aptmesh::engine::volume::evict::{Evictor, Mode};
+use aptmesh::engine::volume::pins::Pin;
 use aptmesh::index::sqlite::{Config, SqliteIndex};
 use aptmesh::index::{Index, ROUND_TRIP};
 use aptmesh::store::{self, Store};

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::cli::wiring;
 use crate::config::Config;
 use crate::config::bytes::Bytes;
-use crate::engine::evict::{Mode, Victim};
+use crate::engine::volume::evict::{Mode, Victim};
 
 /// Names of a blob that are told; a package that mirrors share has several.
 const NAMES_TOLD: usize = 3;

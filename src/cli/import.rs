@@ -10,7 +10,7 @@ use crate::cli::progress::Progress;
 use crate::cli::wiring;
 use crate::config::Config;
 use crate::config::bytes::Bytes;
-use crate::engine::import::Event;
+use crate::engine::volume::import::Event;
 
 /// Files that are refused and told one by one; those beyond are only counted.
 const REFUSED_TOLD: u64 = 100;

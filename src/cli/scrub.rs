@@ -10,8 +10,8 @@ use crate::cli::progress::Progress;
 use crate::cli::wiring;
 use crate::config::Config;
 use crate::config::bytes::Bytes;
-use crate::engine::adopt::Comparison;
-use crate::engine::inspect::{Finding, InspectError, Inspector};
+use crate::engine::volume::adopt::Comparison;
+use crate::engine::volume::inspect::{Finding, InspectError, Inspector};
 use crate::store::{FOLDERS, Lying};
 
 /// What a pass came to.

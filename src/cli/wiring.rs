@@ -10,9 +10,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::engine::Engine;
-use crate::engine::import::Importer;
-use crate::engine::inspect::Inspector;
-use crate::engine::room::Room;
+use crate::engine::volume::import::Importer;
+use crate::engine::volume::inspect::Inspector;
+use crate::engine::volume::room::Room;
 use crate::index::Index;
 use crate::index::sqlite::{self, SqliteIndex};
 use crate::mirror::Mirror;

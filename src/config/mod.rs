@@ -105,13 +105,13 @@ impl Config {
             groups: groups.clone(),
             engine: engine::Config {
                 recheck_after: reader.duration("mirror.recheck_after"),
-                judge: engine::judge::Config {
+                judge: engine::suites::judge::Config {
                     verify: reader.verify("archive.verify"),
                     scopes: reader.scopes("archive.groups", &groups, &keyring),
                     keyring,
                 },
-                room: engine::room::Config {
-                    limits: engine::room::Limits {
+                room: engine::volume::room::Config {
+                    limits: engine::volume::room::Limits {
                         quota: reader.quota("store.quota"),
                         min_free: reader.min_free("store.min_free"),
                     },
@@ -122,11 +122,11 @@ impl Config {
                     rate: reader.bytes("prefetch.rate"),
                     hours: prefetch::Hours::joined(reader.list("prefetch.hours")),
                 },
-                scrub: engine::upkeep::Config {
+                scrub: engine::volume::upkeep::Config {
                     rate: reader.rate("store.scrub_rate"),
                     interval: reader.duration("store.scrub_interval"),
                 },
-                folders: engine::folders::Config { roots: folders, own: data.clone() },
+                folders: engine::volume::folders::Config { roots: folders, own: data.clone() },
             },
             store: store::Config { dir: data },
             log: logs::Config {

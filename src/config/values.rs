@@ -13,8 +13,8 @@ use crate::archive::groups::Groups;
 use crate::archive::signature::Keyring;
 use crate::config::bytes::Bytes;
 use crate::config::keyrings;
-use crate::engine::judge::Verify;
-use crate::engine::room::MinFree;
+use crate::engine::suites::judge::Verify;
+use crate::engine::volume::room::MinFree;
 use crate::index::sqlite;
 use crate::telemetry::logs;
 

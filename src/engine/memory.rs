@@ -14,8 +14,8 @@ use quick_cache::sync::Cache;
 
 use crate::content::digest::Sha256;
 use crate::engine::plan::Standing;
-use crate::engine::proof::{Proof, Soundness};
-use crate::engine::uses::Counter;
+use crate::engine::volume::proof::{Proof, Soundness};
+use crate::engine::volume::uses::Counter;
 use crate::index::Entry;
 use crate::store::Blob;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::StatusCode;
 
 use crate::content::validators::Validators;
-use crate::engine::follower::Follower;
+use crate::engine::flight::follower::Follower;
 use crate::engine::memory::Known;
 use crate::engine::relayed::Relayed;
 use crate::index::Entry;

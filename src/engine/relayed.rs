@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
 use crate::content::digest::{Expected, Hasher};
-use crate::engine::follower::Cut;
+use crate::engine::flight::follower::Cut;
 use crate::engine::taint::Tainted;
 use crate::mirror::{Answer, Body, Framing};
 

@@ -11,7 +11,7 @@ use futures_util::{Stream, StreamExt as _};
 use http_body::{Frame, SizeHint};
 use prometheus::IntCounter;
 
-use crate::engine::follower::{Chunk, Cut, Follower, SPAN_MAX, Span};
+use crate::engine::flight::follower::{Chunk, Cut, Follower, SPAN_MAX, Span};
 use crate::engine::relayed::Relayed;
 use crate::web::wire::{Spans, Wire};
 

@@ -21,7 +21,7 @@ use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::engine::follower::{SPAN_MAX, Span};
+use crate::engine::flight::follower::{SPAN_MAX, Span};
 use crate::web::heads::{Head, Heads};
 
 /// Bytes read ahead of what hyper has taken: more than ten of apt's requests.

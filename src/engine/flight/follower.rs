@@ -57,7 +57,7 @@ pub struct Follower {
 }
 
 impl Follower {
-    pub(super) fn new(flow: Arc<Flow>, interest: Interest, mirror: Arc<Mirror>) -> Self {
+    pub(in crate::engine) fn new(flow: Arc<Flow>, interest: Interest, mirror: Arc<Mirror>) -> Self {
         let progress = interest.flight().progress();
         let end = flow.meta.size;
         Self { flow, progress, position: 0, end, mirror, spilled: None, _interest: interest }
@@ -182,7 +182,7 @@ impl Follower {
 
 /// Headers that ask for the rest of the version described by `meta`, and only of that one; `None`
 /// if it has no mark that tells it from others.
-pub(super) fn resume_headers(position: u64, meta: &Meta) -> Option<HeaderMap> {
+pub(in crate::engine) fn resume_headers(position: u64, meta: &Meta) -> Option<HeaderMap> {
     let mut headers = range_from(position);
     if position > 0 {
         let mark = meta.validators.for_if_range()?;
@@ -192,7 +192,7 @@ pub(super) fn resume_headers(position: u64, meta: &Meta) -> Option<HeaderMap> {
 }
 
 /// Headers that ask for the rest of whatever version there is.
-pub(super) fn range_from(position: u64) -> HeaderMap {
+pub(in crate::engine) fn range_from(position: u64) -> HeaderMap {
     let mut headers = HeaderMap::new();
     let range = HeaderValue::try_from(format!("bytes={position}-"));
     if let Some(range) = range.ok().filter(|_| position > 0) {

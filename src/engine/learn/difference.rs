@@ -13,19 +13,19 @@ use crate::index::{Change, Expectation};
 
 /// The most names of one list, of now and of before. Debian's largest, the sources of `main`, has
 /// 130,000.
-pub(super) const NAMES_MAX: usize = 500_000;
+pub(in crate::engine) const NAMES_MAX: usize = 500_000;
 /// The most bytes of the names of one list, of now and of before: the index keeps them. Those of
 /// Debian's sources take 15 MB.
-pub(super) const NAME_BYTES_MAX: u32 = 64 * 1024 * 1024;
+pub(in crate::engine) const NAME_BYTES_MAX: u32 = 64 * 1024 * 1024;
 /// Changes written in one transaction, so that other writes get their turn.
-pub(super) const BATCH: usize = 2000;
+pub(in crate::engine) const BATCH: usize = 2000;
 /// Bytes of names in one transaction: batches of long names are smaller ones.
 const BATCH_BYTES: usize = 1024 * 1024;
 
 /// What a list said before, and whether it says it again. Names are known by 128 bits of a hash that
 /// nobody outside can foresee, and what is said of them by 64: none are mistaken for each other.
 #[derive(Default)]
-pub(super) struct Said {
+pub(in crate::engine) struct Said {
     names: HashMap<[u64; 2], Saying>,
     hashers: [RandomState; 2],
     before: Bounds,
@@ -54,7 +54,11 @@ impl Said {
     ///
     /// # Errors
     /// When that was too much.
-    pub(super) fn take_before(&mut self, key: &str, what: &Expectation) -> Result<(), Refusal> {
+    pub(in crate::engine) fn take_before(
+        &mut self,
+        key: &str,
+        what: &Expectation,
+    ) -> Result<(), Refusal> {
         let start = self.before.bytes;
         self.before.count(key)?;
         self.text.push_str(key);
@@ -82,7 +86,7 @@ impl Said {
     }
 
     /// What was said before and is not any more.
-    pub(super) fn left_out(&self) -> impl Iterator<Item = &str> {
+    pub(in crate::engine) fn left_out(&self) -> impl Iterator<Item = &str> {
         let spans = self.names.values().filter_map(|saying| saying.left_out.as_ref());
         spans.filter_map(|span| self.text.get(span.start as usize..span.end as usize))
     }
@@ -117,7 +121,7 @@ impl Bounds {
 }
 
 /// Hands on what is said and was not said before, in batches.
-pub(super) struct Difference {
+pub(in crate::engine) struct Difference {
     said: Said,
     change: Change,
     change_bytes: usize,
@@ -125,7 +129,7 @@ pub(super) struct Difference {
 }
 
 impl Difference {
-    pub(super) fn new(said: Said, batches: mpsc::Sender<Change>) -> Self {
+    pub(in crate::engine) fn new(said: Said, batches: mpsc::Sender<Change>) -> Self {
         Self { said, change: Change::default(), change_bytes: 0, batches }
     }
 
@@ -133,7 +137,7 @@ impl Difference {
     ///
     /// # Errors
     /// When there is too much of it, or nobody writes it down any more: there is no use in going on.
-    pub(super) fn say(&mut self, key: &str, what: Expectation) -> Result<(), Refusal> {
+    pub(in crate::engine) fn say(&mut self, key: &str, what: Expectation) -> Result<(), Refusal> {
         if self.said.take(key, &what)? == News::Some {
             self.change.set.push((key.to_owned(), what));
             self.change_bytes += key.len();
@@ -148,7 +152,7 @@ impl Difference {
     ///
     /// # Errors
     /// When nobody writes it down any more.
-    pub(super) fn end(mut self) -> Result<Said, Refusal> {
+    pub(in crate::engine) fn end(mut self) -> Result<Said, Refusal> {
         if !self.change.set.is_empty() {
             self.send()?;
         }

@@ -18,11 +18,11 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use crate::content::digest::Sha256;
-use crate::engine::inspect::{InspectError, Inspector};
 use crate::engine::memory::now_seconds;
-use crate::engine::pace::Pace;
-use crate::engine::upkeep::HASH_RATE;
-use crate::engine::walk::{self, Met, Reason};
+use crate::engine::volume::inspect::{InspectError, Inspector};
+use crate::engine::volume::pace::Pace;
+use crate::engine::volume::upkeep::HASH_RATE;
+use crate::engine::volume::walk::{self, Met, Reason};
 use crate::index::{HashedFile, Identity, Index};
 use crate::store::{Blob, StoreError};
 use crate::telemetry::metrics::Metrics;
@@ -51,7 +51,7 @@ pub struct Config {
 }
 
 /// The shared folders.
-pub(super) struct Folders {
+pub(in crate::engine) struct Folders {
     index: Arc<dyn Index>,
     inspector: Arc<Inspector>,
     roots: Vec<PathBuf>,
@@ -74,7 +74,7 @@ struct Seen {
 }
 
 impl Folders {
-    pub(super) fn new(
+    pub(in crate::engine) fn new(
         config: &Config,
         index: &Arc<dyn Index>,
         inspector: &Arc<Inspector>,
@@ -95,7 +95,7 @@ impl Folders {
     }
 
     /// A file with these bytes, open, unless it changed since it was hashed.
-    pub(super) async fn find(&self, digest: &Sha256) -> Option<Blob> {
+    pub(in crate::engine) async fn find(&self, digest: &Sha256) -> Option<Blob> {
         if self.roots.is_empty() {
             return None;
         }
@@ -112,7 +112,7 @@ impl Folders {
     }
 
     /// Files with these bytes have others after all.
-    pub(super) async fn disown(&self, digest: &Sha256) {
+    pub(in crate::engine) async fn disown(&self, digest: &Sha256) {
         let files = self.index.files_with(digest, COPIES_MAX).await.unwrap_or_default();
         let shared = files.into_iter().map(|file| file.path).filter(|path| self.is_shared(path));
         self.forget(&shared.collect::<Vec<_>>()).await;
@@ -130,7 +130,7 @@ impl Folders {
     }
 
     /// Keeps what is known of the folders up to date, for ever.
-    pub(super) async fn watch(self: Arc<Self>) {
+    pub(in crate::engine) async fn watch(self: Arc<Self>) {
         if self.roots.is_empty() {
             return;
         }

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use crate::engine::adopt::Adopted;
-use crate::engine::inspect::{InspectError, Inspector};
 use crate::engine::memory::now_seconds;
-use crate::engine::pace::Pace;
+use crate::engine::volume::adopt::Adopted;
+use crate::engine::volume::inspect::{InspectError, Inspector};
+use crate::engine::volume::pace::Pace;
 
 /// Blobs to check that are looked up at once.
 const PAGE: usize = 100;
@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_mins(1);
 const ADOPT_EVERY: Duration = Duration::from_hours(24);
 /// How fast unknown blobs are hashed, in bytes per second: somebody waits for them, so faster than
 /// what is merely checked again, and still half of what a slow disk gives.
-pub(super) const HASH_RATE: u64 = 50 * 1024 * 1024;
+pub(in crate::engine) const HASH_RATE: u64 = 50 * 1024 * 1024;
 
 /// How stored blobs are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub struct Config {
 }
 
 /// Checks what is due, for ever.
-pub(super) async fn scrub(inspector: Arc<Inspector>, config: Config) {
+pub(in crate::engine) async fn scrub(inspector: Arc<Inspector>, config: Config) {
     if config.rate == 0 {
         return;
     }
@@ -70,7 +70,7 @@ async fn scrub_page(
 }
 
 /// Adopts what is found on the volume, for ever.
-pub(super) async fn adopt(inspector: Arc<Inspector>) {
+pub(in crate::engine) async fn adopt(inspector: Arc<Inspector>) {
     loop {
         match inspector.adopt(&mut Pace::of(HASH_RATE)).await {
             Ok(sum) if sum == Adopted::default() => {}

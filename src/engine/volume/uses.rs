@@ -22,21 +22,21 @@ pub struct Counter {
 }
 
 impl Counter {
-    pub(super) fn new(digest: Sha256) -> Arc<Self> {
+    pub(in crate::engine) fn new(digest: Sha256) -> Arc<Self> {
         Arc::new(Self { digest, uses: AtomicU64::new(0) })
     }
 }
 
 /// All that is not told yet.
 #[derive(Default)]
-pub(super) struct Uses {
+pub(in crate::engine) struct Uses {
     used: Mutex<Vec<Arc<Counter>>>,
     asked: Mutex<HashSet<String>>,
 }
 
 impl Uses {
     /// A blob was served. Takes a lock at its first use since the last telling only.
-    pub(super) fn note(&self, counter: &Arc<Counter>) {
+    pub(in crate::engine) fn note(&self, counter: &Arc<Counter>) {
         if counter.uses.fetch_add(1, Ordering::Relaxed) > 0 {
             return;
         }
@@ -49,7 +49,7 @@ impl Uses {
     }
 
     /// Somebody asked for the metadata file `key`, which may be a list.
-    pub(super) fn note_asked(&self, key: &str) {
+    pub(in crate::engine) fn note_asked(&self, key: &str) {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         if asked.len() < ASKED_MAX && !asked.contains(key) {
             asked.insert(key.to_owned());
@@ -57,7 +57,7 @@ impl Uses {
     }
 
     /// Tells the index what was used. What it can not note is lost.
-    pub(super) async fn tell(&self, index: &dyn Index) -> Result<(), IndexError> {
+    pub(in crate::engine) async fn tell(&self, index: &dyn Index) -> Result<(), IndexError> {
         let counters =
             std::mem::take(&mut *self.used.lock().unwrap_or_else(PoisonError::into_inner));
         if counters.is_empty() {
@@ -76,7 +76,7 @@ impl Uses {
     }
 
     /// Tells the index which lists were asked for.
-    pub(super) async fn tell_asked(&self, index: &dyn Index) -> Result<(), IndexError> {
+    pub(in crate::engine) async fn tell_asked(&self, index: &dyn Index) -> Result<(), IndexError> {
         let asked = std::mem::take(&mut *self.asked.lock().unwrap_or_else(PoisonError::into_inner));
         for list in asked.iter().filter_map(|key| List::at(key)) {
             let below = (list.kind == ListKind::Release).then_some(list.base.as_str());

@@ -35,14 +35,14 @@ pub struct Config {
 }
 
 /// Who judges.
-pub(super) struct Judge {
+pub(in crate::engine) struct Judge {
     config: Config,
     judged: IntCounterVec,
 }
 
 /// What is to be done with a release file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Judgement {
+pub(in crate::engine) enum Judgement {
     /// Served and stored.
     Accepted {
         /// A known key vouches for it.
@@ -57,23 +57,23 @@ pub(super) enum Judgement {
 }
 
 /// A release file and what belongs to it.
-pub(super) struct Case<'a> {
+pub(in crate::engine) struct Case<'a> {
     /// The resource's name.
-    pub(super) key: &'a str,
+    pub(in crate::engine) key: &'a str,
     /// The file as it came.
-    pub(super) file: &'a [u8],
+    pub(in crate::engine) file: &'a [u8],
     /// `Release.gpg`, for a file without a signature of its own.
-    pub(super) detached: Option<&'a [u8]>,
+    pub(in crate::engine) detached: Option<&'a [u8]>,
     /// What was accepted before under the same name.
-    pub(super) accepted: Option<&'a [u8]>,
+    pub(in crate::engine) accepted: Option<&'a [u8]>,
     /// The `Release.gpg` of that.
-    pub(super) accepted_signature: Option<&'a [u8]>,
+    pub(in crate::engine) accepted_signature: Option<&'a [u8]>,
     /// Seconds since 1970.
-    pub(super) now: i64,
+    pub(in crate::engine) now: i64,
 }
 
 impl Judge {
-    pub(super) fn new(config: Config, metrics: &Metrics) -> Self {
+    pub(in crate::engine) fn new(config: Config, metrics: &Metrics) -> Self {
         let judged = metrics.counters(
             "aptmesh_engine_release_verdicts_total",
             "Release files that were judged, by verdict.",
@@ -83,16 +83,16 @@ impl Judge {
     }
 
     /// Whether what was not judged must not pass.
-    pub(super) fn demands_proof(&self) -> bool {
+    pub(in crate::engine) fn demands_proof(&self) -> bool {
         self.config.verify == Verify::Enforce
     }
 
     /// Whether anything is asked of release files.
-    pub(super) fn is_in_session(&self) -> bool {
+    pub(in crate::engine) fn is_in_session(&self) -> bool {
         self.config.verify != Verify::Off
     }
 
-    pub(super) fn judge(&self, case: &Case<'_>) -> Judgement {
+    pub(in crate::engine) fn judge(&self, case: &Case<'_>) -> Judgement {
         let (verdict, judgement) = self.examine(case);
         if self.is_in_session() {
             self.judged.with_label_values(&[verdict]).inc();

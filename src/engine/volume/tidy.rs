@@ -8,8 +8,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::engine::Engine;
 use crate::engine::memory::Memory;
-use crate::engine::room::Room;
-use crate::engine::uses::Uses;
+use crate::engine::volume::room::Room;
+use crate::engine::volume::uses::Uses;
 use crate::index::{Index, IndexError};
 
 /// How often there is a look at the room: a line of 1 GB/s takes as long for the largest headroom.
@@ -22,7 +22,7 @@ const USES_EVERY: Duration = Duration::from_secs(3);
 const ASKED_EVERY: Duration = Duration::from_mins(10);
 
 /// The engine's parts that tidying up takes.
-pub(super) struct Tidying {
+pub(in crate::engine) struct Tidying {
     index: Arc<dyn Index>,
     memory: Arc<Memory>,
     room: Arc<Room>,
@@ -30,7 +30,7 @@ pub(super) struct Tidying {
 }
 
 impl Engine {
-    pub(super) fn tidying(&self) -> Tidying {
+    pub(in crate::engine) fn tidying(&self) -> Tidying {
         Tidying {
             index: Arc::clone(&self.index),
             memory: Arc::clone(&self.memory),
@@ -42,7 +42,7 @@ impl Engine {
 
 impl Tidying {
     /// Never ends.
-    pub(super) async fn run(self) {
+    pub(in crate::engine) async fn run(self) {
         // Pins may have changed since the last start.
         note(self.index.unpin().await);
         let every = |period| {
@@ -72,7 +72,7 @@ impl Tidying {
     }
 
     /// Tells the index all that it should know before the process ends.
-    pub(super) async fn tell(&self) {
+    pub(in crate::engine) async fn tell(&self) {
         note(self.uses.tell(&*self.index).await);
         note(self.uses.tell_asked(&*self.index).await);
     }

@@ -9,9 +9,9 @@ use arc_swap::ArcSwap;
 use prometheus::{IntCounter, IntGauge};
 use tokio::time::Instant;
 
-use crate::engine::evict::{EvictError, Evictor, Mode};
 use crate::engine::memory::Memory;
-use crate::engine::pins::Pin;
+use crate::engine::volume::evict::{EvictError, Evictor, Mode};
+use crate::engine::volume::pins::Pin;
 use crate::index::{Index, IndexError, Volume};
 use crate::store::{Space, Stage, Store, StoreError, StoreErrorKind};
 use crate::telemetry::metrics::Metrics;

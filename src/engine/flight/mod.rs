@@ -1,6 +1,11 @@
 //! Flights: one download under way, shared by all who want it. A flight belongs to the site, not to
 //! the client who came first; it ends early only when nobody has wanted it for a while.
 
+pub mod follower;
+mod resume;
+pub(super) mod transfer;
+pub(super) mod writer;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

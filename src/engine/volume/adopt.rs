@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use crate::content::digest::Sha256;
-use crate::engine::inspect::{Finding, InspectError, Inspector};
-use crate::engine::pace::Pace;
+use crate::engine::volume::inspect::{Finding, InspectError, Inspector};
+use crate::engine::volume::pace::Pace;
 use crate::store::{FOLDERS, Lying, StoreError};
 
 /// Blobs looked up in the index at once.
@@ -83,7 +83,7 @@ impl Inspector {
     }
 
     /// Walks over the whole volume, at a pace.
-    pub(super) async fn adopt(&self, pace: &mut Pace) -> Result<Adopted, InspectError> {
+    pub(in crate::engine) async fn adopt(&self, pace: &mut Pace) -> Result<Adopted, InspectError> {
         let mut sum = Adopted::default();
         for first in FOLDERS {
             let comparison = self.compare(first).await?;

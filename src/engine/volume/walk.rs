@@ -63,7 +63,7 @@ impl Reason {
 }
 
 /// What is met on a walk.
-pub(super) enum Met {
+pub(in crate::engine) enum Met {
     /// A file that may be taken.
     File(PathBuf, Identity),
     /// What is left out.
@@ -72,7 +72,7 @@ pub(super) enum Met {
 
 /// Walks over a file or a folder and all below it, but for what is below `own`. Ends early when
 /// `meet` says no. Blocks.
-pub(super) fn walk(root: &Path, own: &Path, meet: &mut dyn FnMut(Met) -> bool) {
+pub(in crate::engine) fn walk(root: &Path, own: &Path, meet: &mut dyn FnMut(Met) -> bool) {
     // What is named by hand may be a link; nothing below it is followed.
     let (root, own) =
         (fs::canonicalize(root).unwrap_or(root.to_owned()), fs::canonicalize(own).ok());
@@ -130,7 +130,7 @@ fn outer_reason(path: &Path, found: &Metadata) -> Option<Reason> {
 }
 
 /// Opens a file that was met and looks into it.
-pub(super) fn open(path: &Path, identity: &Identity) -> Result<File, Reason> {
+pub(in crate::engine) fn open(path: &Path, identity: &Identity) -> Result<File, Reason> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let opened = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path);
     let file = opened.map_err(|error| unreadable(&error))?;
@@ -142,7 +142,7 @@ pub(super) fn open(path: &Path, identity: &Identity) -> Result<File, Reason> {
 }
 
 /// The state of an open regular file.
-pub(super) fn identity_of_open(file: &File) -> Result<Identity, Reason> {
+pub(in crate::engine) fn identity_of_open(file: &File) -> Result<Identity, Reason> {
     let metadata = file.metadata().map_err(|error| unreadable(&error))?;
     if metadata.is_file() { Ok(identity_of(&metadata)) } else { Err(Reason::Special) }
 }

@@ -10,29 +10,29 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::content::digest::{Expected, Hasher, Verdict};
 use crate::engine::flight::Flight;
-use crate::engine::room::Staged;
+use crate::engine::volume::room::Staged;
 use crate::store::StoreError;
 
 /// Chunks that may wait to be written: with a mirror's chunks of up to 64 kB, about a megabyte.
 const WAITING_MAX: usize = 16;
 /// What is held back of a body whose digest is known, until it is right. One byte would do to keep
 /// the client from a complete answer; a little more keeps most of a small file back too.
-pub(super) const TAIL: u64 = 4096;
+pub(in crate::engine) const TAIL: u64 = 4096;
 
 /// A running writer; it ends early when it is dropped.
-pub(super) struct Writer {
+pub(in crate::engine) struct Writer {
     chunks: mpsc::Sender<Bytes>,
     finished: JoinHandle<Result<Written, StoreError>>,
 }
 
 /// A body that was written to its end.
-pub(super) struct Written {
-    pub(super) staged: Staged,
-    pub(super) verdict: Verdict,
+pub(in crate::engine) struct Written {
+    pub(in crate::engine) staged: Staged,
+    pub(in crate::engine) verdict: Verdict,
 }
 
 /// The writer stopped taking chunks: its `finish` tells why.
-pub(super) struct Stopped;
+pub(in crate::engine) struct Stopped;
 
 /// What passes from thread to thread.
 struct Work {
@@ -55,7 +55,11 @@ impl Work {
 }
 
 impl Writer {
-    pub(super) fn start(staged: Staged, expected: Option<Expected>, flight: Arc<Flight>) -> Self {
+    pub(in crate::engine) fn start(
+        staged: Staged,
+        expected: Option<Expected>,
+        flight: Arc<Flight>,
+    ) -> Self {
         let (chunks, mut waiting) = mpsc::channel::<Bytes>(WAITING_MAX);
         let held_back = if expected.is_some() { TAIL } else { 0 };
         let mut work = Work { staged, hasher: Hasher::new(expected), held_back, flight };
@@ -75,12 +79,12 @@ impl Writer {
         Self { chunks, finished }
     }
 
-    pub(super) async fn write(&self, chunk: Bytes) -> Result<(), Stopped> {
+    pub(in crate::engine) async fn write(&self, chunk: Bytes) -> Result<(), Stopped> {
         self.chunks.send(chunk).await.map_err(|_| Stopped)
     }
 
     /// Waits for the last chunk to be written.
-    pub(super) async fn finish(self) -> Result<Written, StoreError> {
+    pub(in crate::engine) async fn finish(self) -> Result<Written, StoreError> {
         drop(self.chunks);
         match self.finished.await {
             Ok(written) => written,

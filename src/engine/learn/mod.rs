@@ -1,6 +1,10 @@
 //! Learning: what the lists that pass through say of other resources becomes expectations. Off the
 //! request path, one list at a time, in bounded memory: a client's bytes never wait for it.
 
+mod difference;
+pub(super) mod doubt;
+mod reading;
+
 use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
@@ -18,10 +22,9 @@ use crate::archive::control::ControlError;
 use crate::archive::list::{List, ListKind};
 use crate::archive::release::ReleaseError;
 use crate::content::digest::{Expected, Sha256};
-use crate::engine::difference::{BATCH, Difference, NAME_BYTES_MAX, NAMES_MAX, Said};
+use crate::engine::learn::difference::{BATCH, Difference, NAME_BYTES_MAX, NAMES_MAX, Said};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::prefetch::{NEWS_MAX, Prefetcher};
-use crate::engine::reading;
 use crate::index::{Change, Expectation, Index, IndexError};
 use crate::store::Blob;
 use crate::telemetry::metrics::Metrics;

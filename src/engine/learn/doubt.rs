@@ -25,7 +25,7 @@ const LISTS_MAX: usize = 4;
 
 /// When lists were last doubted, by key.
 #[derive(Default)]
-pub(super) struct Doubts(Mutex<HashMap<String, Instant>>);
+pub(in crate::engine) struct Doubts(Mutex<HashMap<String, Instant>>);
 
 impl Doubts {
     /// Whether it is time to doubt `list`; then it counts as done.
@@ -42,7 +42,7 @@ impl Doubts {
 
 impl Engine {
     /// Has the lists that name the resource `key` fetched and learnt anew, in the background.
-    pub(super) fn doubt(self: &Arc<Self>, key: &str) {
+    pub(in crate::engine) fn doubt(self: &Arc<Self>, key: &str) {
         let (engine, key) = (Arc::clone(self), key.to_owned());
         self.tasks.spawn(async move {
             for list in engine.lists_naming(&key).await.into_iter().take(LISTS_MAX) {

@@ -2,15 +2,15 @@
 
 use std::os::unix::fs::FileExt as _;
 
+use crate::engine::flight::follower::{range_from, resume_headers};
+use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::{Flight, Flow};
-use crate::engine::follower::{range_from, resume_headers};
-use crate::engine::transfer::Transfer;
 use crate::mirror::{Body, Framing, MirrorError, Question};
 
 /// A body that goes on where another broke off, and the whole's size where that is known.
-pub(super) struct Resumed {
-    pub(super) body: Body,
-    pub(super) end: Option<u64>,
+pub(in crate::engine) struct Resumed {
+    pub(in crate::engine) body: Body,
+    pub(in crate::engine) end: Option<u64>,
 }
 
 impl Transfer {
@@ -19,7 +19,7 @@ impl Transfer {
     ///
     /// # Errors
     /// When the version is gone, or it can not be told whether it is.
-    pub(super) async fn resume(
+    pub(in crate::engine) async fn resume(
         &self,
         flight: &Flight,
         flow: &Flow,

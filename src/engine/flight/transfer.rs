@@ -13,12 +13,12 @@ use crate::archive::target::Target;
 use crate::content::digest::Expected;
 use crate::content::validators::http_date;
 use crate::engine::Engine;
-use crate::engine::admission::{Admission, RELEASE_BUDGET, RELEASE_MAX};
+use crate::engine::flight::writer::{Stopped, Writer, Written};
 use crate::engine::flight::{Departure, Flight, Flow, Landing, State};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::{Failure, Meta};
-use crate::engine::room::Staged;
-use crate::engine::writer::{Stopped, Writer, Written};
+use crate::engine::suites::admission::{Admission, RELEASE_BUDGET, RELEASE_MAX};
+use crate::engine::volume::room::Staged;
 use crate::index::{Entry, Expectation};
 use crate::mirror::{Answer, Body, Framing, HEAD_BUDGET, MirrorError, Question};
 use crate::store::StoreError;
@@ -40,20 +40,20 @@ const MOVED_ON: &str = "has moved on since this release file was given out: upda
 const WEB_PAGE: &str = "answered with a web page instead of the file (captive portal?)";
 
 /// What a flight is to bring.
-pub(super) struct Transfer {
-    pub(super) engine: Arc<Engine>,
-    pub(super) target: Arc<Target>,
+pub(in crate::engine) struct Transfer {
+    pub(in crate::engine) engine: Arc<Engine>,
+    pub(in crate::engine) target: Arc<Target>,
     /// Under which names it is asked for, until one is not refused.
-    pub(super) sources: Vec<Arc<Target>>,
-    pub(super) kind: Kind,
+    pub(in crate::engine) sources: Vec<Arc<Target>>,
+    pub(in crate::engine) kind: Kind,
     /// What it must be, where a list or its own name tells.
-    pub(super) expectation: Option<Expectation>,
+    pub(in crate::engine) expectation: Option<Expectation>,
     /// What is stored already, to be confirmed or replaced.
-    pub(super) known: Option<Arc<Known>>,
+    pub(in crate::engine) known: Option<Arc<Known>>,
     /// The most bytes a second, as long as nobody else wants them.
-    pub(super) pace: Option<u64>,
+    pub(in crate::engine) pace: Option<u64>,
     /// The caches that the first client's question came through.
-    pub(super) via: Vec<HeaderValue>,
+    pub(in crate::engine) via: Vec<HeaderValue>,
 }
 
 /// Why a flow ended early.
@@ -66,7 +66,7 @@ enum End {
 
 impl Transfer {
     /// Runs the flight to its end, or until nobody has wanted it for a while.
-    pub(super) async fn run(self, departure: Departure) {
+    pub(in crate::engine) async fn run(self, departure: Departure) {
         let flight = Arc::clone(departure.flight());
         let abandoned = async {
             if self.known.is_some() {

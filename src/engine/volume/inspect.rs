@@ -9,8 +9,8 @@ use thiserror::Error;
 
 use crate::content::digest::Sha256;
 use crate::engine::memory::now_seconds;
-use crate::engine::moves::Moves;
-use crate::engine::pace::Pace;
+use crate::engine::volume::moves::Moves;
+use crate::engine::volume::pace::Pace;
 use crate::index::{Entry, Index, IndexError};
 use crate::store::{Blob, Reading, Store, StoreError};
 use crate::telemetry::metrics::Metrics;
@@ -22,8 +22,8 @@ const CONDEMNED_MAX: usize = 4096;
 
 /// Inspects blobs.
 pub struct Inspector {
-    pub(super) index: Arc<dyn Index>,
-    pub(super) store: Arc<Store>,
+    pub(in crate::engine) index: Arc<dyn Index>,
+    pub(in crate::engine) store: Arc<Store>,
     moves: Arc<Moves>,
     condemned: Mutex<HashSet<Sha256>>,
     checked_bytes: IntCounter,
@@ -86,7 +86,7 @@ impl Inspector {
     }
 
     /// The same, at a pace.
-    pub(super) async fn inspect_at(
+    pub(in crate::engine) async fn inspect_at(
         &self,
         digest: &Sha256,
         pace: &mut Pace,
@@ -110,7 +110,7 @@ impl Inspector {
     }
 
     /// Whether an open blob has the bytes that its name promises.
-    pub(super) async fn is_right(
+    pub(in crate::engine) async fn is_right(
         &self,
         digest: &Sha256,
         blob: &Blob,
@@ -120,7 +120,7 @@ impl Inspector {
     }
 
     /// What an open file's bytes are; `None` if some can not be read.
-    pub(super) async fn hash(
+    pub(in crate::engine) async fn hash(
         &self,
         blob: &Blob,
         pace: &mut Pace,
@@ -139,7 +139,11 @@ impl Inspector {
 
     /// A blob was hashed and is right: the index knows it from now on, if it did not. Unless it went
     /// meanwhile.
-    pub(super) async fn note(&self, digest: &Sha256, size: u64) -> Result<(), InspectError> {
+    pub(in crate::engine) async fn note(
+        &self,
+        digest: &Sha256,
+        size: u64,
+    ) -> Result<(), InspectError> {
         if self.open(digest).await?.is_some() {
             self.index.add_blob(digest, size, now_seconds()).await?;
             self.index.blob_checked(digest, now_seconds()).await?;
@@ -148,7 +152,11 @@ impl Inspector {
     }
 
     /// Removes and forgets a bad blob. One that can not be removed is not served again.
-    pub(super) async fn drop_bad(&self, digest: &Sha256, blob: &Blob) -> Result<(), InspectError> {
+    pub(in crate::engine) async fn drop_bad(
+        &self,
+        digest: &Sha256,
+        blob: &Blob,
+    ) -> Result<(), InspectError> {
         let leaving = self.moves.leave(vec![*digest]);
         if leaving.digests.is_empty() {
             // Evicted just now, or about to be replaced.
@@ -167,7 +175,7 @@ impl Inspector {
 
     /// What lies on the volume under this name, whether the index knows it or not; still to be
     /// proven. A volume that fails has nothing.
-    pub(super) async fn on_volume(&self, digest: &Sha256) -> Option<Entry> {
+    pub(in crate::engine) async fn on_volume(&self, digest: &Sha256) -> Option<Entry> {
         let blob = self.open(digest).await.ok().flatten()?;
         Some(Entry::nameless(*digest, blob.size))
     }
@@ -180,7 +188,7 @@ impl Inspector {
     }
 
     /// Whether the blob on the volume is bad, and could not be removed.
-    pub(super) fn is_condemned(&self, digest: &Sha256) -> bool {
+    pub(in crate::engine) fn is_condemned(&self, digest: &Sha256) -> bool {
         self.condemned.lock().unwrap_or_else(PoisonError::into_inner).contains(digest)
     }
 }

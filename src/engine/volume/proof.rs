@@ -9,9 +9,9 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::content::digest::Sha256;
 use crate::engine::Engine;
-use crate::engine::inspect::Inspector;
 use crate::engine::memory::Known;
-use crate::engine::pace::Pace;
+use crate::engine::volume::inspect::Inspector;
+use crate::engine::volume::pace::Pace;
 use crate::store::{Blob, Stamp};
 
 /// Files hashed at a time: more of them would take the cores from sending.
@@ -30,7 +30,7 @@ enum Verdict {
 
 /// How an open file stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Soundness {
+pub(in crate::engine) enum Soundness {
     /// Its bytes are right.
     Proven,
     /// It is not known whether they are.
@@ -51,12 +51,12 @@ pub struct Proof {
 }
 
 impl Proof {
-    pub(super) fn open() -> Arc<Self> {
+    pub(in crate::engine) fn open() -> Arc<Self> {
         Arc::new(Self::new(false))
     }
 
     /// For a file of a shared folder.
-    pub(super) fn of_shared() -> Arc<Self> {
+    pub(in crate::engine) fn of_shared() -> Arc<Self> {
         Arc::new(Self::new(true))
     }
 
@@ -66,7 +66,7 @@ impl Proof {
     }
 
     /// For bytes that were hashed as they were written.
-    pub(super) fn of_new(blob: &Blob) -> Arc<Self> {
+    pub(in crate::engine) fn of_new(blob: &Blob) -> Arc<Self> {
         let proof = Self::open();
         if let Ok(stamp) = blob.stamp() {
             proof.verdict.send_replace(Verdict::Right(stamp));
@@ -75,7 +75,7 @@ impl Proof {
     }
 
     /// How `blob`, which should have `size` bytes, stands. One system call.
-    pub(super) fn soundness(&self, blob: &Blob, size: u64) -> Soundness {
+    pub(in crate::engine) fn soundness(&self, blob: &Blob, size: u64) -> Soundness {
         let verdict = *self.verdict.borrow();
         match (blob.stamp(), verdict) {
             (Err(_), _) => Soundness::Gone,
@@ -147,7 +147,7 @@ impl Drop for Check {
 
 /// Bounds how many checks run at a time.
 #[derive(Clone)]
-pub(super) struct Checks(Arc<Semaphore>);
+pub(in crate::engine) struct Checks(Arc<Semaphore>);
 
 impl Default for Checks {
     fn default() -> Self {
@@ -157,7 +157,7 @@ impl Default for Checks {
 
 impl Engine {
     /// What memory holds of `key`, if it still is what it was. What is gone or bad is let go of.
-    pub(super) async fn held(self: &Arc<Self>, key: &str) -> Option<Arc<Known>> {
+    pub(in crate::engine) async fn held(self: &Arc<Self>, key: &str) -> Option<Arc<Known>> {
         let known = self.memory.get(key)?;
         match known.soundness() {
             Soundness::Proven => Some(known),
@@ -182,7 +182,7 @@ impl Engine {
 
     /// Has a file that was opened just now hashed, in the background; then learns from it, if it is a
     /// list.
-    pub(super) fn prove(self: &Arc<Self>, key: &str, known: &Arc<Known>) {
+    pub(in crate::engine) fn prove(self: &Arc<Self>, key: &str, known: &Arc<Known>) {
         if known.small.is_some() {
             if known.entry.checked_at == 0 && !known.proof.is_shared {
                 // Perhaps found on the volume, and new to the index.
@@ -229,7 +229,7 @@ impl Engine {
     }
 
     /// Drops a blob that is not what its name says.
-    pub(super) async fn drop_bad(&self, digest: &Sha256, blob: &Blob) {
+    pub(in crate::engine) async fn drop_bad(&self, digest: &Sha256, blob: &Blob) {
         self.metrics.verify_failures.with_label_values(&["store"]).inc();
         if let Err(error) = self.inspector.drop_bad(digest, blob).await {
             tracing::warn!(%digest, %error, "could not remove a bad blob");

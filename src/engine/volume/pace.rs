@@ -5,23 +5,23 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 /// Bytes per second that may be spent.
-pub(super) struct Pace {
+pub(in crate::engine) struct Pace {
     /// `None`: as fast as it goes.
     rate: Option<u64>,
     next: Instant,
 }
 
 impl Pace {
-    pub(super) fn of(bytes_per_second: u64) -> Self {
+    pub(in crate::engine) fn of(bytes_per_second: u64) -> Self {
         Self { rate: Some(bytes_per_second.max(1)), next: Instant::now() }
     }
 
-    pub(super) fn unbounded() -> Self {
+    pub(in crate::engine) fn unbounded() -> Self {
         Self { rate: None, next: Instant::now() }
     }
 
     /// Waits until `bytes` more may be spent. What was not spent before is not saved up.
-    pub(super) async fn spend(&mut self, bytes: u64) {
+    pub(in crate::engine) async fn spend(&mut self, bytes: u64) {
         if let Some(turn) = self.turn(bytes, Instant::now()) {
             sleep_until(turn).await;
         }

@@ -5,6 +5,9 @@
 //! Where an archive has no by-hash names, the mirror's next state is followed only when what this
 //! site uses of it can be had: until then the state before goes on being served, whole.
 
+pub(super) mod admission;
+pub mod judge;
+
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::os::unix::fs::FileExt as _;

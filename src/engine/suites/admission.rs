@@ -12,22 +12,22 @@ use crate::archive::signature::SIGNATURE_BYTES_MAX;
 use crate::archive::target::Target;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
+use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::{Flight, Flow, Interest, Landing};
-use crate::engine::judge::{Case, Judgement};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::Failure;
-use crate::engine::room::Staged;
+use crate::engine::suites::judge::{Case, Judgement};
 use crate::engine::suites::{Generation, bytes_of, signature_url};
-use crate::engine::transfer::Transfer;
+use crate::engine::volume::room::Staged;
 use crate::index::Entry;
 use crate::mirror::{Body, Question};
 use crate::store::{Blob, StoreError};
 
 /// The most bytes of a release file; apt takes ten million.
-pub(super) const RELEASE_MAX: u64 = release::TEXT_MAX as u64;
+pub(in crate::engine) const RELEASE_MAX: u64 = release::TEXT_MAX as u64;
 /// For how long a release file may take, with its signature: nobody has a byte of it before it is
 /// judged, and apt gives up after 30 s of silence.
-pub(super) const RELEASE_BUDGET: Duration = Duration::from_secs(20);
+pub(in crate::engine) const RELEASE_BUDGET: Duration = Duration::from_secs(20);
 /// For how long its signature is waited for, where it is a file of its own.
 const SIGNATURE_BUDGET: Duration = Duration::from_secs(5);
 /// For how long clients wait while the other files of a suite are fetched, before they get its state
@@ -35,14 +35,14 @@ const SIGNATURE_BUDGET: Duration = Duration::from_secs(5);
 const MEMBERS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// `Release.gpg`
-pub(super) struct Signature {
+pub(in crate::engine) struct Signature {
     bytes: Vec<u8>,
     validators: Validators,
     content_type: Option<String>,
 }
 
 /// What becomes of a release file.
-pub(super) enum Admission {
+pub(in crate::engine) enum Admission {
     /// It is served and stored, and its signature with it.
     Admitted(Option<Signature>),
     /// It is not, for this reason, which completes "HOST …".
@@ -55,12 +55,12 @@ pub(super) enum Admission {
 
 impl Transfer {
     /// Whether what it brings has to be admitted.
-    pub(super) fn is_for_admission(&self) -> bool {
+    pub(in crate::engine) fn is_for_admission(&self) -> bool {
         self.kind == Kind::Release && matches!(self.target.file_name(), "InRelease" | "Release")
     }
 
     /// Decides about a release file that has arrived in `flow`.
-    pub(super) async fn admit(
+    pub(in crate::engine) async fn admit(
         &self,
         flight: &Arc<Flight>,
         flow: &Flow,
@@ -167,7 +167,7 @@ impl Transfer {
     }
 
     /// The signature of a release file that the mirror still has may be made anew. Nobody waits.
-    pub(super) async fn refresh_signature(&self, known: &Arc<Known>) {
+    pub(in crate::engine) async fn refresh_signature(&self, known: &Arc<Known>) {
         if self.target.file_name() != "Release" {
             return;
         }
@@ -219,7 +219,7 @@ impl Transfer {
 
     /// Stores the signature of `release`: under its own name, and under one for clients that are held
     /// to this release file when another's has taken that name.
-    pub(super) async fn keep_signature(&self, release: &Sha256, signature: Signature) {
+    pub(in crate::engine) async fn keep_signature(&self, release: &Sha256, signature: Signature) {
         let digest = Sha256::of(&signature.bytes);
         let entry = Entry {
             blob: digest,
@@ -256,7 +256,7 @@ impl Transfer {
     }
 
     /// What clients get when a release file is not admitted.
-    pub(super) fn turned_away(&self, reason: String) -> Landing {
+    pub(in crate::engine) fn turned_away(&self, reason: String) -> Landing {
         tracing::warn!(url = self.target.url, reason, "not admitting a release file");
         Landing::Failed(Failure::Unusable { host: self.target.authority.host.clone(), reason })
     }

@@ -16,8 +16,8 @@ use crate::archive::listed::Listed;
 use crate::archive::release::Release;
 use crate::archive::target::canonical_path;
 use crate::archive::{aliases, packages, release};
-use crate::engine::difference::{Difference, Said};
 use crate::engine::learn::Refusal;
+use crate::engine::learn::difference::{Difference, Said};
 use crate::index::Expectation;
 use crate::store::Blob;
 
@@ -36,7 +36,11 @@ const WORK_MAX: Duration = Duration::from_mins(2);
 ///
 /// # Errors
 /// When it is no such list, is beyond a bound, or can not be read.
-pub(super) fn read(list: &List, blob: &Blob, difference: Difference) -> Result<Said, Refusal> {
+pub(in crate::engine) fn read(
+    list: &List,
+    blob: &Blob,
+    difference: Difference,
+) -> Result<Said, Refusal> {
     let file = BlobReader { file: Arc::clone(&blob.file), offset: 0 };
     read_within(WORK_MAX, list, file, difference)
 }
@@ -156,7 +160,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::engine::difference::BATCH;
+    use crate::engine::learn::difference::BATCH;
 
     /// An endless packages file, and how much of it was read.
     struct Endless {

@@ -16,8 +16,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::content::digest::{Hasher, Sha256};
 use crate::engine::memory::now_seconds;
-use crate::engine::room::{Room, Staged};
-use crate::engine::walk::{self, Met, Reason};
+use crate::engine::volume::room::{Room, Staged};
+use crate::engine::volume::walk::{self, Met, Reason};
 use crate::index::{HashedFile, Identity, Index, IndexError};
 use crate::store::{Reading, Stage, Store, StoreError, StoreErrorKind};
 

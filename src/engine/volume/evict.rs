@@ -16,8 +16,8 @@ use thiserror::Error;
 
 use crate::content::digest::Sha256;
 use crate::engine::memory::{Memory, now_seconds};
-use crate::engine::moves::Moves;
-use crate::engine::pins::Pin;
+use crate::engine::volume::moves::Moves;
+use crate::engine::volume::pins::Pin;
 use crate::index::{Class, Index, IndexError, Names, Stored};
 use crate::store::{Store, StoreError};
 use crate::telemetry::metrics::Metrics;

@@ -1,0 +1,23 @@
+//! The volume, kept without anybody looking: within its bounds, sound, in step with the index, and
+//! full from the start where a site has packages already.
+//!
+//! - *Bounds:* `room` promises room before it is needed, `evict` frees it, `pins` says what stays, `moves`
+//!   keeps what comes and what goes apart, `uses` notes what is of use.
+//! - *Soundness:* `inspect` tells good blobs from bad, `proof` does so beside serving, `upkeep` in the
+//!   background at a `pace`, `adopt` compares volume and index, `tidy` does what is due every few seconds.
+//! - *What lies elsewhere:* `walk` meets files, `import` copies them, `folders` serves them in place.
+
+pub mod adopt;
+pub mod evict;
+pub mod folders;
+pub mod import;
+pub mod inspect;
+pub mod moves;
+pub(super) mod pace;
+pub mod pins;
+pub(super) mod proof;
+pub mod room;
+pub(super) mod tidy;
+pub mod upkeep;
+pub(super) mod uses;
+pub mod walk;
