@@ -62,7 +62,10 @@ impl List {
 
     /// The URLs of the list's files under their plain names: compressed in any way, or not.
     pub fn files(&self) -> impl Iterator<Item = String> {
-        let compressed = COMPRESSIONS.iter().map(|ending| format!("{}.{ending}", self.key));
+        // A release file is never compressed.
+        let endings = (self.kind != ListKind::Release).then_some(COMPRESSIONS);
+        let compressed =
+            endings.into_iter().flatten().map(|ending| format!("{}.{ending}", self.key));
         std::iter::once(self.key.clone()).chain(compressed)
     }
 }

@@ -1,6 +1,7 @@
 //! What to do with a request: known? → plan → serve, revalidate, fetch or relay.
 
 pub mod flight;
+mod known;
 mod learn;
 pub mod memory;
 mod metrics;
@@ -12,7 +13,6 @@ pub mod suites;
 mod taint;
 pub mod volume;
 
-use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::archive::kind::Kind;
 use crate::archive::target::Target;
-use crate::content::digest::{Expected, Hasher, Sha256};
+use crate::content::digest::Hasher;
 use crate::engine::flight::follower::Follower;
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
@@ -43,13 +43,13 @@ use crate::engine::suites::judge::{self, Judge};
 use crate::engine::taint::Tainted;
 use crate::engine::volume::folders::{self, Folders};
 use crate::engine::volume::inspect::Inspector;
-use crate::engine::volume::proof::{Checks, Soundness};
+use crate::engine::volume::proof::Checks;
 use crate::engine::volume::room::{self, Room};
 use crate::engine::volume::upkeep;
 use crate::engine::volume::uses::Uses;
 use crate::index::{Entry, Expectation, Index, IndexError, Totals};
 use crate::mirror::{Answer, Framing, Mirror, Question};
-use crate::store::{Blob, Store, StoreError};
+use crate::store::Store;
 use crate::telemetry::metrics::Metrics;
 
 /// For how long a client waits for a confirmation while there is a stored copy to give it.
@@ -98,15 +98,6 @@ pub struct Engine {
     tainted: Tainted,
     tasks: TaskTracker,
     metrics: EngineMetrics,
-}
-
-/// What the loading of a blob came to.
-enum Loaded {
-    Known(Box<Known>),
-    /// The volume does not have it.
-    Missing,
-    /// It is not what its name says.
-    Bad(Blob),
 }
 
 /// Who may have what is fetched for a request.
@@ -313,160 +304,6 @@ impl Engine {
 
     fn recheck_after(&self) -> Duration {
         Duration::from_millis(self.recheck_after_millis.load(Ordering::Relaxed))
-    }
-
-    /// What is stored of the resource and, as far as lists tell, is what it must be: from memory,
-    /// else from index and store. An index or a store that fails knows nothing.
-    async fn known(self: &Arc<Self>, ask: &Ask) -> Option<Arc<Known>> {
-        let key = ask.target.key.as_str();
-        if !ask.kind.is_stored() || ask.sharing == Sharing::Private {
-            return None;
-        }
-        let knowledge = self.knowledge.load(Ordering::Acquire);
-        let held = self.held(key).await;
-        if held.as_ref().is_some_and(|known| known.is_checked(knowledge)) {
-            return held;
-        }
-        let expectation = self.expectation(ask).await;
-        let fits = |entry: &Entry| {
-            expectation.is_none_or(|expected| !expected.contradicts(entry.size, &entry.blob))
-        };
-        let known = match held {
-            Some(held) if fits(&held.entry) => held,
-            // Rebuilt in place under its old name, which makes it another file.
-            Some(_) => {
-                self.memory.forget(key);
-                self.elsewhere(key, expectation).await?
-            }
-            None => match self.recorded(key).await.filter(fits) {
-                Some(entry) => self.loaded(key, Some(entry)).await?,
-                None => self.elsewhere(key, expectation).await?,
-            },
-        };
-        known.mark_checked(knowledge);
-        if known.soundness() == Soundness::Proven {
-            self.learner.offer(key, &known);
-        }
-        Some(known)
-    }
-
-    /// What the resource must be: told by the list that names it or, where it is named by its
-    /// content, by its own name.
-    async fn expectation(&self, ask: &Ask) -> Option<Expectation> {
-        let by_name = match ask.kind {
-            Kind::ByHash(digest) => digest.map(|digest| Expectation { size: None, digest }),
-            Kind::Package | Kind::Patch | Kind::Installer => None,
-            // Their names stay while their content changes: they are confirmed instead, or held to
-            // the release file that their client has.
-            Kind::Release | Kind::Index | Kind::Other => return None,
-        };
-        if matches!(by_name, Some(Expectation { digest: Expected::Sha256(_), .. })) {
-            return by_name;
-        }
-        let listed = self.index.expectation(&ask.target.key).await;
-        listed.unwrap_or_else(|error| without_index(&error)).or(by_name)
-    }
-
-    async fn recorded(&self, key: &str) -> Option<Entry> {
-        self.index.look_up(key).await.unwrap_or_else(|error| without_index(&error))
-    }
-
-    /// The same content: stored under whatever name, or in a shared folder.
-    async fn elsewhere(
-        self: &Arc<Self>,
-        key: &str,
-        expectation: Option<Expectation>,
-    ) -> Option<Arc<Known>> {
-        match self.loaded(key, self.under_another_name(expectation).await).await {
-            Some(known) => Some(known),
-            None => self.shared(key, expectation?).await,
-        }
-    }
-
-    /// The same content, in a shared folder.
-    async fn shared(self: &Arc<Self>, key: &str, expectation: Expectation) -> Option<Arc<Known>> {
-        let Expected::Sha256(digest) = expectation.digest else { return None };
-        let blob = self.folders.find(&digest).await?;
-        let entry = Entry::nameless(digest, blob.size);
-        let loading = tokio::task::spawn_blocking(move || Known::load_shared(entry, blob));
-        let Ok(Ok(known)) = loading.await else {
-            self.folders.disown(&digest).await;
-            return None;
-        };
-        let known = Arc::new(known);
-        self.memory.hold(key, Arc::clone(&known));
-        self.prove(key, &known);
-        Some(known)
-    }
-
-    /// The same content, stored under whatever name.
-    async fn under_another_name(&self, expectation: Option<Expectation>) -> Option<Entry> {
-        let Expected::Sha256(digest) = expectation?.digest else { return None };
-        let elsewhere = self.index.by_blob(&digest).await;
-        match elsewhere.unwrap_or_else(|error| without_index(&error)) {
-            Some(entry) => Some(entry),
-            None => self.inspector.on_volume(&digest).await.filter(|entry| {
-                expectation.is_some_and(|expected| !expected.contradicts(entry.size, &entry.blob))
-            }),
-        }
-    }
-
-    /// Opens a resource's blob, and holds it in memory under `key`.
-    async fn loaded(self: &Arc<Self>, key: &str, entry: Option<Entry>) -> Option<Arc<Known>> {
-        let entry = entry?;
-        let digest = entry.blob;
-        match self.load(entry).await {
-            Ok(Loaded::Known(known)) => {
-                let known = Arc::from(known);
-                self.memory.hold(key, Arc::clone(&known));
-                self.prove(key, &known);
-                Some(known)
-            }
-            Ok(Loaded::Missing) => {
-                self.forget(&digest).await;
-                None
-            }
-            Ok(Loaded::Bad(blob)) => {
-                self.drop_bad(&digest, &blob).await;
-                None
-            }
-            Err(error) => {
-                tracing::warn!(%error, source = %error.source, "going on without the store");
-                None
-            }
-        }
-    }
-
-    async fn load(&self, entry: Entry) -> Result<Loaded, StoreError> {
-        if self.inspector.is_condemned(&entry.blob) {
-            return Ok(Loaded::Missing);
-        }
-        let store = Arc::clone(&self.store);
-        let loading = tokio::task::spawn_blocking(move || {
-            let Some(blob) = store.read(&entry.blob)? else { return Ok(Loaded::Missing) };
-            if blob.size != entry.size {
-                return Ok(Loaded::Bad(blob));
-            }
-            match Known::load(entry, blob.clone()) {
-                Ok(known) => Ok(Loaded::Known(Box::new(known))),
-                Err(error) if error.kind() == ErrorKind::InvalidData => Ok(Loaded::Bad(blob)),
-                Err(error) => Err(StoreError::interrupted(error)),
-            }
-        });
-        loading.await.map_err(StoreError::interrupted)?
-    }
-
-    async fn forget(&self, digest: &Sha256) {
-        let leaving = self.room.evictor().moves().leave(vec![*digest]);
-        if leaving.digests.is_empty() {
-            // Evicted just now, or on its way back.
-            return;
-        }
-        tracing::warn!(%digest, "the index names a blob that the volume does not have");
-        self.memory.forget_blobs(&[*digest]);
-        if let Err(error) = self.index.forget_blobs(&[*digest]).await {
-            tracing::warn!(%error, source = %error.source, "could not forget it");
-        }
     }
 
     async fn revalidate(self: &Arc<Self>, ask: &Ask, known: Arc<Known>) -> Result<Served, Failure> {

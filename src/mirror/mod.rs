@@ -6,6 +6,7 @@ mod error;
 pub mod guard;
 mod health;
 mod resolver;
+mod round;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,14 +18,15 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use url::Url;
 
 pub use self::answer::{Answer, Body, Framing};
 pub use self::error::{MirrorError, MirrorErrorKind};
 use self::guard::Guard;
-use self::health::{Health, Standing};
+use self::health::Health;
 use self::resolver::GuardedResolver;
+use self::round::is_trouble;
 use crate::archive::groups::Groups;
 use crate::archive::target::Target;
 use crate::telemetry::metrics::Metrics;
@@ -33,13 +35,6 @@ use crate::telemetry::metrics::Metrics;
 const REDIRECTS_MAX: usize = 5;
 /// For how long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// For how long a mirror that is away is waited for: enough for one that is back and near, and little
-/// to lose with each request where it is not.
-const GLANCE_BUDGET: Duration = Duration::from_secs(1);
-/// How often a question is asked when mirrors fail in ways that pass.
-const ATTEMPTS_MAX: u32 = 4;
-/// Before the second attempt; doubled for each further one.
-const BACKOFF: Duration = Duration::from_millis(200);
 /// For how long an answer's head may be waited for, over all attempts: apt gives up after 30 s of
 /// silence, and should hear our reason before that.
 pub const HEAD_BUDGET: Duration = Duration::from_secs(24);
@@ -171,52 +166,6 @@ impl Mirror {
         self.guard.store(Arc::new(guard));
     }
 
-    /// Asks, and asks again when all that serve the archive fail in a way that may pass: they can not
-    /// be reached, are silent, or answer 500, 502, 503 or 504. The last such answer is handed on.
-    ///
-    /// # Errors
-    /// When no attempt got an answer within the budget, which is small for one that is away, or when
-    /// the host may not be asked.
-    pub async fn ask(&self, target: &Target, question: &Question) -> Result<Answer, MirrorError> {
-        if self.is_offline() {
-            return Err(MirrorError::offline(&target.authority.host));
-        }
-        let sources = self.in_order(self.sources(target, question)?);
-        let is_away = sources.iter().all(|(standing, _)| *standing == Standing::Away);
-        let may_probe = |source: &Source| self.health.may_probe(&source.origin, Instant::now());
-        let is_probe = is_away && sources.iter().any(|(_, source)| may_probe(source));
-        let budget = if is_away && !is_probe { GLANCE_BUDGET } else { HEAD_BUDGET };
-        let deadline = Instant::now() + budget;
-        let deadline = question.until.map_or(deadline, |until| until.min(deadline));
-        let mut attempt = 1;
-        loop {
-            let round = self.ask_around(&sources, question, deadline, attempt).await;
-            let pause = BACKOFF * 2_u32.pow(attempt - 1);
-            let out_of_time = Instant::now() + pause >= deadline;
-            if is_away || attempt == ATTEMPTS_MAX || out_of_time || !round.may_change() {
-                return round.outcome(target, question, is_away);
-            }
-            tracing::debug!(host = target.authority.host, attempt, "asking the mirror again");
-            sleep(pause).await;
-            attempt += 1;
-        }
-    }
-
-    /// Whether the target can be had from more than one mirror.
-    #[must_use]
-    pub fn has_several(&self, target: &Target) -> bool {
-        self.groups.sources(target).is_some_and(|sources| sources.len() > 1)
-    }
-
-    /// Whether nobody who has the target can be reached: then there is no use in waiting.
-    #[must_use]
-    pub fn is_away(&self, target: &Target) -> bool {
-        let sources = self.sources(target, &Question::default());
-        let now = Instant::now();
-        let is_away = |source: &Source| self.health.standing(&source.origin, now) == Standing::Away;
-        self.is_offline() || sources.is_ok_and(|sources| sources.iter().all(is_away))
-    }
-
     /// The mirror of that origin sent something else than its archive's lists say: others are asked
     /// first for a while.
     pub fn blame(&self, origin: &str) {
@@ -227,87 +176,18 @@ impl Mirror {
         self.offline.load(Ordering::Relaxed)
     }
 
-    /// The healthiest first, and of equals the operator's favourite. One that is away is the last
-    /// resort.
-    fn in_order(&self, sources: Vec<Source>) -> Vec<(Standing, Source)> {
-        let now = Instant::now();
-        let standing = |source: Source| (self.health.standing(&source.origin, now), source);
-        let mut sources: Vec<(Standing, Source)> = sources.into_iter().map(standing).collect();
-        sources.sort_by_key(|(standing, _)| *standing);
-        sources
-    }
-
-    /// Each of the mirrors once, until one gives what was asked for.
-    async fn ask_around(
-        &self,
-        sources: &[(Standing, Source)],
-        question: &Question,
-        deadline: Instant,
-        attempt: u32,
-    ) -> Round {
-        let mut round = Round::default();
-        for (number, (standing, source)) in sources.iter().enumerate() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let mut share = left / u32::try_from(sources.len() - number).unwrap_or(u32::MAX);
-            if *standing == Standing::Away && number > 0 {
-                share = share.min(GLANCE_BUDGET);
-            }
-            let answered = self.ask_once(source, question, share.min(self.timeout)).await;
-            if let Some(is_silent) = silence(&answered)
-                && (attempt > 1 || *standing == Standing::Away)
-            {
-                self.health.is_gone(&source.origin, is_silent, Instant::now());
-            }
-            let now = Instant::now();
-            self.away.set(i64::try_from(self.health.away(now)).unwrap_or(i64::MAX));
-            match answered {
-                Ok(answer) if answer.status.is_client_error() => round.refused = Some(answer),
-                Ok(answer) if !is_passing_failure(answer.status) => {
-                    self.failovers.inc_by(u64::from(!source.is_first));
-                    round.given = Some(answer);
-                    return round;
-                }
-                trouble => {
-                    round.may_pass |= *standing != Standing::Away && is_trouble(&trouble);
-                    round.troubled = Some(trouble);
-                }
-            }
-        }
-        round
-    }
-
-    /// Where the target can be had, in the operator's order. Credentials are for the host that the
-    /// client wrote.
-    fn sources(&self, target: &Target, question: &Question) -> Result<Vec<Source>, MirrorError> {
-        let is_private = question.headers.contains_key(header::AUTHORIZATION);
-        let group = if is_private { None } else { self.groups.sources(target) };
-        let targets = group.unwrap_or_else(|| vec![target.clone()]);
-        let first = std::iter::once(true).chain(std::iter::repeat(false));
-        targets.iter().zip(first).map(|(target, first)| self.source(target, first)).collect()
-    }
-
-    fn source(&self, target: &Target, is_first: bool) -> Result<Source, MirrorError> {
-        let host = target.authority.host.as_str();
-        let url = Url::parse(&target.url)
-            .map_err(|error| MirrorError::new(MirrorErrorKind::Forbidden, host, error))?;
-        let origin = format!("{}://{}", target.scheme, target.authority.for_scheme(target.scheme));
-        Ok(Source {
-            url,
-            host: host.into(),
-            origin: origin.into(),
-            is_first,
-            health: Arc::clone(&self.health),
-        })
-    }
-
     async fn ask_once(
         &self,
         source: &Source,
         question: &Question,
         patience: Duration,
     ) -> Result<Answer, MirrorError> {
-        let asked = timeout(patience, self.follow(source, question)).await;
+        let is_elsewhere = AtomicBool::new(false);
+        let asked = timeout(patience, self.follow(source, question, &is_elsewhere)).await;
         let answered = asked.unwrap_or_else(|_| Err(MirrorError::silent(&source.host)));
+        let answered = answered.map_err(|error| {
+            if is_elsewhere.load(Ordering::Relaxed) { error.elsewhere() } else { error }
+        });
         if is_trouble(&answered) {
             self.health.failed(&source.origin, Instant::now());
         } else if answered.is_ok() {
@@ -321,8 +201,13 @@ impl Mirror {
         answered
     }
 
-    /// One question through its redirects.
-    async fn follow(&self, source: &Source, question: &Question) -> Result<Answer, MirrorError> {
+    /// One question through its redirects; `is_elsewhere` tells whether it has come to one.
+    async fn follow(
+        &self,
+        source: &Source,
+        question: &Question,
+        is_elsewhere: &AtomicBool,
+    ) -> Result<Answer, MirrorError> {
         let host: &str = &source.host;
         let mut url = source.url.clone();
         let mut headers = question.headers.clone();
@@ -332,10 +217,8 @@ impl Mirror {
         for _ in 0..=REDIRECTS_MAX {
             self.check_url(&url)?;
             let request = self.client.request(method.clone(), url.clone()).headers(headers.clone());
-            let response = request.send().await.map_err(|error| {
-                let error = MirrorError::from_client(host, error);
-                if url == source.url { error } else { error.elsewhere() }
-            })?;
+            let response =
+                request.send().await.map_err(|error| MirrorError::from_client(host, error))?;
             let Some(next) = redirect_of(&response, &url) else {
                 return Ok(Answer::new(response, source, self.timeout, self.bytes.clone()));
             };
@@ -345,6 +228,7 @@ impl Mirror {
                 headers.remove(header::AUTHORIZATION);
             }
             url = next;
+            is_elsewhere.store(true, Ordering::Relaxed);
         }
         Err(MirrorError::new(MirrorErrorKind::Misdirected, host, "too many redirects"))
     }
@@ -416,46 +300,6 @@ impl Mirror {
     }
 }
 
-/// What came of asking each mirror once.
-#[derive(Default)]
-struct Round {
-    given: Option<Answer>,
-    refused: Option<Answer>,
-    troubled: Option<Result<Answer, MirrorError>>,
-    /// One of those in trouble may come out of it soon.
-    may_pass: bool,
-}
-
-impl Round {
-    /// Whether another round may come to something better: what one mirror does not have, one in
-    /// trouble may.
-    fn may_change(&self) -> bool {
-        self.given.is_none() && self.may_pass
-    }
-
-    /// What it comes to in the end. The word of a mirror counts, unless the archive is known to have
-    /// what was asked for.
-    fn outcome(
-        self,
-        target: &Target,
-        question: &Question,
-        is_away: bool,
-    ) -> Result<Answer, MirrorError> {
-        let host = &target.authority.host;
-        let trouble = match self.troubled {
-            Some(Err(_)) if is_away => Some(Err(MirrorError::away(host))),
-            troubled => troubled,
-        };
-        match (self.given.or(self.refused), trouble) {
-            (Some(answer), Some(trouble)) if question.is_promised => {
-                if answer.status.is_client_error() { trouble } else { Ok(answer) }
-            }
-            (Some(answer), _) => Ok(answer),
-            (None, trouble) => trouble.unwrap_or_else(|| Err(MirrorError::silent(host))),
-        }
-    }
-}
-
 fn read_certificates(path: &std::path::Path) -> anyhow::Result<Vec<reqwest::Certificate>> {
     use anyhow::Context as _;
     let pem = std::fs::read(path).with_context(|| format!("could not read {}", path.display()))?;
@@ -483,27 +327,6 @@ fn redirect_of(response: &reqwest::Response, url: &Url) -> Option<Result<Url, St
         }
         Some(next) => Ok(next),
     })
-}
-
-fn is_passing_failure(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 500 | 502 | 503 | 504)
-}
-
-/// Whether nobody could be connected to (`false`), or somebody could and was silent (`true`).
-fn silence(answered: &Result<Answer, MirrorError>) -> Option<bool> {
-    match answered.as_ref().err()?.kind {
-        MirrorErrorKind::Unreachable => Some(false),
-        MirrorErrorKind::Silent => Some(true),
-        _ => None,
-    }
-}
-
-/// Whether asking again may help.
-fn is_trouble(answered: &Result<Answer, MirrorError>) -> bool {
-    match answered {
-        Ok(answer) => is_passing_failure(answer.status),
-        Err(error) => error.may_pass(),
-    }
 }
 
 fn status_class(status: StatusCode) -> &'static str {
