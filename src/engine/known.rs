@@ -86,7 +86,11 @@ impl Engine {
         expectation: Option<Expectation>,
     ) -> Option<Arc<Known>> {
         match self.loaded(key, self.under_another_name(expectation).await).await {
-            Some(known) => Some(known),
+            Some(known) => {
+                // What is used here under which name is worth knowing: see `prefetch.rs`.
+                self.record(key, &known.entry).await;
+                Some(known)
+            }
             None => self.shared(key, expectation?).await,
         }
     }

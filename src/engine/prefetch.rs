@@ -2,17 +2,16 @@
 //! fetched before anybody asks, at hours when the line is free, so that the morning's upgrades are
 //! hits. Off unless the operator gives it a budget.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use prometheus::IntCounterVec;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
-use crate::archive::target::Target;
 use crate::archive::version::{PackageFile, compare};
 use crate::engine::flight::State;
 use crate::engine::memory::now_seconds;
@@ -24,7 +23,7 @@ use crate::telemetry::metrics::Metrics;
 const OFFERS_MAX: usize = 64;
 /// News of one list: a suite's whole point release has fewer packages that one site uses.
 pub(super) const NEWS_MAX: usize = 20_000;
-/// Packages that may wait to be fetched; the ones that waited longest give way.
+/// Packages that may wait to be fetched; further ones are not prefetched.
 const WAITING_MAX: usize = 10_000;
 /// Fetched packages that are watched for being used.
 const WATCHED_MAX: usize = 10_000;
@@ -117,7 +116,9 @@ impl Prefetcher {
             config: config.clone(),
             offers: received,
             watched: watched.clone(),
-            waiting: VecDeque::new(),
+            waiting: HashMap::new(),
+            turns: 0,
+            rest_until: Instant::now(),
             spent: 0,
             day: Instant::now(),
         };
@@ -148,8 +149,15 @@ impl Prefetcher {
 /// What was fetched, and whether it was of use.
 #[derive(Clone)]
 struct Watched {
-    unused: Arc<Mutex<HashMap<String, (u64, Instant)>>>,
+    unused: Arc<Mutex<HashMap<Package, Unused>>>,
     bytes: IntCounterVec,
+}
+
+/// A package that was fetched and that nobody asked for yet.
+struct Unused {
+    key: String,
+    size: u64,
+    since: Instant,
 }
 
 impl Watched {
@@ -162,36 +170,63 @@ impl Watched {
         Self { unused: Arc::default(), bytes }
     }
 
-    fn was_fetched(&self, key: &str, size: u64) {
-        self.bytes.with_label_values(&["fetched"]).inc_by(size);
+    fn was_fetched(&self, package: Package, item: &Item) {
+        self.count("fetched", item.size);
+        let new = Unused { key: item.key.clone(), size: item.size, since: Instant::now() };
         let mut unused = self.lock();
-        if unused.len() < WATCHED_MAX {
-            unused.insert(key.to_owned(), (size, Instant::now()));
+        if unused.len() < WATCHED_MAX || unused.contains_key(&package) {
+            unused.insert(package, new);
         }
     }
 
     fn was_used(&self, key: &str) {
-        if let Some((size, _)) = self.lock().remove(key) {
-            self.bytes.with_label_values(&["used"]).inc_by(size);
+        let mut unused = self.lock();
+        if unused.is_empty() {
+            return;
+        }
+        let Some(package) = package_of(key) else { return };
+        if unused.get(&package).is_some_and(|unused| unused.key == key)
+            && let Some(used) = unused.remove(&package)
+        {
+            self.count("used", used.size);
         }
     }
 
-    /// What waited too long, or was superseded by the newer file `by`, was fetched in vain.
-    fn give_up(&self, by: Option<&PackageFile<'_>>) {
-        self.lock().retain(|key, (size, since)| {
-            let file = PackageFile::of(key);
-            let is_superseded = file.zip(by).is_some_and(|(file, by)| file.is_same_package(by));
-            let is_wasted = is_superseded || since.elapsed() > WASTED_AFTER;
+    /// A newer version of the package is there: the one before was fetched in vain.
+    fn was_superseded(&self, package: &Package) {
+        if let Some(unused) = self.lock().remove(package) {
+            self.count("wasted", unused.size);
+        }
+    }
+
+    /// What waited for too long was fetched in vain.
+    fn give_up_old(&self) {
+        self.lock().retain(|_, unused| {
+            let is_wasted = unused.since.elapsed() > WASTED_AFTER;
             if is_wasted {
-                self.bytes.with_label_values(&["wasted"]).inc_by(*size);
+                self.count("wasted", unused.size);
             }
             !is_wasted
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, (u64, Instant)>> {
+    fn count(&self, fate: &str, bytes: u64) {
+        self.bytes.with_label_values(&[fate]).inc_by(bytes);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Package, Unused>> {
         self.unused.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A file that waits to be fetched.
+#[derive(Clone)]
+struct Item {
+    key: String,
+    size: u64,
+    /// Its place: the lowest is the next.
+    turn: u64,
+    has_failed: bool,
 }
 
 /// What there is to fetch, and how much may be.
@@ -199,7 +234,11 @@ pub(super) struct Errands {
     config: Config,
     offers: mpsc::Receiver<Offer>,
     watched: Watched,
-    waiting: VecDeque<News>,
+    /// The newest version of each package.
+    waiting: HashMap<Package, Item>,
+    turns: u64,
+    /// Mirror or volume are in trouble: not the time for what nobody asked for.
+    rest_until: Instant,
     spent: u64,
     day: Instant,
 }
@@ -212,83 +251,91 @@ impl Errands {
 
     async fn run(mut self, engine: Weak<Engine>) {
         loop {
-            let offered = match timeout(self.pause(), self.offers.recv()).await {
+            let next = self.next();
+            let pause = if next.is_some() { Duration::ZERO } else { TICK };
+            let offered = match timeout(pause, self.offers.recv()).await {
                 Ok(Some(offer)) => Some(offer),
                 Ok(None) => return,
                 Err(_elapsed) => None,
             };
             let Some(engine) = engine.upgrade() else { return };
-            match offered {
-                Some(offer) => self.take_in(&engine, offer).await,
-                None => self.fetch_next(&engine).await,
+            match (offered, next) {
+                (Some(offer), _) => self.take_in(&engine, offer).await,
+                (None, Some(package)) => self.fetch(&engine, package).await,
+                (None, None) => {}
             }
         }
     }
 
-    /// For how long there is nothing to do but to wait for news.
-    fn pause(&mut self) -> Duration {
+    /// The package whose turn it is, if this is the time and there is budget left for it.
+    fn next(&mut self) -> Option<Package> {
         if self.day.elapsed() >= DAY {
             self.day = Instant::now();
             self.spent = 0;
-            self.watched.give_up(None);
+            self.watched.give_up_old();
         }
-        let may_fetch = self.config.hours.include(local_hour())
-            && self
-                .waiting
-                .front()
-                .is_some_and(|(_, size)| self.spent + size <= self.config.budget);
-        if may_fetch { Duration::ZERO } else { TICK }
+        let is_time = self.config.hours.include(local_hour()) && Instant::now() >= self.rest_until;
+        let first = self.waiting.iter().min_by_key(|(_, item)| item.turn).filter(|_| is_time)?;
+        (self.spent + first.1.size <= self.config.budget).then(|| first.0.clone())
     }
 
     /// Of the news, takes the newest versions of packages that were used lately.
     async fn take_in(&mut self, engine: &Engine, offer: Offer) {
         let used = used_lately(engine, &offer.base).await;
         for (key, size) in newest(&offer.news, &used) {
-            if let Some(file) = PackageFile::of(&key) {
-                self.waiting.retain(|(other, _)| {
-                    PackageFile::of(other).is_none_or(|other| !other.is_same_package(&file))
-                });
-                self.watched.give_up(Some(&file));
-            }
+            let Some(package) = package_of(&key) else { continue };
+            self.watched.was_superseded(&package);
+            self.waiting.remove(&package);
             // One that is too big for a day would keep the others from being fetched.
-            if size <= self.config.budget {
-                self.waiting.push_back((key, size));
-            }
-            if self.waiting.len() > WAITING_MAX {
-                self.waiting.pop_front();
+            if size <= self.config.budget && self.waiting.len() < WAITING_MAX {
+                self.turns += 1;
+                let item = Item { key, size, turn: self.turns, has_failed: false };
+                self.waiting.insert(package, item);
             }
         }
     }
 
-    async fn fetch_next(&mut self, engine: &Arc<Engine>) {
-        let is_due = self.config.hours.include(local_hour());
-        let Some((key, size)) = self
-            .waiting
-            .pop_front_if(|(_, size)| is_due && self.spent + *size <= self.config.budget)
-        else {
+    async fn fetch(&mut self, engine: &Arc<Engine>, package: Package) {
+        let Some(item) = self.waiting.get(&package).cloned() else { return };
+        let Some(ask) = asked_by_us(&item.key) else {
+            self.waiting.remove(&package);
             return;
         };
-        let Some(ask) = asked_by_us(&key) else { return };
-        let ask = Ask { pace: Some(self.config.rate).filter(|rate| *rate > 0), ..ask };
-        if engine.known(&ask).await.is_some() || engine.mirror.is_away(&ask.target) {
+        if engine.mirror.is_away(&ask.target) {
+            self.rest_until = Instant::now() + TICK;
             return;
         }
-        self.spent += size;
-        if fetch(engine, &ask).await {
-            tracing::info!(key, size, "prefetched a package");
-            self.watched.was_fetched(&key, size);
-        } else {
-            // A mirror in trouble, or a volume: not the time for what nobody asked for.
-            sleep(TICK).await;
+        self.waiting.remove(&package);
+        let ask = Ask { pace: Some(self.config.rate).filter(|rate| *rate > 0), ..ask };
+        if engine.known(&ask).await.is_some() {
+            return;
+        }
+        self.spent += item.size;
+        if is_fetched(engine, &ask).await {
+            tracing::info!(key = item.key, size = item.size, "prefetched a package");
+            self.watched.was_fetched(package, &item);
+            return;
+        }
+        self.rest_until = Instant::now() + TICK;
+        self.spent -= item.size;
+        if !item.has_failed {
+            self.turns += 1;
+            self.waiting.insert(package, Item { has_failed: true, turn: self.turns, ..item });
         }
     }
 }
 
-async fn fetch(engine: &Arc<Engine>, ask: &Ask) -> bool {
+async fn is_fetched(engine: &Arc<Engine>, ask: &Ask) -> bool {
     let expectation = engine.expectation(ask).await;
     let Ok((interest, _)) = engine.board(ask, None, expectation) else { return false };
     interest.flight().over().await;
     interest.flight().progress().borrow().state == State::Whole
+}
+
+/// The package that the resource `key` is a version of; `None` if it is no package.
+fn package_of(key: &str) -> Option<Package> {
+    let file = PackageFile::of(key)?;
+    Some((file.name.to_owned(), file.architecture.to_owned()))
 }
 
 /// The packages below `base` that were used lately: name and architecture, and the newest version.
@@ -307,10 +354,7 @@ async fn used_lately(engine: &Engine, base: &str) -> HashMap<Package, String> {
         let Some((last, _)) = page.last() else { return used };
         after.clone_from(last);
         for (key, _) in page.iter().filter(|(_, used_at)| *used_at >= since) {
-            let Some(path) = Target::from_absolute(key).ok().map(|target| target.path) else {
-                continue;
-            };
-            let Some(file) = PackageFile::of(&path) else { continue };
+            let Some(file) = PackageFile::of(key) else { continue };
             let package = (file.name.to_owned(), file.architecture.to_owned());
             let newest = used.entry(package).or_default();
             if compare(newest, file.version).is_lt() {
@@ -324,10 +368,7 @@ async fn used_lately(engine: &Engine, base: &str) -> HashMap<Package, String> {
 fn newest(news: &[(String, u64)], used: &HashMap<Package, String>) -> Vec<News> {
     let mut newest: HashMap<Package, (String, &News)> = HashMap::new();
     for item in news {
-        let Some(path) = Target::from_absolute(&item.0).ok().map(|target| target.path) else {
-            continue;
-        };
-        let Some(file) = PackageFile::of(&path) else { continue };
+        let Some(file) = PackageFile::of(&item.0) else { continue };
         let package = (file.name.to_owned(), file.architecture.to_owned());
         let Some(version) = used.get(&package) else { continue };
         let known = newest.get(&package).map_or(version, |(version, _)| version);

@@ -112,6 +112,31 @@ fn a_client_does_not_wait_for_what_is_fetched_slowly() {
 }
 
 #[test]
+fn what_could_not_be_fetched_is_tried_once_more() {
+    let (mirror, proxy) = (Mirror::start(), proxy(&[("APTMESH_PREFETCH_BUDGET", "250kB")]));
+    let (old, new) = (archive("1.0", 100_000), archive("1.1", 100_000));
+    update(&proxy, &mirror, &old);
+    fetch(&proxy, &mirror, &old, "tool");
+    mirror.script(&format!("/debian/{}", new.deb_path("tool")), vec![Fault::Status(503); 4]);
+    update(&proxy, &mirror, &new);
+    wait_until(PATIENCE, "it is fetched", || proxy.count(FETCHED) > 0);
+    assert_eq!(bodies(&mirror, &new, "tool"), 1);
+}
+
+#[test]
+fn what_came_in_under_another_name_is_used_here_too() {
+    let (one, other) = (Mirror::start(), Mirror::start_at("127.0.0.2"));
+    let proxy = proxy(&[("APTMESH_PREFETCH_BUDGET", "10MiB")]);
+    let (old, new) = (archive("1.0", 100_000), archive("1.1", 100_000));
+    update(&proxy, &one, &old);
+    fetch(&proxy, &one, &old, "tool");
+    update(&proxy, &other, &old);
+    assert_eq!(fetch(&proxy, &other, &old, "tool").header("cache-status"), Some("aptmesh; hit"));
+    update(&proxy, &other, &new);
+    wait_until(PATIENCE, "it is fetched from there", || bodies(&other, &new, "tool") == 1);
+}
+
+#[test]
 fn bad_hours_and_sizes_end_the_start() {
     for (name, value) in [
         ("APTMESH_PREFETCH_HOURS", "25-3"),
