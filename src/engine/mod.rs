@@ -138,6 +138,13 @@ pub struct Ask {
     pub begun_early: bool,
 }
 
+impl Ask {
+    /// What it comes to when it is stored by the time of its turn.
+    fn hit(&self) -> Outcome {
+        if self.begun_early { Outcome::Miss } else { Outcome::Hit }
+    }
+}
+
 impl Engine {
     /// Puts the engine together. What nobody waits for when it stops runs on `background`.
     #[must_use]
@@ -226,8 +233,7 @@ impl Engine {
     async fn answer(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
         let known = self.known(ask).await;
         match (self.plan(ask, known.as_deref()), known) {
-            (Plan::Serve, Some(known)) if ask.begun_early => Ok(stored(known, Outcome::Miss)),
-            (Plan::Serve, Some(known)) => Ok(stored(known, Outcome::Hit)),
+            (Plan::Serve, Some(known)) => Ok(stored(known, ask.hit())),
             (Plan::ServeStale, Some(known)) => Ok(stored(known, Outcome::Stale)),
             (Plan::Revalidate, Some(known)) => self.revalidate(ask, known).await,
             (Plan::Fetch, _) => self.fetch(ask, None).await,
@@ -345,7 +351,7 @@ impl Engine {
                     return Err(Failure::internal("too many downloads are under way"));
                 }
                 Err(NotBoarded::Landed) => match self.memory.get(&ask.target.key) {
-                    Some(known) => return Ok(stored(known, Outcome::Hit)),
+                    Some(known) => return Ok(stored(known, ask.hit())),
                     None => continue,
                 },
             };
