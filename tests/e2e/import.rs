@@ -332,6 +332,31 @@ fn a_file_that_can_not_be_read_is_left_out_and_the_rest_is_taken() {
 }
 
 #[test]
+fn what_is_not_there_any_more_is_not_remembered_but_of_shared_folders() {
+    let (data, shared) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    put(shared.path(), "shared_1_all.deb", &deb("shared", 100));
+    let remembered = || -> i64 {
+        let index = rusqlite::Connection::open(data.path().join("index.sqlite")).unwrap();
+        index.query_row("SELECT count(*) FROM files", [], |row| row.get(0)).unwrap()
+    };
+    let import = |folder: &Path| {
+        let mut command = command(data.path(), &[folder]);
+        let output = command.env("APTMESH_STORE_FOLDERS", shared.path()).output().unwrap();
+        assert_says(&output, &["left out: 0 files"]);
+    };
+    import(shared.path());
+    fs::remove_file(shared.path().join("shared_1_all.deb")).unwrap();
+    for day in 1..4 {
+        let source = TempDir::new().unwrap();
+        for number in 0..3 {
+            put(source.path(), &format!("p{number}_1_all.deb"), &deb(&format!("p{number}"), day));
+        }
+        import(source.path());
+        assert_eq!(remembered(), 1 + 3, "on day {day}");
+    }
+}
+
+#[test]
 fn names_of_files_do_nothing_to_a_terminal() {
     let (source, data) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     put(source.path(), "\x1b[2J\x1b[31mred_1_all.deb", b"<html>");

@@ -50,6 +50,14 @@ pub struct Config {
     pub own: PathBuf,
 }
 
+impl Config {
+    /// As a walk names what it meets. Blocks.
+    pub(in crate::engine) fn canonical_roots(&self) -> Vec<PathBuf> {
+        let canonical = |root: &PathBuf| fs::canonicalize(root).unwrap_or(root.clone());
+        self.roots.iter().map(canonical).collect()
+    }
+}
+
 /// The shared folders.
 pub(in crate::engine) struct Folders {
     index: Arc<dyn Index>,
@@ -108,12 +116,10 @@ impl Folders {
         inspector: &Arc<Inspector>,
         metrics: &Metrics,
     ) -> Arc<Self> {
-        // As the walk names what it meets.
-        let canonical = |root: &PathBuf| fs::canonicalize(root).unwrap_or(root.clone());
         Arc::new(Self {
             index: Arc::clone(index),
             inspector: Arc::clone(inspector),
-            roots: config.roots.iter().map(canonical).collect(),
+            roots: config.canonical_roots(),
             own: config.own.clone(),
             changed: Notify::new(),
             doubted: Mutex::default(),
@@ -185,15 +191,7 @@ impl Folders {
             self.drop_doubted(&mut seen).await;
             match self.look(&seen).await {
                 Ok(now) => {
-                    let is_gone = |path: &u64| !now.states.contains_key(path);
-                    let is_less = seen.states.keys().any(is_gone);
-                    for (root, is_due) in is_due.iter_mut().enumerate() {
-                        *is_due |= is_less;
-                        if *is_due && now.is_whole(root) {
-                            self.forget_gone(root, &now).await;
-                            *is_due = false;
-                        }
-                    }
+                    self.forget_gone(&seen, &now, &mut is_due).await;
                     seen = now;
                 }
                 Err(error) => tracing::warn!(%error, "could not look at the shared folders"),
@@ -250,7 +248,7 @@ impl Folders {
 
     /// What is met, with the number of the root below which it lies.
     fn walk(self: &Arc<Self>) -> mpsc::Receiver<(usize, Met)> {
-        let (sender, met) = mpsc::channel(PAGE);
+        let (sender, receiver) = mpsc::channel(PAGE);
         let folders = Arc::clone(self);
         drop(spawn_blocking(move || {
             for (number, root) in folders.roots.iter().enumerate() {
@@ -258,7 +256,7 @@ impl Folders {
                 walk::walk(root, &folders.own, &mut meet);
             }
         }));
-        met
+        receiver
     }
 
     async fn is_remembered(&self, path: &Path, now: &Identity) -> Result<bool, InspectError> {
@@ -290,9 +288,20 @@ impl Folders {
         Ok(true)
     }
 
-    /// Forgets what is remembered of a root and was not met; but for what lies below another root
-    /// that was not seen as a whole.
-    async fn forget_gone(&self, root: usize, now: &Seen) {
+    /// Forgets what is not there any more, of each root that is due and was seen as a whole.
+    async fn forget_gone(&self, before: &Seen, now: &Seen, is_due: &mut [bool]) {
+        let is_less = before.states.keys().any(|path| !now.states.contains_key(path));
+        for (root, is_due) in is_due.iter_mut().enumerate() {
+            *is_due |= is_less;
+            if *is_due && now.is_whole(root) {
+                self.forget_gone_below(root, now).await;
+                *is_due = false;
+            }
+        }
+    }
+
+    /// But for what lies below another root that was not seen as a whole.
+    async fn forget_gone_below(&self, root: usize, now: &Seen) {
         let Some(folder) = self.roots.get(root) else { return };
         let away: Vec<&PathBuf> = (0..)
             .zip(&self.roots)

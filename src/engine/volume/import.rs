@@ -3,7 +3,7 @@
 //! was hashed; what is stored already is not copied.
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::num::NonZero;
 use std::os::unix::fs::FileExt as _;
@@ -19,6 +19,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use crate::content::digest::{Hasher, Sha256};
 use crate::engine::memory::now_seconds;
 use crate::engine::volume::evict::{EvictError, Mode, Victim};
+use crate::engine::volume::folders;
 use crate::engine::volume::room::{Room, Staged};
 use crate::engine::volume::walk::{self, Met, Reason};
 use crate::index::{HashedFile, Identity, Index, IndexError};
@@ -35,14 +36,17 @@ const BUFFER: usize = 128 * 1024;
 const BATCH_FILES: usize = 256;
 /// ...and their bytes.
 const BATCH_BYTES: u64 = 128 * 1024 * 1024;
+/// Files remembered that are looked for at once.
+const PAGE: usize = 1000;
 
 /// Imports files.
 pub struct Importer {
     index: Arc<dyn Index>,
     store: Arc<Store>,
     room: Arc<Room>,
-    /// What the volume keeps of its own, which is not imported.
-    own: PathBuf,
+    /// What the volume keeps of its own is not imported, and what is remembered of shared folders is
+    /// not ours to forget.
+    folders: folders::Config,
     met: AtomicU64,
     /// When it began, in seconds since 1970: what was stored since then does not go for more.
     began: i64,
@@ -178,14 +182,19 @@ impl Batch {
 }
 
 impl Importer {
-    /// Imports into `store`, which lies in `own`.
+    /// Imports into `store`, beside which `folders` are served.
     #[must_use]
-    pub fn new(index: Arc<dyn Index>, store: Arc<Store>, room: Arc<Room>, own: PathBuf) -> Self {
+    pub fn new(
+        index: Arc<dyn Index>,
+        store: Arc<Store>,
+        room: Arc<Room>,
+        folders: folders::Config,
+    ) -> Self {
         Self {
             index,
             store,
             room,
-            own,
+            folders,
             met: AtomicU64::new(0),
             began: now_seconds(),
             making_room: tokio::sync::Mutex::default(),
@@ -231,7 +240,27 @@ impl Importer {
         }
         committed(committing, tell).await?;
         committed(Some(self.commit(batch)), tell).await?;
-        ended
+        ended.and(self.forget_lost().await)
+    }
+
+    /// Forgets files that are not there any more: imports often come from folders that were made for
+    /// them once. Shared folders may only be away, which is for those to find out who serve them.
+    async fn forget_lost(&self) -> Result<(), ImportError> {
+        let shared = self.folders.canonical_roots();
+        let mut after: Option<PathBuf> = None;
+        loop {
+            let page = self.index.files_below(Path::new(""), after.as_deref(), PAGE).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.path.clone());
+            let mut paths: Vec<PathBuf> = page.into_iter().map(|file| file.path).collect();
+            paths.retain(|path| !shared.iter().any(|root| path.starts_with(root)));
+            let looking = spawn_blocking(move || {
+                paths.retain(|path| is_lost(path));
+                paths
+            });
+            let gone = looking.await.map_err(StoreError::interrupted)?;
+            self.index.forget_files(&gone).await?;
+        }
     }
 
     /// Meets files on a thread of its own.
@@ -244,7 +273,7 @@ impl Importer {
             }
             !importer.is_over.load(Ordering::Relaxed) && sender.blocking_send(met).is_ok()
         };
-        let own = self.own.clone();
+        let own = self.folders.own.clone();
         drop(spawn_blocking(move || {
             for root in roots {
                 walk::walk(&root, &own, &mut meet);
@@ -390,6 +419,12 @@ async fn committed(
     let new = committing.await.map_err(StoreError::interrupted)??;
     new.into_iter().map(Event::New).for_each(tell);
     Ok(())
+}
+
+/// Blocks.
+fn is_lost(path: &Path) -> bool {
+    use io::ErrorKind::{NotADirectory, NotFound};
+    fs::symlink_metadata(path).is_err_and(|error| matches!(error.kind(), NotFound | NotADirectory))
 }
 
 /// Reads a small file and hashes it. Blocks.
