@@ -301,23 +301,45 @@ fn nothing_goes_for_what_is_not_taken() {
 }
 
 #[test]
-fn an_import_pushes_out_what_was_there_before_it_but_nothing_of_its_own() {
-    let (full, source) = (Full::new(), TempDir::new().unwrap());
-    // What was stored within the second in which it begins counts as its own.
-    std::thread::sleep(Duration::from_millis(1100));
+fn an_import_ends_rather_than_push_out_what_it_brought() {
+    let quota = "50MB";
+    let (mirror, source) = (Mirror::start(), TempDir::new().unwrap());
+    let names = ["a", "b", "c", "d"];
+    let archive = names
+        .iter()
+        .fold(LocalArchive::new("demo"), |archive, name| archive.package(name, "1", 11_000_000));
+    archive.publish(&mirror, "/debian");
+    let proxy = Proxy::build().env("APTMESH_STORE_QUOTA", quota).start();
+    let fetch = |path: &str| get(proxy.addr(), &proxy.url_for(&mirror, &format!("/debian/{path}")));
+    for path in ["dists/demo/Release".to_owned(), archive.index_path()] {
+        assert_eq!(fetch(&path).status, 200);
+    }
+    let learnt = "aptmesh_engine_learnt_lists_total{outcome=\"learnt\"}";
+    wait_until(PATIENCE, "both lists are learnt", || proxy.count(learnt) == 2);
+    for name in names {
+        assert!(fetch(&archive.deb_path(name)).complete);
+    }
+    proxy.wait_landed();
+    proxy.signal("TERM");
+    proxy.wait_exit(PATIENCE);
+
+    // What lists name stays, once nothing but that and what was imported is left.
     let packages: Vec<Vec<u8>> =
-        (0..300).map(|number| deb(&format!("p{number}"), 250_000)).collect();
+        (0..700).map(|number| deb(&format!("p{number}"), 50_000)).collect();
     for (number, package) in packages.iter().enumerate() {
         put(source.path(), &format!("p{number}_1_all.deb"), package);
     }
-    let output = full.import(source.path());
+    let mut import = command(proxy.data(), &[source.path()]);
+    let output = import.env("APTMESH_STORE_QUOTA", quota).output().unwrap();
     let text = text(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("store.quota"), "{text}");
+    assert!(text.contains("only push out what was imported"), "{text}");
     let new = text.lines().find_map(|line| line.strip_prefix("new:")?.trim().split(' ').next());
-    let stored = packages.iter().filter(|bytes| is_stored(full.data.path(), bytes)).count();
+    let stored = packages.iter().filter(|bytes| is_stored(proxy.data(), bytes)).count();
     assert_eq!(new.unwrap().parse(), Ok(stored), "all that was new is there\n{text}");
-    assert!(stored > 150 && full.kept() == 0, "{stored}, {}", full.kept());
+    assert!(stored >= 256, "{stored}");
+    let kept = names.iter().filter(|name| is_stored(proxy.data(), archive.deb(name))).count();
+    assert!(kept >= 2, "{kept}");
 }
 
 #[test]
