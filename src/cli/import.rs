@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 
@@ -26,7 +26,7 @@ struct Sum {
 
 pub(super) fn run(config: &Config, paths: Vec<PathBuf>) -> anyhow::Result<()> {
     for path in &paths {
-        ensure!(path.exists(), "there is no {}", path.display());
+        ensure!(path.exists(), "there is no {}", printable(path));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(import(config, paths))
@@ -47,6 +47,11 @@ async fn import(config: &Config, paths: Vec<PathBuf>) -> anyhow::Result<()> {
     Ok(ended?)
 }
 
+/// Names of files are anybody's, and a terminal would obey what is in them.
+fn printable(path: &Path) -> String {
+    path.to_string_lossy().escape_debug().to_string()
+}
+
 impl Sum {
     /// The bytes that are done with.
     fn add(&mut self, event: Event, progress: &Progress) -> u64 {
@@ -57,7 +62,8 @@ impl Sum {
                 if reason.is_refusal() {
                     self.refused += 1;
                     if self.refused <= REFUSED_TOLD {
-                        progress.tell(&format!("refused: {}: {}", path.display(), reason.words()));
+                        let (path, words) = (printable(&path), reason.words());
+                        progress.tell(&format!("refused: {path}: {words}"));
                     }
                 }
                 *self.left.entry(reason.words().to_owned()).or_default() += 1;

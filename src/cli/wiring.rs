@@ -71,8 +71,7 @@ pub(super) fn importer(config: &Config) -> anyhow::Result<Arc<Importer>> {
     let store = Arc::new(Store::open(&config.store));
     let index = index_of(config)?;
     let room = Room::new(&config.engine.room, &index, &store, &Arc::default(), &Metrics::default());
-    let own = config.store.dir.clone();
-    Ok(Arc::new(Importer::new(index, store, room, own)))
+    Ok(Arc::new(Importer::new(index, store, room, config.engine.folders.clone())))
 }
 
 /// Files of another owner than the cache's would be in its way for ever.

@@ -295,7 +295,8 @@ pub trait Index: Send + Sync {
         limit: usize,
     ) -> Result<Vec<HashedFile>, IndexError>;
 
-    /// At most `limit` files below `folder` that come after `after`, by path; all, page by page.
+    /// At most `limit` files below `folder` that come after `after`, by path; all, page by page. Below
+    /// the empty path lie all.
     async fn files_below(
         &self,
         folder: &Path,

@@ -15,9 +15,11 @@ const STEP: usize = 1024 * 1024;
 /// Piecewise, so that what is hashed is still in the processor's cache.
 const BUFFER: usize = 128 * 1024;
 
-/// What tells one state of an open file from a later one.
+/// What tells one state of a file from a later one, and from those of other files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
+    /// Which file: the number of its device, and its own on that.
+    pub file: (u64, u64),
     /// Bytes.
     pub size: u64,
     /// When it was last changed, in whatever way: seconds since 1970, and nanoseconds.
@@ -34,6 +36,7 @@ impl Blob {
     pub fn stamp(&self) -> io::Result<Stamp> {
         let metadata = self.file.metadata()?;
         Ok(Stamp {
+            file: (metadata.dev(), metadata.ino()),
             size: metadata.len(),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
             is_linked: metadata.nlink() > 0,

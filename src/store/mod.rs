@@ -18,8 +18,8 @@ use thiserror::Error;
 
 pub use self::check::{Reading, Stamp};
 pub use self::health::Health;
-pub use self::staging::Stage;
 use self::staging::Staging;
+pub use self::staging::{CopyError, Stage};
 pub use self::walk::{FOLDERS, Lying};
 use crate::content::digest::Sha256;
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, FlockOperation, copy_file_range, fallocate, flock};
 use rustix::io::Errno;
+use thiserror::Error;
 
 use crate::store::{Blob, Health, StoreError};
 
@@ -138,6 +139,17 @@ fn is_being_made(folder: &fs::DirEntry) -> bool {
         && age.is_ok_and(|age| age.is_ok_and(|age| age < MAKING_MAX))
 }
 
+/// Why a file could not be copied.
+#[derive(Debug, Error)]
+pub enum CopyError {
+    /// It can not be read, which is no fault of the volume.
+    #[error("could not read the file")]
+    Source(#[source] io::Error),
+    /// The volume failed, or is full.
+    #[error(transparent)]
+    Volume(#[from] StoreError),
+}
+
 /// A file under way: written at its end, readable by others up to there.
 pub struct Stage {
     file: StagedFile,
@@ -177,40 +189,37 @@ impl Stage {
     pub fn set_aside(&self, size: u64) -> Result<(), StoreError> {
         match fallocate(&*self.file.file, FallocateFlags::KEEP_SIZE, 0, size) {
             // Some file systems can not: then the write itself will tell.
-            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => Ok(()),
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::INVAL) => Ok(()),
             Err(errno) => Err(StoreError::new("set room aside", errno.into())),
         }
     }
 
-    /// Copies the first `size` bytes of `source` to the end, within the kernel, which shares them
-    /// where the file system can; else by hand. Blocks.
+    /// Copies the first `size` bytes of `source` to the stage, which is empty, within the kernel,
+    /// which shares them where the file system can; else by hand. Blocks.
     ///
     /// # Errors
     /// When the volume fails or is full, or the source can not be read.
-    pub fn copy_from(&mut self, source: &File, size: u64) -> Result<(), StoreError> {
-        let failed = |source| StoreError::new("copy a file", source);
+    pub fn copy_from(&mut self, source: &File, size: u64) -> Result<(), CopyError> {
         let mut offset = 0;
         while offset < size {
-            let (from, left) = (offset, usize::try_from(size - offset).unwrap_or(usize::MAX));
+            let left = usize::try_from(size - offset).unwrap_or(usize::MAX);
             let own = &*self.file.file;
             match copy_file_range(source, Some(&mut offset), own, Some(&mut self.size), left) {
                 Ok(0) => return Ok(()),
                 Ok(_) => {}
-                // Another file system, or one that can not.
-                Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if from == 0 => {
-                    return self.copy_by_hand(source, size);
-                }
-                Err(errno) => return Err(failed(errno.into())),
+                // Another file system, or one that can not; or it fails, and by hand it shows which
+                // of the two does.
+                Err(_) => return self.copy_by_hand(source, size),
             }
         }
         Ok(())
     }
 
-    fn copy_by_hand(&mut self, source: &File, size: u64) -> Result<(), StoreError> {
+    /// Goes on where the stage ends.
+    fn copy_by_hand(&mut self, source: &File, size: u64) -> Result<(), CopyError> {
         let mut buffer = vec![0; COPY_BUFFER];
         while self.size < size {
-            let read = source.read_at(&mut buffer, self.size);
-            let read = read.map_err(|source| StoreError::new("read a file", source))?;
+            let read = source.read_at(&mut buffer, self.size).map_err(CopyError::Source)?;
             if read == 0 {
                 return Ok(());
             }
@@ -265,5 +274,34 @@ impl Drop for StagedFile {
         {
             tracing::debug!(%error, path = ?self.path, "could not remove a staged file");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::StoreErrorKind;
+
+    #[test]
+    fn a_source_that_can_not_be_read_is_told_from_a_volume_that_fails() {
+        let root = tempfile::TempDir::new().unwrap();
+        let staging = Staging::new(root.path().join("staging"), &Health::default());
+        let path = root.path().join("source");
+        fs::write(&path, vec![7; COPY_BUFFER + 1]).unwrap();
+        let size = COPY_BUFFER as u64 + 1;
+        let copied = |source: &File| {
+            let mut stage = staging.begin(Some(size)).unwrap();
+            stage.copy_from(source, size).map(|()| stage.size())
+        };
+        assert_eq!(copied(&File::open(&path).unwrap()).unwrap(), size);
+        let only_written = OpenOptions::new().write(true).open(&path).unwrap();
+        assert!(matches!(copied(&only_written), Err(CopyError::Source(_))));
+
+        let mut full = staging.begin(None).unwrap();
+        full.file.file = Arc::new(File::options().write(true).open("/dev/full").unwrap());
+        let failed = full.copy_from(&File::open(&path).unwrap(), size);
+        assert!(
+            matches!(failed, Err(CopyError::Volume(error)) if error.kind == StoreErrorKind::Full)
+        );
     }
 }

@@ -2,12 +2,14 @@
 //! digest that they do not have any more.
 
 use crate::kit::*;
+use crate::volume::Unreadable;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
 
-const PATIENCE: Duration = Duration::from_secs(40);
+/// A walk that took a second is followed by a pause of fifty.
+const PATIENCE: Duration = Duration::from_secs(120);
 const HASHED: &str = "aptmesh_store_checked_bytes_total";
 const BIG: usize = 20_000_000;
 
@@ -208,6 +210,123 @@ fn new_files_are_found_and_lost_ones_forgotten() {
     });
     assert_eq!(site.assert_right("tool").header("x-aptmesh-source"), Some("store"));
     assert_eq!(site.mirror.bodies(&site.pool("tool")), 0);
+}
+
+/// A folder that can be taken away, as when it is not mounted, and be brought back as it was.
+struct Mounted {
+    parent: TempDir,
+}
+
+impl Mounted {
+    fn new() -> Self {
+        let mounted = Self { parent: TempDir::new().unwrap() };
+        fs::create_dir(mounted.path()).unwrap();
+        mounted
+    }
+
+    fn path(&self) -> PathBuf {
+        self.parent.path().join("here")
+    }
+
+    fn away(&self) -> PathBuf {
+        self.parent.path().join("away")
+    }
+
+    fn unmount(&self) {
+        fs::rename(self.path(), self.away()).unwrap();
+        fs::create_dir(self.path()).unwrap();
+    }
+
+    fn mount(&self) {
+        fs::remove_dir_all(self.path()).unwrap();
+        fs::rename(self.away(), self.path()).unwrap();
+    }
+}
+
+/// Folders of which the first stays and the second comes and goes; the mirror has lists alone.
+fn with_mounted() -> (Site, Mounted) {
+    let (mirror, folder, mounted) = (Mirror::start(), TempDir::new().unwrap(), Mounted::new());
+    let archive = LocalArchive::new("demo").package("tool", "1.0", 70_000).package("toy", "1", 900);
+    archive.publish(&mirror, "/debian");
+    fs::write(folder.path().join("tool.deb"), archive.deb("tool")).unwrap();
+    fs::write(mounted.path().join("toy.deb"), archive.deb("toy")).unwrap();
+    let roots = format!("{},{}", folder.path().display(), mounted.path().display());
+    let proxy = Proxy::build().env("APTMESH_STORE_FOLDERS", roots).start();
+    let site = Site { mirror, archive, folder, proxy };
+    site.wait_for_files(2);
+    site.update();
+    site.mirror.remove(&site.pool("toy"));
+    (site, mounted)
+}
+
+#[test]
+fn what_was_not_mounted_for_a_while_is_shared_again_and_not_hashed_again() {
+    let (site, mounted) = with_mounted();
+    let hashed = site.proxy.count(HASHED);
+    mounted.unmount();
+    assert_eq!(site.get(&site.pool("toy")).status, 404);
+    mounted.mount();
+    assert_eq!(site.assert_right("toy").header("x-aptmesh-source"), Some("store"));
+
+    // Also when a walk sees that it is not there.
+    mounted.unmount();
+    site.wait_for_files(1);
+    mounted.mount();
+    site.wait_for_files(2);
+    assert_eq!(site.proxy.count(HASHED), hashed);
+}
+
+#[test]
+fn a_file_that_was_another_for_a_while_is_shared_again() {
+    let (site, mounted) = with_mounted();
+    mounted.unmount();
+    let other = LocalArchive::new("demo").package("toy", "1", 901);
+    fs::write(mounted.path().join("toy.deb"), other.deb("toy")).unwrap();
+    assert_eq!(site.get(&site.pool("toy")).status, 404);
+    // With the times that it had: to a walk nothing has changed.
+    mounted.mount();
+    site.wait_until_in_place("toy");
+    site.assert_right("toy");
+}
+
+#[test]
+fn what_went_while_its_folder_was_away_is_forgotten_too() {
+    let mounted = Mounted::new();
+    let archive = LocalArchive::new("demo").package("tool", "1.0", 70_000).package("toy", "1", 900);
+    for name in ["tool", "toy"] {
+        fs::write(mounted.path().join(name).with_extension("deb"), archive.deb(name)).unwrap();
+    }
+    let mut proxy = Proxy::build().env("APTMESH_STORE_FOLDERS", mounted.path()).start();
+    let remembered = |proxy: &Proxy| -> i64 {
+        let index = rusqlite::Connection::open(proxy.data().join("index.sqlite")).unwrap();
+        index.query_row("SELECT count(*) FROM files", [], |row| row.get(0)).unwrap()
+    };
+    wait_until(PATIENCE, "both files", || remembered(&proxy) == 2);
+    proxy.signal("TERM");
+    proxy.wait_exit(PATIENCE);
+    mounted.unmount();
+    proxy.restart();
+    // For the first walk, which finds nothing.
+    std::thread::sleep(Duration::from_secs(1));
+    fs::remove_file(mounted.away().join("toy.deb")).unwrap();
+    mounted.mount();
+    wait_until(PATIENCE, "one file", || remembered(&proxy) == 1);
+    wait_until(PATIENCE, "one file", || proxy.count("aptmesh_store_shared_files") == 1);
+    assert_eq!(proxy.count(HASHED), 0);
+}
+
+#[test]
+fn a_file_that_can_not_be_read_does_not_hide_the_others() {
+    let (site, mounted) = with_mounted();
+    let _unreadable = Unreadable::at(&site.folder.path().join("bad_1.orig.tar.xz"));
+    // Until it has been left alone for long enough to be hashed.
+    std::thread::sleep(Duration::from_secs(3));
+    let more = LocalArchive::new("demo").package("more", "1", 70_000);
+    for folder in [site.folder.path(), &mounted.path()] {
+        fs::write(folder.join("more.deb"), more.deb("more")).unwrap();
+    }
+    site.wait_for_files(4);
+    site.assert_served_in_place("tool");
 }
 
 #[test]

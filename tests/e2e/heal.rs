@@ -15,6 +15,7 @@ const SMALL: &str = "/debian/pool/s/small_1.orig.tar.xz";
 const BIG_SIZE: usize = 20_000_000;
 const SMALL_SIZE: usize = 10_000;
 const BAD: &str = "aptmesh_store_bad_blobs_total";
+const CHECKED: &str = "aptmesh_store_checked_bytes_total";
 
 /// Files that are stored, and what they are.
 struct Stocked {
@@ -152,6 +153,52 @@ fn parts_and_wholes_of_a_right_file_come_whole_after_a_restart() {
     assert_eq!(stocked.mirror.log().len(), 0);
 }
 
+fn by_hash(digest: &str) -> String {
+    format!("/debian/dists/sid/main/by-hash/SHA256/{digest}")
+}
+
+#[test]
+fn what_has_proven_right_is_not_hashed_again_under_another_name() {
+    let mut stocked = stocked(|build| build.env("APTMESH_STORE_SCRUB_RATE", "0"));
+    stocked.proxy.restart();
+    assert!(is_hit(&stocked.fetch(BIG)));
+    // Memory knows nothing of this name: the file is opened once more.
+    let other_name = by_hash(&sha256_hex(&stocked.big));
+    let same = stocked.fetch(&other_name);
+    assert!(is_hit(&same) && same.body == stocked.big);
+    assert_eq!(stocked.proxy.count(CHECKED), BIG_SIZE as u64, "hashed once");
+
+    // What was proven is this state of this file, and no other.
+    stocked.flip(&stocked.big);
+    let third_name = other_name.replace("main", "contrib");
+    assert!(!stocked.fetch(&third_name).complete);
+    stocked.assert_healed(BIG, &stocked.big);
+    assert_eq!(stocked.proxy.count(BAD), 1);
+}
+
+#[test]
+fn a_small_file_does_not_wait_for_the_proof_of_large_ones() {
+    let proxy = Proxy::build().env("APTMESH_STORE_SCRUB_RATE", "0").start();
+    let (mirror, file) = (Mirror::start(), noise(5, 200_000));
+    let put = |digest: &str| {
+        let path = proxy.data().join("blobs").join(&digest[..2]).join(digest);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::File::create(path).unwrap()
+    };
+    put(&sha256_hex(&file)).write_all_at(&file, 0).unwrap();
+    // As many as are hashed at a time, and more; they take minutes, and are wrong in the end.
+    let large: Vec<String> = (0..6).map(|number| sha256_hex(&[number])).collect();
+    for digest in &large {
+        put(digest).set_len(1 << 40).unwrap();
+        let head = request(proxy.addr(), "HEAD", &proxy.url_for(&mirror, &by_hash(digest)), &[]);
+        assert!(head.status == 200 && head.header("cache-status") == Some("aptmesh; hit"));
+    }
+    let reply = fetch(&proxy, &mirror, &by_hash(&sha256_hex(&file)));
+    assert!(is_hit(&reply) && reply.complete && reply.body == file, "{:?}", reply.trouble);
+    assert_eq!(proxy.count(BAD), 0, "none of the large ones is done");
+    assert!(proxy.count(CHECKED) > file.len() as u64, "but they are under way");
+}
+
 #[test]
 fn a_file_cut_short_while_it_is_held_open_is_fetched_anew() {
     let stocked = stocked(|build| build);
@@ -201,8 +248,7 @@ fn the_background_scrub_finds_what_nobody_asks_for() {
     let stocked = stocked(|build| {
         build.env("APTMESH_STORE_SCRUB_INTERVAL", "0s").env("APTMESH_STORE_SCRUB_RATE", "100MiB/s")
     });
-    let checked = "aptmesh_store_checked_bytes_total";
-    wait_until(PATIENCE, "a check", || stocked.proxy.count(checked) >= BIG_SIZE as u64);
+    wait_until(PATIENCE, "a check", || stocked.proxy.count(CHECKED) >= BIG_SIZE as u64);
     assert_eq!(stocked.proxy.count(BAD), 0);
     let (big, small) = (stocked.blob(&stocked.big), stocked.blob(&stocked.small));
     stocked.flip(&stocked.big);
@@ -226,7 +272,7 @@ fn what_was_checked_lately_or_never_is_to_be_is_left_alone() {
         let stocked = stocked(|build| build.env(&format!("APTMESH_STORE_SCRUB_{name}"), value));
         stocked.flip(&stocked.small);
         std::thread::sleep(Duration::from_millis(500));
-        assert_eq!(stocked.proxy.count("aptmesh_store_checked_bytes_total"), 0, "{name}");
+        assert_eq!(stocked.proxy.count(CHECKED), 0, "{name}");
         assert_eq!(stocked.proxy.blobs().len(), 2);
     }
 }

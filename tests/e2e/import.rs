@@ -2,6 +2,7 @@
 //! believed of it but its bytes.
 
 use crate::kit::*;
+use crate::volume::Unreadable;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -235,6 +236,155 @@ fn an_import_keeps_to_the_quota_and_says_so() {
     let text = text(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("store.quota") && text.contains("new:      4 files"), "{text}");
+}
+
+/// A cache with files that nobody may push out for nothing, as many as there is room for.
+struct Full {
+    data: TempDir,
+    before: Vec<Vec<u8>>,
+}
+
+impl Full {
+    const QUOTA: &str = "50MB";
+
+    /// Five files of 10 MB.
+    fn new() -> Self {
+        let (source, data) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+        let before: Vec<_> = (0..5).map(|number| deb(&format!("b{number}"), 9_900_000)).collect();
+        for (number, package) in before.iter().enumerate() {
+            put(source.path(), &format!("b{number}_1_all.deb"), package);
+        }
+        let full = Self { data, before };
+        assert_says(&full.import(source.path()), &["new:      5 files"]);
+        full
+    }
+
+    fn import(&self, source: &Path) -> Output {
+        let mut command = command(self.data.path(), &[source]);
+        command.env("APTMESH_STORE_QUOTA", Self::QUOTA).output().unwrap()
+    }
+
+    fn kept(&self) -> usize {
+        self.before.iter().filter(|bytes| is_stored(self.data.path(), bytes)).count()
+    }
+}
+
+#[test]
+fn nothing_goes_for_what_is_not_taken() {
+    let (full, source) = (Full::new(), TempDir::new().unwrap());
+    let sparse = |path: &str, size: u64| {
+        let path = source.path().join(path);
+        fs::File::create(path).unwrap().set_len(size).unwrap();
+    };
+    // Of no archive, and much more than the quota in sum; cut short; larger than all there is.
+    for number in 0..20 {
+        sparse(&format!("machine{number}.img"), 30_000_000);
+    }
+    sparse("disk.img", 1 << 42);
+    put(source.path(), "cut_1_all.deb", &deb("cut", 20_000_000)[..19_000_000]);
+    sparse("huge_1.orig.tar.xz", 60_000_000);
+    sparse("endless_1.orig.tar.xz", 1 << 42);
+    // Stored already, under other names.
+    for (number, package) in full.before.iter().enumerate() {
+        put(source.path(), &format!("again{number}_1_all.deb"), package);
+    }
+    let words = [
+        "new:      0 files",
+        "known:    5 files",
+        "21 no file of an archive",
+        "1 cut short, or otherwise damaged",
+        "2 larger than all that may be stored",
+        "endless_1.orig.tar.xz: larger than",
+    ];
+    assert_says(&full.import(source.path()), &words);
+    assert_eq!(full.kept(), full.before.len());
+}
+
+#[test]
+fn an_import_ends_rather_than_push_out_what_it_brought() {
+    let quota = "50MB";
+    let (mirror, source) = (Mirror::start(), TempDir::new().unwrap());
+    let names = ["a", "b", "c", "d"];
+    let archive = names
+        .iter()
+        .fold(LocalArchive::new("demo"), |archive, name| archive.package(name, "1", 11_000_000));
+    archive.publish(&mirror, "/debian");
+    let proxy = Proxy::build().env("APTMESH_STORE_QUOTA", quota).start();
+    let fetch = |path: &str| get(proxy.addr(), &proxy.url_for(&mirror, &format!("/debian/{path}")));
+    for path in ["dists/demo/Release".to_owned(), archive.index_path()] {
+        assert_eq!(fetch(&path).status, 200);
+    }
+    let learnt = "aptmesh_engine_learnt_lists_total{outcome=\"learnt\"}";
+    wait_until(PATIENCE, "both lists are learnt", || proxy.count(learnt) == 2);
+    for name in names {
+        assert!(fetch(&archive.deb_path(name)).complete);
+    }
+    proxy.wait_landed();
+    proxy.signal("TERM");
+    proxy.wait_exit(PATIENCE);
+
+    // What lists name stays, once nothing but that and what was imported is left.
+    let packages: Vec<Vec<u8>> =
+        (0..700).map(|number| deb(&format!("p{number}"), 50_000)).collect();
+    for (number, package) in packages.iter().enumerate() {
+        put(source.path(), &format!("p{number}_1_all.deb"), package);
+    }
+    let mut import = command(proxy.data(), &[source.path()]);
+    let output = import.env("APTMESH_STORE_QUOTA", quota).output().unwrap();
+    let text = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("only push out what was imported"), "{text}");
+    let new = text.lines().find_map(|line| line.strip_prefix("new:")?.trim().split(' ').next());
+    let stored = packages.iter().filter(|bytes| is_stored(proxy.data(), bytes)).count();
+    assert_eq!(new.unwrap().parse(), Ok(stored), "all that was new is there\n{text}");
+    assert!(stored >= 256, "{stored}");
+    let kept = names.iter().filter(|name| is_stored(proxy.data(), archive.deb(name))).count();
+    assert!(kept >= 2, "{kept}");
+}
+
+#[test]
+fn a_file_that_can_not_be_read_is_left_out_and_the_rest_is_taken() {
+    let (source, data) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    put(source.path(), "good_1_all.deb", &deb("good", 100));
+    let _unreadable = Unreadable::at(&source.path().join("bad_1.orig.tar.xz"));
+    let words = ["new:      1 files", "left out: 1 files", "bad_1.orig.tar.xz: "];
+    let output = import(data.path(), &[source.path()]);
+    assert_says(&output, &words);
+    assert!(!text(&output).contains("changed while it was read"), "{}", text(&output));
+}
+
+#[test]
+fn what_is_not_there_any_more_is_not_remembered_but_of_shared_folders() {
+    let (data, shared) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    put(shared.path(), "shared_1_all.deb", &deb("shared", 100));
+    let remembered = || -> i64 {
+        let index = rusqlite::Connection::open(data.path().join("index.sqlite")).unwrap();
+        index.query_row("SELECT count(*) FROM files", [], |row| row.get(0)).unwrap()
+    };
+    let import = |folder: &Path| {
+        let mut command = command(data.path(), &[folder]);
+        let output = command.env("APTMESH_STORE_FOLDERS", shared.path()).output().unwrap();
+        assert_says(&output, &["left out: 0 files"]);
+    };
+    import(shared.path());
+    fs::remove_file(shared.path().join("shared_1_all.deb")).unwrap();
+    for day in 1..4 {
+        let source = TempDir::new().unwrap();
+        for number in 0..3 {
+            put(source.path(), &format!("p{number}_1_all.deb"), &deb(&format!("p{number}"), day));
+        }
+        import(source.path());
+        assert_eq!(remembered(), 1 + 3, "on day {day}");
+    }
+}
+
+#[test]
+fn names_of_files_do_nothing_to_a_terminal() {
+    let (source, data) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    put(source.path(), "\x1b[2J\x1b[31mred_1_all.deb", b"<html>");
+    let output = import(data.path(), &[source.path()]);
+    assert_says(&output, &["[31mred_1_all.deb: cut short"]);
+    assert!(!text(&output).contains('\x1b'), "{:?}", text(&output));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::kit::{File, Mirror, Proxy, Reply, download_hash, get, noise, sha256_h
 use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -35,7 +35,7 @@ impl Volume {
     }
 
     /// Leaves no room; the room comes back with the removal of the file.
-    fn fill(&self) -> std::path::PathBuf {
+    fn fill(&self) -> PathBuf {
         let path = self.path().join("filler");
         let mut file = fs::File::create(&path).unwrap();
         for size in [MEGABYTE, 4096] {
@@ -48,6 +48,25 @@ impl Volume {
 impl Drop for Volume {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+    }
+}
+
+/// A file of some size whose bytes nobody gets: one of the kernel's, under another name.
+pub(crate) struct Unreadable(PathBuf);
+
+impl Unreadable {
+    pub(crate) fn at(path: &Path) -> Self {
+        fs::File::create(path).unwrap();
+        // Has 4096 bytes, and refuses to be read: no duplex mode in the loopback device.
+        mount(path, &["--bind", "/sys/class/net/lo/duplex"]);
+        assert!(fs::read(path).is_err() && fs::metadata(path).unwrap().len() > 0);
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for Unreadable {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 

@@ -432,6 +432,8 @@ async fn remembers_files_that_lie_elsewhere(index: &impl Index) {
     assert_eq!(below, all[..2]);
     let below = index.files_below(Path::new("/f"), Some(Path::new("/f/a")), 9).await.unwrap();
     assert_eq!(below, all[1..2]);
+    let below = index.files_below(Path::new(""), None, 9).await.unwrap();
+    assert_eq!(below.len(), all.len());
 
     let other = file("/f/a", "other");
     index.record_files(std::slice::from_ref(&other)).await.unwrap();

@@ -5,11 +5,11 @@
 //! network file systems too and knows no limit of watches, and nothing rests on it, since a file's
 //! state is looked at whenever it is opened, and again when it has been sent.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::hash::{BuildHasher as _, RandomState};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::IntGauge;
@@ -50,6 +50,14 @@ pub struct Config {
     pub own: PathBuf,
 }
 
+impl Config {
+    /// As a walk names what it meets. Blocks.
+    pub(in crate::engine) fn canonical_roots(&self) -> Vec<PathBuf> {
+        let canonical = |root: &PathBuf| fs::canonicalize(root).unwrap_or(root.clone());
+        self.roots.iter().map(canonical).collect()
+    }
+}
+
 /// The shared folders.
 pub(in crate::engine) struct Folders {
     index: Arc<dyn Index>,
@@ -58,6 +66,8 @@ pub(in crate::engine) struct Folders {
     own: PathBuf,
     /// Wakes who walks over them.
     changed: Notify,
+    /// Files that turned out to be others than those remembered: no more than are remembered.
+    doubted: Mutex<HashSet<PathBuf>>,
     hashing: RandomState,
     files: IntGauge,
     bytes: IntGauge,
@@ -69,8 +79,34 @@ struct Seen {
     states: HashMap<u64, u64>,
     bytes: u64,
     files: u64,
-    /// Whether some of it could not be seen.
-    is_partial: bool,
+    /// Of each root, how many files were seen that are shared...
+    shared: Vec<u64>,
+    /// ...and whether some could not be seen.
+    is_partial: Vec<bool>,
+}
+
+impl Seen {
+    fn nothing_of(roots: usize) -> Self {
+        let (shared, is_partial) = (vec![0; roots], vec![false; roots]);
+        Self { shared, is_partial, ..Self::default() }
+    }
+
+    fn cut(&mut self, root: usize) {
+        self.is_partial.iter_mut().skip(root).take(1).for_each(|is_partial| *is_partial = true);
+    }
+
+    fn add(&mut self, root: usize, (name, state): (u64, u64), size: u64) {
+        self.states.insert(name, state);
+        self.files += 1;
+        self.bytes += size;
+        self.shared.iter_mut().skip(root).take(1).for_each(|files| *files += 1);
+    }
+
+    /// Whether all of a root was seen. One that is not mounted is empty.
+    fn is_whole(&self, root: usize) -> bool {
+        self.shared.get(root).is_some_and(|files| *files > 0)
+            && self.is_partial.get(root) == Some(&false)
+    }
 }
 
 impl Folders {
@@ -80,14 +116,13 @@ impl Folders {
         inspector: &Arc<Inspector>,
         metrics: &Metrics,
     ) -> Arc<Self> {
-        // As the walk names what it meets.
-        let canonical = |root: &PathBuf| fs::canonicalize(root).unwrap_or(root.clone());
         Arc::new(Self {
             index: Arc::clone(index),
             inspector: Arc::clone(inspector),
-            roots: config.roots.iter().map(canonical).collect(),
+            roots: config.canonical_roots(),
             own: config.own.clone(),
             changed: Notify::new(),
+            doubted: Mutex::default(),
             hashing: RandomState::new(),
             files: metrics.gauge("aptmesh_store_shared_files", "Files of shared folders, hashed."),
             bytes: metrics.gauge("aptmesh_store_shared_bytes", "Bytes of these."),
@@ -103,10 +138,14 @@ impl Folders {
         for file in files.into_iter().filter(|file| self.is_shared(&file.path)) {
             let (path, identity) = (file.path.clone(), file.identity);
             let opening = spawn_blocking(move || walk::open(&path, &identity));
-            if let Ok(Ok(opened)) = opening.await {
-                return Some(Blob { file: Arc::new(opened), size: identity.size });
+            match opening.await {
+                Ok(Ok(opened)) => {
+                    return Some(Blob { file: Arc::new(opened), size: identity.size });
+                }
+                // Perhaps its folder is away for a while; if the file alone is, the next walk tells.
+                Ok(Err(Reason::Unreadable(_))) | Err(_) => {}
+                Ok(Err(_)) => self.forget(vec![file.path]).await,
             }
-            self.forget(&[file.path]).await;
         }
         None
     }
@@ -115,18 +154,28 @@ impl Folders {
     pub(in crate::engine) async fn disown(&self, digest: &Sha256) {
         let files = self.index.files_with(digest, COPIES_MAX).await.unwrap_or_default();
         let shared = files.into_iter().map(|file| file.path).filter(|path| self.is_shared(path));
-        self.forget(&shared.collect::<Vec<_>>()).await;
+        self.forget(shared.collect()).await;
     }
 
     fn is_shared(&self, path: &Path) -> bool {
         self.roots.iter().any(|root| path.starts_with(root))
     }
 
-    async fn forget(&self, paths: &[PathBuf]) {
-        if let Err(error) = self.index.forget_files(paths).await {
-            tracing::debug!(%error, source = %error.source, "could not forget a file");
-        }
+    /// At once; and the next walk looks at them anew, even if who wants it forgotten has left.
+    async fn forget(&self, paths: Vec<PathBuf>) {
+        self.doubted().extend(paths.iter().cloned());
         self.changed.notify_one();
+        self.forget_now(&paths).await;
+    }
+
+    async fn forget_now(&self, paths: &[PathBuf]) {
+        if let Err(error) = self.index.forget_files(paths).await {
+            tracing::debug!(%error, source = %error.source, "could not forget files");
+        }
+    }
+
+    fn doubted(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.doubted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps what is known of the folders up to date, for ever.
@@ -135,16 +184,15 @@ impl Folders {
             return;
         }
         let mut seen = Seen::default();
-        let mut is_first = true;
+        // Of each root, whether what is remembered is still to be compared with what is there.
+        let mut is_due = vec![true; self.roots.len()];
         loop {
             let begun = Instant::now();
+            self.drop_doubted(&mut seen).await;
             match self.look(&seen).await {
                 Ok(now) => {
-                    let is_gone = |path: &u64| !now.states.contains_key(path);
-                    if (is_first || seen.states.keys().any(is_gone)) && !now.is_partial {
-                        self.forget_gone(&now).await;
-                    }
-                    (seen, is_first) = (now, false);
+                    self.forget_gone(&seen, &now, &mut is_due).await;
+                    seen = now;
                 }
                 Err(error) => tracing::warn!(%error, "could not look at the shared folders"),
             }
@@ -155,23 +203,33 @@ impl Folders {
         }
     }
 
+    async fn drop_doubted(&self, seen: &mut Seen) {
+        let doubted: Vec<PathBuf> = self.doubted().drain().collect();
+        for path in &doubted {
+            seen.states.remove(&self.hashing.hash_one(path));
+        }
+        if !doubted.is_empty() {
+            self.forget_now(&doubted).await;
+        }
+    }
+
     /// One walk over all folders; what is new or changed since `before` is hashed.
     async fn look(self: &Arc<Self>, before: &Seen) -> Result<Seen, InspectError> {
-        let mut now = Seen::default();
+        let mut now = Seen::nothing_of(self.roots.len());
         let mut pace = Pace::of(HASH_RATE);
         let mut met = self.walk();
-        while let Some(met) = met.recv().await {
+        while let Some((root, met)) = met.recv().await {
             let (path, identity) = match met {
                 Met::File(path, identity) => (path, identity),
                 Met::Left(_, Reason::Unreadable(_)) => {
-                    now.is_partial = true;
+                    now.cut(root);
                     continue;
                 }
                 Met::Left(..) => continue,
             };
             if now.states.len() >= FILES_MAX {
                 tracing::warn!(FILES_MAX, "the shared folders have too many files");
-                now.is_partial = true;
+                (root..self.roots.len()).for_each(|root| now.cut(root));
                 break;
             }
             let (name, state) = (self.hashing.hash_one(&path), self.hashing.hash_one(identity));
@@ -179,28 +237,26 @@ impl Folders {
                 || self.is_remembered(&path, &identity).await?
                 || self.take(path, identity, &mut pace).await?;
             if is_known {
-                now.states.insert(name, state);
-                now.files += 1;
-                now.bytes += identity.size;
+                now.add(root, (name, state), identity.size);
             }
         }
-        // A folder that is not mounted is empty.
-        now.is_partial |= now.states.is_empty();
         let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         self.files.set(gauge(now.files));
         self.bytes.set(gauge(now.bytes));
         Ok(now)
     }
 
-    fn walk(self: &Arc<Self>) -> mpsc::Receiver<Met> {
-        let (sender, met) = mpsc::channel(PAGE);
+    /// What is met, with the number of the root below which it lies.
+    fn walk(self: &Arc<Self>) -> mpsc::Receiver<(usize, Met)> {
+        let (sender, receiver) = mpsc::channel(PAGE);
         let folders = Arc::clone(self);
         drop(spawn_blocking(move || {
-            for root in &folders.roots {
-                walk::walk(root, &folders.own, &mut |met| sender.blocking_send(met).is_ok());
+            for (number, root) in folders.roots.iter().enumerate() {
+                let mut meet = |met| sender.blocking_send((number, met)).is_ok();
+                walk::walk(root, &folders.own, &mut meet);
             }
         }));
-        met
+        receiver
     }
 
     async fn is_remembered(&self, path: &Path, now: &Identity) -> Result<bool, InspectError> {
@@ -223,7 +279,8 @@ impl Folders {
         let opened = spawn_blocking(move || walk::open(&opening, &identity)).await;
         let Ok(file) = opened.map_err(StoreError::interrupted)? else { return Ok(false) };
         let blob = Blob { file: Arc::new(file), size: identity.size };
-        let Some(digest) = self.inspector.hash(&blob, pace).await? else { return Ok(false) };
+        // What one file does not give is no reason to miss the others.
+        let Ok(Some(digest)) = self.inspector.hash(&blob, pace).await else { return Ok(false) };
         if walk::identity_of_open(&blob.file) != Ok(identity) {
             return Ok(false);
         }
@@ -231,22 +288,35 @@ impl Folders {
         Ok(true)
     }
 
-    /// Forgets what is remembered of the folders and was not met.
-    async fn forget_gone(&self, now: &Seen) {
-        for root in &self.roots {
-            let mut after: Option<PathBuf> = None;
-            while let Ok(page) = self.index.files_below(root, after.as_deref(), PAGE).await {
-                let Some(last) = page.last() else { break };
-                after = Some(last.path.clone());
-                let is_gone =
-                    |path: &PathBuf| !now.states.contains_key(&self.hashing.hash_one(path));
-                let gone: Vec<PathBuf> =
-                    page.into_iter().map(|file| file.path).filter(is_gone).collect();
-                if let Err(error) = self.index.forget_files(&gone).await {
-                    tracing::debug!(%error, source = %error.source, "could not forget files");
-                    break;
-                }
+    /// Forgets what is not there any more, of each root that is due and was seen as a whole.
+    async fn forget_gone(&self, before: &Seen, now: &Seen, is_due: &mut [bool]) {
+        let is_less = before.states.keys().any(|path| !now.states.contains_key(path));
+        for (root, is_due) in is_due.iter_mut().enumerate() {
+            *is_due |= is_less;
+            if *is_due && now.is_whole(root) {
+                self.forget_gone_below(root, now).await;
+                *is_due = false;
             }
+        }
+    }
+
+    /// But for what lies below another root that was not seen as a whole.
+    async fn forget_gone_below(&self, root: usize, now: &Seen) {
+        let Some(folder) = self.roots.get(root) else { return };
+        let away: Vec<&PathBuf> = (0..)
+            .zip(&self.roots)
+            .filter_map(|(number, root)| (!now.is_whole(number)).then_some(root))
+            .collect();
+        let is_gone = |path: &PathBuf| {
+            !now.states.contains_key(&self.hashing.hash_one(path))
+                && !away.iter().any(|root| path.starts_with(root))
+        };
+        let mut after: Option<PathBuf> = None;
+        while let Ok(page) = self.index.files_below(folder, after.as_deref(), PAGE).await {
+            let Some(last) = page.last() else { break };
+            after = Some(last.path.clone());
+            let paths = page.into_iter().map(|file| file.path);
+            self.forget_now(&paths.filter(is_gone).collect::<Vec<_>>()).await;
         }
     }
 }

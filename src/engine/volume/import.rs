@@ -3,6 +3,8 @@
 //! was hashed; what is stored already is not copied.
 
 use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io;
 use std::num::NonZero;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -16,10 +18,12 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::content::digest::{Hasher, Sha256};
 use crate::engine::memory::now_seconds;
+use crate::engine::volume::evict::{EvictError, Mode, Victim};
+use crate::engine::volume::folders;
 use crate::engine::volume::room::{Room, Staged};
 use crate::engine::volume::walk::{self, Met, Reason};
 use crate::index::{HashedFile, Identity, Index, IndexError};
-use crate::store::{Reading, Stage, Store, StoreError, StoreErrorKind};
+use crate::store::{Blob, CopyError, Reading, Stage, Store, StoreError, StoreErrorKind};
 
 /// Files met and not looked at yet.
 const WAITING_MAX: usize = 1024;
@@ -32,17 +36,22 @@ const BUFFER: usize = 128 * 1024;
 const BATCH_FILES: usize = 256;
 /// ...and their bytes.
 const BATCH_BYTES: u64 = 128 * 1024 * 1024;
+/// Files remembered that are looked for at once.
+const PAGE: usize = 1000;
 
 /// Imports files.
 pub struct Importer {
     index: Arc<dyn Index>,
     store: Arc<Store>,
     room: Arc<Room>,
-    /// What the volume keeps of its own, which is not imported.
-    own: PathBuf,
+    /// What the volume keeps of its own is not imported, and what is remembered of shared folders is
+    /// not ours to forget.
+    folders: folders::Config,
     met: AtomicU64,
-    /// Bytes copied so far, to stay within a quota.
-    copied: AtomicU64,
+    /// When it began, in seconds since 1970: what was stored since then does not go for more.
+    began: i64,
+    /// Held by who looks what would have to go, until it has gone.
+    making_room: tokio::sync::Mutex<()>,
     /// Something failed: no more is begun.
     is_over: AtomicBool,
 }
@@ -64,9 +73,12 @@ pub enum ImportError {
     /// There is no room for more.
     #[error("there is no room for more: {cause}", cause = .0.source)]
     NoRoom(StoreError),
-    /// More than the quota would hold.
-    #[error("this is more than store.quota holds: the rest would only push out what was imported")]
-    Quota,
+    /// More than there is room for.
+    #[error(
+        "this is more than store.quota and store.min_free leave room for: the rest would only push \
+         out what was imported"
+    )]
+    Full,
     /// The volume failed.
     #[error("{0}: {cause}", cause = .0.source)]
     Store(StoreError),
@@ -75,12 +87,41 @@ pub enum ImportError {
     Index(#[from] IndexError),
 }
 
+impl From<EvictError> for ImportError {
+    fn from(error: EvictError) -> Self {
+        match error {
+            EvictError::Index(error) => error.into(),
+            EvictError::Store(error) => error.into(),
+        }
+    }
+}
+
 impl From<StoreError> for ImportError {
     fn from(error: StoreError) -> Self {
         match error.kind {
             StoreErrorKind::Full | StoreErrorKind::NoRoom => Self::NoRoom(error),
             StoreErrorKind::ReadOnly | StoreErrorKind::Unavailable => Self::Store(error),
         }
+    }
+}
+
+/// Why a file is not taken.
+enum NotTaken {
+    /// It is left out.
+    Left(Reason),
+    /// The import ends.
+    Ended(ImportError),
+}
+
+impl From<Reason> for NotTaken {
+    fn from(reason: Reason) -> Self {
+        Self::Left(reason)
+    }
+}
+
+impl<E: Into<ImportError>> From<E> for NotTaken {
+    fn from(error: E) -> Self {
+        Self::Ended(error.into())
     }
 }
 
@@ -141,11 +182,24 @@ impl Batch {
 }
 
 impl Importer {
-    /// Imports into `store`, which lies in `own`.
+    /// Imports into `store`, beside which `folders` are served.
     #[must_use]
-    pub fn new(index: Arc<dyn Index>, store: Arc<Store>, room: Arc<Room>, own: PathBuf) -> Self {
-        let (met, copied) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { index, store, room, own, met, copied, is_over: AtomicBool::new(false) }
+    pub fn new(
+        index: Arc<dyn Index>,
+        store: Arc<Store>,
+        room: Arc<Room>,
+        folders: folders::Config,
+    ) -> Self {
+        Self {
+            index,
+            store,
+            room,
+            folders,
+            met: AtomicU64::new(0),
+            began: now_seconds(),
+            making_room: tokio::sync::Mutex::default(),
+            is_over: AtomicBool::new(false),
+        }
     }
 
     /// Bytes of all files met so far.
@@ -186,7 +240,27 @@ impl Importer {
         }
         committed(committing, tell).await?;
         committed(Some(self.commit(batch)), tell).await?;
-        ended
+        ended.and(self.forget_lost().await)
+    }
+
+    /// Forgets files that are not there any more: imports often come from folders that were made for
+    /// them once. Shared folders may only be away, which is for those to find out who serve them.
+    async fn forget_lost(&self) -> Result<(), ImportError> {
+        let shared = self.folders.canonical_roots();
+        let mut after: Option<PathBuf> = None;
+        loop {
+            let page = self.index.files_below(Path::new(""), after.as_deref(), PAGE).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.path.clone());
+            let mut paths: Vec<PathBuf> = page.into_iter().map(|file| file.path).collect();
+            paths.retain(|path| !shared.iter().any(|root| path.starts_with(root)));
+            let looking = spawn_blocking(move || {
+                paths.retain(|path| is_lost(path));
+                paths
+            });
+            let gone = looking.await.map_err(StoreError::interrupted)?;
+            self.index.forget_files(&gone).await?;
+        }
     }
 
     /// Meets files on a thread of its own.
@@ -199,7 +273,7 @@ impl Importer {
             }
             !importer.is_over.load(Ordering::Relaxed) && sender.blocking_send(met).is_ok()
         };
-        let own = self.own.clone();
+        let own = self.folders.own.clone();
         drop(spawn_blocking(move || {
             for root in roots {
                 walk::walk(&root, &own, &mut meet);
@@ -221,22 +295,16 @@ impl Importer {
         {
             return Ok(Taken::Known(size, None));
         }
-        match self.hash(&path, identity).await? {
-            Ok((digest, staged)) => {
+        match self.copy(&path, identity).await {
+            Ok((digest, copy)) => {
                 let file = HashedFile { path, identity, digest };
-                if self.is_stored(&digest).await? {
-                    if matches!(staged, Source::Staged(_)) {
-                        self.copied.fetch_sub(size, Ordering::Relaxed);
-                    }
-                    return Ok(Taken::Known(size, Some(file)));
-                }
-                let staged = match staged {
-                    Source::Staged(staged) => staged,
-                    Source::Bytes(bytes) => self.write(bytes).await?,
-                };
-                Ok(Taken::Copied(Box::new(Copied { staged, file })))
+                Ok(match copy {
+                    Some(staged) => Taken::Copied(Box::new(Copied { staged, file })),
+                    None => Taken::Known(size, Some(file)),
+                })
             }
-            Err(reason) => Ok(Taken::Left(path, reason, size)),
+            Err(NotTaken::Left(reason)) => Ok(Taken::Left(path, reason, size)),
+            Err(NotTaken::Ended(error)) => Err(error),
         }
     }
 
@@ -244,39 +312,69 @@ impl Importer {
         Ok(self.index.blob(digest).await?.is_some())
     }
 
-    /// Hashes a file: a small one in memory, a large one as a copy, which nobody changes any more.
-    async fn hash(
+    /// Hashes a file: a small one in memory, a large one as a copy, which nobody changes any more. No
+    /// copy if it is stored already.
+    async fn copy(
         &self,
         path: &Path,
         identity: Identity,
-    ) -> Result<Result<(Sha256, Source), Reason>, ImportError> {
-        let size = identity.size;
+    ) -> Result<(Sha256, Option<Staged>), NotTaken> {
         let path = path.to_owned();
-        if size <= IN_MEMORY_MAX {
-            let reading = spawn_blocking(move || read(&path, &identity));
-            return Ok(reading.await.map_err(StoreError::interrupted)?);
+        if identity.size > IN_MEMORY_MAX {
+            let file = blocking(move || Ok(walk::open(&path, &identity)?)).await?;
+            return self.copy_large(Blob { file: Arc::new(file), size: identity.size }).await;
         }
-        let mut staged = self.stage(size).await?;
-        let copying = spawn_blocking(move || {
-            copy(&path, &identity, &mut staged.stage)
-                .map(|copied| copied.map(|digest| (digest, Source::Staged(staged))))
-        });
-        Ok(copying.await.map_err(StoreError::interrupted)??)
+        let (digest, bytes) = blocking(move || Ok(read(&path, &identity)?)).await?;
+        if self.is_stored(&digest).await? {
+            return Ok((digest, None));
+        }
+        Ok((digest, Some(self.write(bytes).await?)))
     }
 
-    async fn write(&self, bytes: Vec<u8>) -> Result<Staged, ImportError> {
+    async fn write(&self, bytes: Vec<u8>) -> Result<Staged, NotTaken> {
         let mut staged = self.stage(bytes.len() as u64).await?;
-        let writing = spawn_blocking(move || staged.stage.append(&bytes).map(|()| staged));
-        Ok(writing.await.map_err(StoreError::interrupted)??)
+        blocking(move || Ok(staged.stage.append(&bytes).map(|()| staged)?)).await
     }
 
-    /// Room for one more. What is imported may push out what is worth less, but not itself.
-    async fn stage(&self, size: u64) -> Result<Staged, ImportError> {
-        let copied = self.copied.fetch_add(size, Ordering::Relaxed).saturating_add(size);
-        if self.room.limits().quota.is_some_and(|quota| copied > quota) {
-            return Err(ImportError::Quota);
+    /// Of a file that was looked into.
+    async fn copy_large(&self, source: Blob) -> Result<(Sha256, Option<Staged>), NotTaken> {
+        if source.size > self.room.most().await {
+            return Err(Reason::TooLarge.into());
         }
-        Ok(self.room.stage(Some(size)).await?)
+        if self.room.missing_for(source.size).await > 0 {
+            // Nothing goes for the copy of what is stored already.
+            let reading = Reading::of(&source);
+            let digest = blocking(move || Ok(hash(reading)?)).await?;
+            if self.is_stored(&digest).await? {
+                return Ok((digest, None));
+            }
+        }
+        let mut staged = self.stage(source.size).await?;
+        let copying = blocking(move || {
+            let digest = copy(&source.file, source.size, &mut staged.stage)?;
+            Ok((digest, staged))
+        });
+        let (digest, staged) = copying.await?;
+        let is_new = !self.is_stored(&digest).await?;
+        Ok((digest, is_new.then_some(staged)))
+    }
+
+    /// Room for one more. What is imported may push out what is worth less, but not what was stored
+    /// since it began.
+    async fn stage(&self, size: u64) -> Result<Staged, ImportError> {
+        let alone = self.making_room.lock().await;
+        let missing = self.room.missing_for(size).await;
+        if missing > 0 {
+            let mut is_new = false;
+            let mut look = |victim: &Victim| is_new |= victim.blob.stored_at >= self.began;
+            self.room.evictor().evict(missing, Mode::Rehearsal, Some(&mut look)).await?;
+            if is_new {
+                return Err(ImportError::Full);
+            }
+        }
+        let staged = self.room.stage(Some(size)).await?;
+        drop(alone);
+        Ok(staged)
     }
 
     /// Makes a batch durable, then known; the sizes of what is new.
@@ -307,10 +405,10 @@ impl Importer {
     }
 }
 
-/// Where a hashed file's bytes are.
-enum Source {
-    Bytes(Vec<u8>),
-    Staged(Staged),
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NotTaken> + Send + 'static,
+) -> Result<T, NotTaken> {
+    spawn_blocking(work).await.map_err(StoreError::interrupted)?
 }
 
 async fn committed(
@@ -323,36 +421,44 @@ async fn committed(
     Ok(())
 }
 
+/// Blocks.
+fn is_lost(path: &Path) -> bool {
+    use io::ErrorKind::{NotADirectory, NotFound};
+    fs::symlink_metadata(path).is_err_and(|error| matches!(error.kind(), NotFound | NotADirectory))
+}
+
 /// Reads a small file and hashes it. Blocks.
-fn read(path: &Path, identity: &Identity) -> Result<(Sha256, Source), Reason> {
+fn read(path: &Path, identity: &Identity) -> Result<(Sha256, Vec<u8>), Reason> {
     let file = walk::open(path, identity)?;
     let mut bytes = vec![0; usize::try_from(identity.size).unwrap_or_default()];
     let mut hasher = Hasher::new(None);
     let mut offset = 0;
     for part in bytes.chunks_mut(BUFFER) {
-        file.read_exact_at(part, offset).map_err(|_| Reason::Changed)?;
+        file.read_exact_at(part, offset).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => Reason::Changed,
+            _ => walk::unreadable(&error),
+        })?;
         hasher.update(part);
         offset += part.len() as u64;
     }
-    Ok((hasher.finish().sha256, Source::Bytes(bytes)))
+    Ok((hasher.finish().sha256, bytes))
 }
 
 /// Copies a large file and hashes the copy. Blocks.
-fn copy(
-    path: &Path,
-    identity: &Identity,
-    stage: &mut Stage,
-) -> Result<Result<Sha256, Reason>, StoreError> {
-    let file = match walk::open(path, identity) {
-        Ok(file) => file,
-        Err(reason) => return Ok(Err(reason)),
-    };
-    stage.copy_from(&file, identity.size)?;
-    if stage.size() != identity.size {
-        return Ok(Err(Reason::Changed));
+fn copy(source: &File, size: u64, stage: &mut Stage) -> Result<Sha256, NotTaken> {
+    stage.copy_from(source, size).map_err(|error| match error {
+        CopyError::Source(error) => NotTaken::Left(walk::unreadable(&error)),
+        CopyError::Volume(error) => error.into(),
+    })?;
+    if stage.size() != size {
+        return Err(Reason::Changed.into());
     }
-    let mut reading = Reading::of(&stage.as_blob());
-    while reading.step()? > 0 {}
-    let unreadable = || Reason::Unreadable("the copy can not be read".to_owned());
-    Ok(reading.finish().ok_or_else(unreadable))
+    Ok(hash(Reading::of(&stage.as_blob()))?)
+}
+
+/// Blocks.
+fn hash(mut reading: Reading) -> Result<Sha256, Reason> {
+    let unreadable = |error: StoreError| walk::unreadable(&error.source);
+    while reading.step().map_err(unreadable)? > 0 {}
+    reading.finish().ok_or_else(|| Reason::Unreadable("input/output error".to_owned()))
 }

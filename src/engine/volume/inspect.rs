@@ -127,7 +127,9 @@ impl Inspector {
     ) -> Result<Option<Sha256>, StoreError> {
         let mut reading = Reading::of(blob);
         loop {
+            let turn = pace.turn().await;
             let (on, read) = blocking(move || reading.step().map(|read| (reading, read))).await?;
+            drop(turn);
             reading = on;
             if read == 0 {
                 return Ok(reading.finish());

@@ -1,7 +1,9 @@
 //! A bound on how fast something goes on in the background.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
 /// Bytes per second that may be spent.
@@ -9,26 +11,39 @@ pub(in crate::engine) struct Pace {
     /// `None`: as fast as it goes.
     rate: Option<u64>,
     next: Instant,
+    /// Shared with others; `None`: nobody is waited for.
+    turns: Option<Arc<Semaphore>>,
 }
 
 impl Pace {
     pub(in crate::engine) fn of(bytes_per_second: u64) -> Self {
-        Self { rate: Some(bytes_per_second.max(1)), next: Instant::now() }
+        Self { rate: Some(bytes_per_second.max(1)), ..Self::unbounded() }
     }
 
     pub(in crate::engine) fn unbounded() -> Self {
-        Self { rate: None, next: Instant::now() }
+        Self { rate: None, next: Instant::now(), turns: None }
+    }
+
+    /// As fast as it goes, step by step in turns with others, so that who has few steps to make
+    /// overtakes who has many.
+    pub(in crate::engine) fn in_turns(turns: &Arc<Semaphore>) -> Self {
+        Self { turns: Some(Arc::clone(turns)), ..Self::unbounded() }
+    }
+
+    /// Waits for the turn to make a step, which lasts until the answer is dropped.
+    pub(in crate::engine) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(self.turns.as_ref()?).acquire_owned().await.ok()
     }
 
     /// Waits until `bytes` more may be spent. What was not spent before is not saved up.
     pub(in crate::engine) async fn spend(&mut self, bytes: u64) {
-        if let Some(turn) = self.turn(bytes, Instant::now()) {
+        if let Some(turn) = self.when(bytes, Instant::now()) {
             sleep_until(turn).await;
         }
     }
 
     /// Pure: when it may be spent.
-    fn turn(&mut self, bytes: u64, now: Instant) -> Option<Instant> {
+    fn when(&mut self, bytes: u64, now: Instant) -> Option<Instant> {
         let rate = self.rate?;
         let turn = self.next.max(now);
         self.next = turn + Duration::from_micros(bytes.saturating_mul(1_000_000) / rate);
@@ -45,10 +60,10 @@ mod tests {
         let begun = Instant::now() + Duration::from_secs(1);
         let after = |millis| begun + Duration::from_millis(millis);
         let mut pace = Pace::of(1000);
-        assert_eq!(pace.turn(500, begun), Some(begun));
-        assert_eq!(pace.turn(1000, begun), Some(after(500)));
-        assert_eq!(pace.turn(1, after(700)), Some(after(1500)));
-        assert_eq!(pace.turn(1, after(9000)), Some(after(9000)), "nothing is saved up");
-        assert_eq!(Pace::unbounded().turn(u64::MAX, begun), None);
+        assert_eq!(pace.when(500, begun), Some(begun));
+        assert_eq!(pace.when(1000, begun), Some(after(500)));
+        assert_eq!(pace.when(1, after(700)), Some(after(1500)));
+        assert_eq!(pace.when(1, after(9000)), Some(after(9000)), "nothing is saved up");
+        assert_eq!(Pace::unbounded().when(u64::MAX, begun), None);
     }
 }

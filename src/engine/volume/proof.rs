@@ -5,6 +5,7 @@
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use quick_cache::sync::Cache;
 use tokio::sync::{Semaphore, watch};
 
 use crate::content::digest::Sha256;
@@ -16,6 +17,9 @@ use crate::store::{Blob, Stamp};
 
 /// Files hashed at a time: more of them would take the cores from sending.
 const CHECKS_MAX: usize = 4;
+/// Files remembered as proven, far more than memory holds open: those that a large site uses within
+/// weeks, at some 200 bytes each.
+const PROVEN_MAX: usize = 100_000;
 
 /// What is known of an open file's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,13 +149,24 @@ impl Drop for Check {
     }
 }
 
-/// Bounds how many checks run at a time.
-#[derive(Clone)]
-pub(in crate::engine) struct Checks(Arc<Semaphore>);
+/// What has proven right in the life of this process, and a bound on how much is hashed at a time.
+pub(in crate::engine) struct Checks {
+    turns: Arc<Semaphore>,
+    /// The state in which a file had these bytes.
+    proven: Cache<Sha256, Stamp>,
+}
 
 impl Default for Checks {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(CHECKS_MAX)))
+        Self { turns: Arc::new(Semaphore::new(CHECKS_MAX)), proven: Cache::new(PROVEN_MAX) }
+    }
+}
+
+impl Checks {
+    /// The state in which this very file has proven right, if it still is in that. One system call.
+    fn proven(&self, digest: &Sha256, blob: &Blob) -> Option<Stamp> {
+        let then = self.proven.get(digest)?;
+        blob.stamp().is_ok_and(|now| now == then).then_some(then)
     }
 }
 
@@ -180,8 +195,8 @@ impl Engine {
         }
     }
 
-    /// Has a file that was opened just now hashed, in the background; then learns from it, if it is a
-    /// list.
+    /// Has a file that was opened just now hashed, in the background, unless it was before and is what
+    /// it was; then learns from it, if it is a list.
     pub(in crate::engine) fn prove(self: &Arc<Self>, key: &str, known: &Arc<Known>) {
         if known.small.is_some() {
             if known.entry.checked_at == 0 && !known.proof.is_shared {
@@ -194,20 +209,25 @@ impl Engine {
         if !known.proof.begin() {
             return;
         }
-        let check = Check { known: Arc::clone(known), verdict: Verdict::Wrong };
+        let mut check = Check { known: Arc::clone(known), verdict: Verdict::Wrong };
+        if let Some(stamp) = self.checks.proven(&known.entry.blob, &known.blob) {
+            check.verdict = Verdict::Right(stamp);
+            return;
+        }
         let (engine, key) = (Arc::clone(self), key.to_owned());
         self.tasks.spawn(async move { engine.check(&key, check).await });
     }
 
     async fn check(&self, key: &str, mut check: Check) {
-        let _place = self.checks.0.acquire().await;
         let known = Arc::clone(&check.known);
         let digest = known.entry.blob;
         // The state before: what changes during the check does not pass for checked.
         let stamp = known.blob.stamp();
-        let right = self.inspector.is_right(&digest, &known.blob, &mut Pace::unbounded()).await;
+        let mut pace = Pace::in_turns(&self.checks.turns);
+        let right = self.inspector.is_right(&digest, &known.blob, &mut pace).await;
         match (stamp, right) {
             (Ok(stamp), Ok(true)) => {
+                self.checks.proven.insert(digest, stamp);
                 check.verdict = Verdict::Right(stamp);
                 drop(check);
                 self.learner.offer(key, &known);

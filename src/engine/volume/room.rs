@@ -288,6 +288,26 @@ impl Room {
         self.shortage(false).await.bytes()
     }
 
+    /// What would have to go for `bytes` more, in bytes; 0: they fit as it is.
+    pub async fn missing_for(&self, bytes: u64) -> u64 {
+        let Promised { all, not_set_aside } = self.promised();
+        let promised = Promised {
+            all: all.saturating_add(bytes),
+            not_set_aside: not_set_aside.saturating_add(bytes),
+        };
+        let (stored, space) = (self.volume().await.bytes, self.space().await);
+        shortage(self.limits(), stored, promised, space, false).bytes()
+    }
+
+    /// The most that could be stored if all blobs went, in bytes.
+    pub async fn most(&self) -> u64 {
+        let (limits, stored) = (self.limits(), self.volume().await.bytes);
+        let by_space = self.space().await.map_or(u64::MAX, |space| {
+            space.free.saturating_add(stored).saturating_sub(limits.min_free.of(space))
+        });
+        limits.quota.unwrap_or(u64::MAX).min(by_space)
+    }
+
     /// Evicts until all promises can be kept.
     async fn make(self: &Arc<Self>) -> Result<(), StoreError> {
         if self.shortage(false).await.bytes() == 0 {

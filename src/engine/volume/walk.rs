@@ -33,6 +33,8 @@ pub enum Reason {
     Damaged,
     /// It changed while it was read.
     Changed,
+    /// There would not be room for it if all else went.
+    TooLarge,
     /// It can not be read.
     Unreadable(String),
 }
@@ -51,6 +53,7 @@ impl Reason {
             Self::Foreign => "no file of an archive",
             Self::Damaged => "cut short, or otherwise damaged",
             Self::Changed => "changed while it was read",
+            Self::TooLarge => "larger than all that may be stored",
             Self::Unreadable(why) => why,
         }
     }
@@ -58,7 +61,7 @@ impl Reason {
     /// Whether it would have been taken, were it right.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Damaged | Self::Changed | Self::Unreadable(_))
+        matches!(self, Self::Damaged | Self::Changed | Self::TooLarge | Self::Unreadable(_))
     }
 }
 
@@ -107,8 +110,12 @@ pub(in crate::engine) fn walk(root: &Path, own: &Path, meet: &mut dyn FnMut(Met)
             Err(error) if meet(Met::Left(folder, unreadable(&error))) => continue,
             Err(_) => return,
         };
-        for entry in entries.flatten() {
-            if !look_at(entry.path(), &mut folders, meet) {
+        for entry in entries {
+            let goes_on = match entry {
+                Ok(entry) => look_at(entry.path(), &mut folders, meet),
+                Err(error) => meet(Met::Left(folder.clone(), unreadable(&error))),
+            };
+            if !goes_on {
                 return;
             }
         }
@@ -177,6 +184,6 @@ fn identity_of(metadata: &Metadata) -> Identity {
     }
 }
 
-fn unreadable(error: &io::Error) -> Reason {
+pub(in crate::engine) fn unreadable(error: &io::Error) -> Reason {
     Reason::Unreadable(error.to_string())
 }
