@@ -33,6 +33,9 @@ const HEADROOM_PART: u64 = 50;
 const HEADROOM_MAX: u64 = 1024 * 1024 * 1024;
 /// By how much a body of unknown length is given room, in bytes.
 const STEP: u64 = 256 * 1024;
+/// How much room a body has at most ahead of what has arrived of it, in bytes, where only its mirror
+/// tells its size: nothing more goes for the sake of a claim.
+const CLAIM_AHEAD: u64 = 64 * 1024 * 1024;
 
 /// How much is stored, and what of it whatever comes.
 #[derive(Clone, Debug, Default)]
@@ -97,6 +100,13 @@ struct Promised {
     all: u64,
     /// Of these, what the volume does not know of yet.
     not_set_aside: u64,
+}
+
+impl Promised {
+    fn and(self, more: u64) -> Self {
+        let not_set_aside = self.not_set_aside.saturating_add(more);
+        Self { all: self.all.saturating_add(more), not_set_aside }
+    }
 }
 
 /// What was freed for the volume's sake and has not come back yet, in bytes.
@@ -221,7 +231,7 @@ impl Room {
         }
     }
 
-    /// Makes room and begins a blob in it; `size` in bytes, where that is known. To be recorded in
+    /// Makes room and begins a blob in it; `size` in bytes, where that is sure. To be recorded in
     /// the index before the promise is dropped.
     ///
     /// # Errors
@@ -235,13 +245,38 @@ impl Room {
         staged
     }
 
+    /// The same for a body of which nobody but its mirror says that it has `claim` bytes: there is
+    /// room for the next part of it at any time, and one that can never fit is refused at once.
+    ///
+    /// # Errors
+    /// As those of [`Room::stage`].
+    pub async fn stage_claimed(self: &Arc<Self>, claim: u64) -> Result<Staged, StoreError> {
+        if let Err(error) = self.ensure_possible(claim).await {
+            let error = self.unless_full(error, STEP).await;
+            self.refuse(&error);
+            return Err(error);
+        }
+        let staged = self.stage(Some(claim.min(CLAIM_AHEAD))).await?;
+        Ok(Staged { claim, ..staged })
+    }
+
+    /// Nothing is to go for what would not fit if all of it went.
+    async fn ensure_possible(&self, claim: u64) -> Result<(), StoreError> {
+        let promised = self.promised().and(claim);
+        let stored = self.volume().await.bytes;
+        let shortage = shortage(self.limits(), stored, promised, self.space().await, false);
+        if shortage.bytes() > stored { Err(no_room(shortage)) } else { Ok(()) }
+    }
+
     async fn try_stage(self: &Arc<Self>, size: Option<u64>) -> Result<Staged, StoreError> {
         let mut promise = Promise { room: Arc::clone(self), bytes: 0, set_aside: 0 };
         let needed = size.unwrap_or_default();
-        promise.grow_to(needed).await?;
+        if let Err(error) = promise.grow_to(needed).await {
+            return Err(self.unless_full(error, STEP).await);
+        }
         let stage = self.while_full(needed, || self.store.stage(size)).await?;
         promise.is_set_aside();
-        Ok(Staged { stage, promise })
+        Ok(Staged { stage, promise, claim: 0 })
     }
 
     fn refuse(&self, error: &StoreError) {
@@ -265,11 +300,34 @@ impl Room {
     async fn make_ahead(&self) -> Result<(), EvictError> {
         loop {
             let _alone = self.making.lock().await;
-            let shortage = self.shortage(true).await;
+            let shortage = self.attainable().await;
             let missing = shortage.bytes().min(TIDY_STEP);
             if missing == 0 || self.evict(missing, shortage.of_space > 0).await? == 0 {
                 return Ok(());
             }
+        }
+    }
+
+    /// What is missing, also to the headroom. No space where all that is stored would not be enough:
+    /// then it would go for nothing.
+    async fn attainable(&self) -> Shortage {
+        let stored = self.volume().await.bytes;
+        let mut shortage = self.shortage(true).await;
+        if shortage.of_space > stored {
+            shortage = self.shortage(false).await;
+        }
+        if shortage.of_space > stored {
+            shortage.of_space = 0;
+            self.complain().await;
+        }
+        shortage
+    }
+
+    /// Tells of free space that can not be had, unless trouble is known already.
+    async fn complain(&self) {
+        let missing = self.lacks_for_good(0).await;
+        if missing > 0 && self.store.health().trouble().is_none() {
+            self.store.report(&out_of_reach(missing));
         }
     }
 
@@ -280,12 +338,18 @@ impl Room {
         self.metrics.blobs.set(gauge(volume.blobs));
         self.metrics.promised.set(gauge(self.promised().all));
         self.metrics.quota.set(gauge(self.limits().quota.unwrap_or_default()));
-        self.metrics.free.set(gauge(self.space().await.map_or(0, |space| space.free)));
+        self.metrics.free.set(gauge(self.space_now().await.map_or(0, |space| space.free)));
     }
 
     /// What has to go to be within the bounds, in bytes.
-    pub async fn excess(&self) -> u64 {
-        self.shortage(false).await.bytes()
+    ///
+    /// # Errors
+    /// When the volume would lack free space even if all went.
+    pub async fn excess(&self) -> Result<u64, StoreError> {
+        match self.lacks_for_good(0).await {
+            0 => Ok(self.shortage(false).await.bytes()),
+            missing => Err(out_of_reach(missing)),
+        }
     }
 
     /// Evicts until all promises can be kept.
@@ -352,7 +416,7 @@ impl Room {
 
     /// Where it is the volume that lacks space, what does not come back at once is owed.
     async fn evict(&self, bytes: u64, for_space: bool) -> Result<u64, EvictError> {
-        let free = async || self.space().await.map_or(0, |space| space.free);
+        let free = async || self.space_now().await.map_or(0, |space| space.free);
         let before = free().await;
         let freed = self.evictor.evict(bytes, Mode::Real, None).await?;
         if for_space {
@@ -366,13 +430,33 @@ impl Room {
         // In this order: what is recorded meanwhile is counted twice rather than not at all.
         let promised = self.promised();
         let stored = self.volume().await.bytes;
-        let owed = lock(&self.owed).bytes();
-        let space = self.space().await.map(|space| Space { free: space.free + owed, ..space });
-        shortage(self.limits(), stored, promised, space, with_headroom)
+        shortage(self.limits(), stored, promised, self.space().await, with_headroom)
     }
 
-    /// `None` where the volume can not tell.
+    /// What the volume would lack for `bytes` more if all that is stored went, in bytes.
+    async fn lacks_for_good(&self, bytes: u64) -> u64 {
+        let promised = Promised::default().and(bytes);
+        let stored = self.volume().await.bytes;
+        let shortage = shortage(self.limits(), stored, promised, self.space().await, false);
+        shortage.of_space.saturating_sub(stored)
+    }
+
+    /// A file for which there is no room says nothing about the volume, unless it has none for a part
+    /// of it, of so many bytes, either: then nothing else would fit.
+    async fn unless_full(&self, error: StoreError, part: u64) -> StoreError {
+        let is_full = self.lacks_for_good(part).await > 0;
+        let kind = if is_full { StoreErrorKind::Full } else { error.kind };
+        StoreError { kind, ..error }
+    }
+
+    /// With what is owed; `None` where the volume can not tell.
     async fn space(&self) -> Option<Space> {
+        let owed = lock(&self.owed).bytes();
+        let space = self.space_now().await?;
+        Some(Space { free: space.free.saturating_add(owed), ..space })
+    }
+
+    async fn space_now(&self) -> Option<Space> {
         let store = Arc::clone(&self.store);
         tokio::task::spawn_blocking(move || store.space().ok()).await.ok().flatten()
     }
@@ -413,13 +497,16 @@ async fn to_its_end(
 }
 
 fn no_room(shortage: Shortage) -> StoreError {
-    let (kind, bound) = if shortage.of_quota > 0 {
-        (StoreErrorKind::NoRoom, "store.quota")
-    } else {
-        (StoreErrorKind::Full, "store.min_free")
-    };
+    let bound = if shortage.of_quota > 0 { "store.quota" } else { "store.min_free" };
     let reason = format!("{bound} leaves {} bytes too few", shortage.bytes());
-    StoreError { kind, operation: "make room", source: std::io::Error::other(reason) }
+    let source = std::io::Error::other(reason);
+    StoreError { kind: StoreErrorKind::NoRoom, operation: "make room", source }
+}
+
+fn out_of_reach(missing: u64) -> StoreError {
+    let reason = format!("even without all that is stored, it lacks {missing} bytes");
+    let source = std::io::Error::other(reason);
+    StoreError { kind: StoreErrorKind::Full, operation: "keep to store.min_free", source }
 }
 
 /// Room that one download may count on, given back when dropped.
@@ -437,13 +524,13 @@ impl Promise {
         let quota = self.room.limits().quota.unwrap_or(u64::MAX);
         {
             let mut promised = lock(&self.room.promised);
-            let over = promised.all.saturating_add(more).saturating_sub(quota);
-            if over > 0 {
+            let fits = promised.all.checked_add(more).is_some_and(|all| all <= quota);
+            if !fits {
                 // What others count on can not go.
-                return Err(no_room(Shortage { of_quota: over, of_space: 0 }));
+                let of_quota = promised.all.saturating_add(more).saturating_sub(quota).max(1);
+                return Err(no_room(Shortage { of_quota, of_space: 0 }));
             }
-            promised.all += more;
-            promised.not_set_aside += more;
+            *promised = promised.and(more);
         }
         self.bytes += more;
         let made = self.room.make().await;
@@ -482,6 +569,8 @@ pub struct Staged {
     pub stage: Stage,
     /// To be kept until the blob is recorded.
     pub promise: Promise,
+    /// The size that its mirror claims and nobody confirms, in bytes.
+    claim: u64,
 }
 
 impl Staged {
@@ -502,11 +591,15 @@ impl Staged {
     }
 
     async fn try_cover(&mut self, end: u64) -> Result<(), StoreError> {
-        if self.promise.grow_to(end.next_multiple_of(STEP)).await.is_err() {
-            self.promise.grow_to(end).await?;
+        let ahead = self.claim.min(end.saturating_add(CLAIM_AHEAD));
+        if self.promise.grow_to(ahead.max(end.next_multiple_of(STEP))).await.is_err() {
+            let part = end - self.stage.size();
+            if let Err(error) = self.promise.grow_to(end).await {
+                return Err(self.promise.room.unless_full(error, part).await);
+            }
         }
         let (room, stage, bytes) = (&self.promise.room, &self.stage, self.promise.bytes);
-        room.while_full(STEP, || stage.set_aside(bytes)).await?;
+        room.while_full(bytes - stage.size(), || stage.set_aside(bytes)).await?;
         self.promise.is_set_aside();
         Ok(())
     }
