@@ -34,6 +34,10 @@ impl Volume {
         mount(self.path(), &["-o", "remount,ro"]);
     }
 
+    pub(crate) fn make_writable(&self) {
+        mount(self.path(), &["-o", "remount,rw"]);
+    }
+
     /// Leaves no room; the room comes back with the removal of the file.
     fn fill(&self) -> std::path::PathBuf {
         let path = self.path().join("filler");

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::content::digest::Sha256;
-use crate::engine::volume::inspect::{Finding, InspectError, Inspector};
+use crate::engine::volume::inspect::{Finding, InspectError, Inspector, before};
 use crate::engine::volume::pace::Pace;
 use crate::store::{FOLDERS, Lying, StoreError};
 
@@ -31,6 +31,8 @@ pub struct Adopted {
     pub bad: u64,
     /// Entries without a blob.
     pub gone: u64,
+    /// Blobs, or folders of them, that can not be read.
+    pub unreadable: u64,
 }
 
 impl Inspector {
@@ -48,8 +50,7 @@ impl Inspector {
 
     /// What the index knows of a folder, by digest.
     async fn known_in(&self, first: u8) -> Result<Vec<Lying>, InspectError> {
-        let before = |byte: u8| Sha256::from_bytes(&[&[byte][..], &[u8::MAX; 31]].concat());
-        let mut after = first.checked_sub(1).and_then(before);
+        let mut after = before(first);
         let mut known = Vec::new();
         loop {
             let page = self.index.blobs_after(after, PAGE).await?;
@@ -65,33 +66,24 @@ impl Inspector {
         }
     }
 
-    /// Forgets entries whose blob is not there, after another look; how many.
-    ///
-    /// # Errors
-    /// When index or volume fail.
-    pub async fn forget_gone(&self, gone: &[Sha256]) -> Result<u64, InspectError> {
-        let (store, gone) = (Arc::clone(&self.store), gone.to_vec());
-        let looking = tokio::task::spawn_blocking(move || {
-            let is_gone = |digest: &Sha256| matches!(store.read(digest), Ok(None));
-            gone.into_iter().filter(is_gone).collect::<Vec<_>>()
-        });
-        let gone = looking.await.map_err(StoreError::interrupted)?;
-        if !gone.is_empty() {
-            self.index.forget_blobs(&gone).await?;
-        }
-        Ok(gone.len() as u64)
-    }
-
     /// Walks over the whole volume, at a pace.
     pub(in crate::engine) async fn adopt(&self, pace: &mut Pace) -> Result<Adopted, InspectError> {
         let mut sum = Adopted::default();
         for first in FOLDERS {
-            let comparison = self.compare(first).await?;
-            sum.gone += self.forget_gone(&comparison.gone).await?;
+            let comparison = match self.compare(first).await {
+                Err(InspectError::Store(error)) => {
+                    tracing::warn!(first, %error, source = %error.source, "stepping over a folder");
+                    sum.unreadable += 1;
+                    continue;
+                }
+                compared => compared?,
+            };
+            sum.gone += self.forget_missing(&comparison.gone).await?;
             for unknown in &comparison.unknown {
                 match self.inspect_at(&unknown.digest, pace).await? {
                     Finding::Good(_) => sum.adopted += 1,
-                    Finding::Bad => sum.bad += 1,
+                    Finding::Bad | Finding::Stuck => sum.bad += 1,
+                    Finding::Unreadable => sum.unreadable += 1,
                     Finding::Gone => {}
                 }
             }
