@@ -163,7 +163,8 @@ impl Engine {
         let memory = Arc::new(Memory::default());
         let room = Room::new(&config.room, &index, &store, &memory, metrics);
         let moves = room.evictor().moves();
-        let inspector = Arc::new(Inspector::new(&index, &store, moves, metrics));
+        let inspector = Inspector::new(&index, &store, moves, room.unadopted(), metrics);
+        let inspector = Arc::new(inspector);
         let folders = Folders::new(&config.folders, &index, &inspector, metrics);
         let engine = Arc::new(Self {
             index,

@@ -719,6 +719,26 @@ fn what_is_removed_and_still_open_is_not_freed_twice() {
 }
 
 #[test]
+fn a_quota_holds_though_the_index_was_lost() {
+    const LYING: u64 = 2_000_000_000;
+    let (mirror, data) = (Mirror::start(), tempfile::tempdir().unwrap());
+    let folder = data.path().join("blobs/00");
+    fs::create_dir_all(&folder).unwrap();
+    // So large, and of no blocks: it takes a while to find out what it is.
+    fs::File::create(folder.join("0".repeat(64))).unwrap().set_len(LYING).unwrap();
+    let proxy = Proxy::build().data(data.path()).env("APTMESH_STORE_QUOTA", "2010MB").start();
+    let unadopted = || proxy.count("aptmesh_store_unadopted_bytes");
+    wait_until(PATIENCE, "a first look", || unadopted() == LYING);
+    for number in 0..20 {
+        put(&mirror, number, MB);
+        fetch(&proxy, &mirror, &path(number));
+        let new = proxy.blobs().len() - 1;
+        assert!(new <= 10, "{new} files of a megabyte beside what was there");
+    }
+    assert_eq!(unadopted(), LYING, "it was there all the time");
+}
+
+#[test]
 fn free_space_that_can_not_be_had_costs_nothing_stored() {
     let volume = Volume::of_megabytes(24);
     let mirror = Mirror::start();

@@ -2,6 +2,7 @@
 //! were put there by hand, are hashed and adopted; entries without a blob are forgotten.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::content::digest::Sha256;
 use crate::engine::volume::inspect::{Finding, InspectError, Inspector, before};
@@ -35,6 +36,22 @@ pub struct Adopted {
     pub unreadable: u64,
 }
 
+/// What lies on the volume and is not known to the index yet: it takes room all the same.
+#[derive(Default)]
+pub struct Unadopted(AtomicU64);
+
+impl Unadopted {
+    /// Bytes, as far as has been looked.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, bytes: u64) {
+        self.0.store(bytes, Ordering::Relaxed);
+    }
+}
+
 impl Inspector {
     /// Compares the folder of digests that begin with `first` with the index.
     ///
@@ -66,10 +83,29 @@ impl Inspector {
         }
     }
 
+    /// What there is to adopt, in bytes of each folder: a look at names and sizes, so that it counts
+    /// before all of it is hashed.
+    async fn look_ahead(&self) -> Result<Vec<u64>, InspectError> {
+        let mut ahead = Vec::with_capacity(FOLDERS.count());
+        for first in FOLDERS {
+            let bytes = match self.compare(first).await {
+                // That is told when it is walked over.
+                Err(InspectError::Store(_)) => 0,
+                compared => bytes_of(&compared?.unknown),
+            };
+            ahead.push(bytes);
+            self.unadopted.set(ahead.iter().sum());
+        }
+        Ok(ahead)
+    }
+
     /// Walks over the whole volume, at a pace.
     pub(in crate::engine) async fn adopt(&self, pace: &mut Pace) -> Result<Adopted, InspectError> {
         let mut sum = Adopted::default();
-        for first in FOLDERS {
+        let folders = self.look_ahead().await?;
+        let mut ahead: u64 = folders.iter().sum();
+        for (first, bytes) in FOLDERS.zip(folders) {
+            ahead -= bytes;
             let comparison = match self.compare(first).await {
                 Err(InspectError::Store(error)) => {
                     tracing::warn!(first, %error, source = %error.source, "stepping over a folder");
@@ -79,7 +115,10 @@ impl Inspector {
                 compared => compared?,
             };
             sum.gone += self.forget_missing(&comparison.gone).await?;
+            let mut here = bytes_of(&comparison.unknown);
             for unknown in &comparison.unknown {
+                self.unadopted.set(ahead + here);
+                here -= unknown.size;
                 match self.inspect_at(&unknown.digest, pace).await? {
                     Finding::Good(_) => sum.adopted += 1,
                     Finding::Bad | Finding::Stuck => sum.bad += 1,
@@ -87,9 +126,14 @@ impl Inspector {
                     Finding::Gone => {}
                 }
             }
+            self.unadopted.set(ahead);
         }
         Ok(sum)
     }
+}
+
+fn bytes_of(lying: &[Lying]) -> u64 {
+    lying.iter().map(|lying| lying.size).sum()
 }
 
 /// Pure: both by digest.

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::content::digest::Sha256;
 use crate::engine::memory::now_seconds;
+use crate::engine::volume::adopt::Unadopted;
 use crate::engine::volume::moves::Moves;
 use crate::engine::volume::pace::Pace;
 use crate::index::{Entry, Index, IndexError};
@@ -30,6 +31,7 @@ pub struct Inspector {
     pub(in crate::engine) index: Arc<dyn Index>,
     pub(in crate::engine) store: Arc<Store>,
     moves: Arc<Moves>,
+    pub(super) unadopted: Arc<Unadopted>,
     /// Each with the state of its file: another one under that name is none of them.
     condemned: Mutex<HashMap<Sha256, Stamp>>,
     is_volume_missing: AtomicBool,
@@ -76,12 +78,14 @@ impl Inspector {
         index: &Arc<dyn Index>,
         store: &Arc<Store>,
         moves: &Arc<Moves>,
+        unadopted: &Arc<Unadopted>,
         metrics: &Metrics,
     ) -> Self {
         Self {
             index: Arc::clone(index),
             store: Arc::clone(store),
             moves: Arc::clone(moves),
+            unadopted: Arc::clone(unadopted),
             condemned: Mutex::default(),
             is_volume_missing: AtomicBool::new(false),
             checked_bytes: metrics.counter(

@@ -1,4 +1,5 @@
-//! Room on the volume: made before it is needed. What is stored, as the index sums it up, and what
+//! Room on the volume: made before it is needed. What is stored, as the index sums it up and as is found
+//! on the volume beyond that, and what
 //! downloads under way have been promised stay together within the quota, and leave the volume its
 //! free space; so no two of them count on the same room.
 
@@ -10,6 +11,7 @@ use prometheus::{IntCounter, IntGauge};
 use tokio::time::Instant;
 
 use crate::engine::memory::Memory;
+use crate::engine::volume::adopt::Unadopted;
 use crate::engine::volume::evict::{EvictError, Evictor, Mode};
 use crate::engine::volume::pins::Pin;
 use crate::index::{Index, IndexError, Volume};
@@ -86,6 +88,7 @@ pub struct Room {
     evictor: Evictor,
     limits: ArcSwap<Limits>,
     promised: Mutex<Promised>,
+    unadopted: Arc<Unadopted>,
     /// What the index said last, for when it fails.
     volume: Mutex<Volume>,
     owed: Mutex<Owed>,
@@ -150,6 +153,7 @@ struct RoomMetrics {
     bytes: IntGauge,
     blobs: IntGauge,
     promised: IntGauge,
+    unadopted: IntGauge,
     quota: IntGauge,
     free: IntGauge,
     refused: IntCounter,
@@ -162,6 +166,10 @@ impl RoomMetrics {
             blobs: metrics.gauge("aptmesh_store_blobs", "Stored blobs."),
             promised: metrics
                 .gauge("aptmesh_store_promised_bytes", "Room promised to downloads under way."),
+            unadopted: metrics.gauge(
+                "aptmesh_store_unadopted_bytes",
+                "Bytes found on the volume that the index is still to know of.",
+            ),
             quota: metrics
                 .gauge("aptmesh_store_quota_bytes", "The bound of both; 0 if there is none."),
             free: metrics.gauge("aptmesh_store_free_bytes", "What the volume has left."),
@@ -189,6 +197,7 @@ impl Room {
             evictor: Evictor::new(&config.pins, index, store, memory, metrics),
             limits: ArcSwap::from_pointee(config.limits),
             promised: Mutex::default(),
+            unadopted: Arc::default(),
             volume: Mutex::default(),
             owed: Mutex::default(),
             making: tokio::sync::Mutex::default(),
@@ -209,6 +218,12 @@ impl Room {
     pub async fn change(&self, config: &Config) -> Result<(), IndexError> {
         self.limits.store(Arc::new(config.limits));
         self.evictor.set_pins(config.pins.clone()).await
+    }
+
+    /// What is found on the volume, and takes room before the index knows of it.
+    #[must_use]
+    pub fn unadopted(&self) -> &Arc<Unadopted> {
+        &self.unadopted
     }
 
     /// Who evicts.
@@ -263,9 +278,9 @@ impl Room {
     /// Nothing is to go for what would not fit if all of it went.
     async fn ensure_possible(&self, claim: u64) -> Result<(), StoreError> {
         let promised = self.promised().and(claim);
-        let stored = self.volume().await.bytes;
-        let shortage = shortage(self.limits(), stored, promised, self.space().await, false);
-        if shortage.bytes() > stored { Err(no_room(shortage)) } else { Ok(()) }
+        let known = self.volume().await.bytes;
+        let shortage = self.shortage_of(known, promised, false).await;
+        if shortage.bytes() > known { Err(no_room(shortage)) } else { Ok(()) }
     }
 
     async fn try_stage(self: &Arc<Self>, size: Option<u64>) -> Result<Staged, StoreError> {
@@ -337,6 +352,7 @@ impl Room {
         self.metrics.bytes.set(gauge(volume.bytes));
         self.metrics.blobs.set(gauge(volume.blobs));
         self.metrics.promised.set(gauge(self.promised().all));
+        self.metrics.unadopted.set(gauge(self.unadopted.bytes()));
         self.metrics.quota.set(gauge(self.limits().quota.unwrap_or_default()));
         self.metrics.free.set(gauge(self.space_now().await.map_or(0, |space| space.free)));
     }
@@ -429,16 +445,21 @@ impl Room {
     async fn shortage(&self, with_headroom: bool) -> Shortage {
         // In this order: what is recorded meanwhile is counted twice rather than not at all.
         let promised = self.promised();
-        let stored = self.volume().await.bytes;
+        let known = self.volume().await.bytes;
+        self.shortage_of(known, promised, with_headroom).await
+    }
+
+    /// `known` to the index, in bytes.
+    async fn shortage_of(&self, known: u64, promised: Promised, with_headroom: bool) -> Shortage {
+        let stored = known.saturating_add(self.unadopted.bytes());
         shortage(self.limits(), stored, promised, self.space().await, with_headroom)
     }
 
     /// What the volume would lack for `bytes` more if all that is stored went, in bytes.
     async fn lacks_for_good(&self, bytes: u64) -> u64 {
         let promised = Promised::default().and(bytes);
-        let stored = self.volume().await.bytes;
-        let shortage = shortage(self.limits(), stored, promised, self.space().await, false);
-        shortage.of_space.saturating_sub(stored)
+        let known = self.volume().await.bytes;
+        self.shortage_of(known, promised, false).await.of_space.saturating_sub(known)
     }
 
     /// A file for which there is no room says nothing about the volume, unless it has none for a part

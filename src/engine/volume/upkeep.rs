@@ -40,9 +40,9 @@ pub(in crate::engine) async fn scrub(inspector: Arc<Inspector>, config: Config) 
     let mut pace = Pace::of(config.rate);
     loop {
         match scrub_page(&inspector, config.interval, &mut pace).await {
-            Ok(Page { checked: 0, .. }) => sleep(IDLE).await,
+            Ok(Checked { all: 0, .. }) => sleep(IDLE).await,
             // Perhaps it is the volume.
-            Ok(Page { unreadable, .. }) if unreadable > 0 => sleep(PAUSE).await,
+            Ok(Checked { unreadable, .. }) if unreadable > 0 => sleep(PAUSE).await,
             Ok(_) => {}
             // That is said once.
             Err(InspectError::NoVolume) => sleep(PAUSE).await,
@@ -56,8 +56,8 @@ pub(in crate::engine) async fn scrub(inspector: Arc<Inspector>, config: Config) 
 
 /// Blobs that were due.
 #[derive(Default)]
-struct Page {
-    checked: usize,
+struct Checked {
+    all: usize,
     unreadable: usize,
 }
 
@@ -65,19 +65,19 @@ async fn scrub_page(
     inspector: &Inspector,
     interval: Duration,
     pace: &mut Pace,
-) -> Result<Page, InspectError> {
+) -> Result<Checked, InspectError> {
     let due = now_seconds().saturating_sub(i64::try_from(interval.as_secs()).unwrap_or(i64::MAX));
-    let mut page = Page::default();
+    let mut checked = Checked::default();
     for blob in inspector.index.blobs_to_check(PAGE).await? {
         if blob.checked_at > due {
             break;
         }
         let finding = inspector.inspect_at(&blob.digest, pace).await?;
         tracing::debug!(digest = %blob.digest, ?finding, "checked a blob");
-        page.checked += 1;
-        page.unreadable += usize::from(finding == Finding::Unreadable);
+        checked.all += 1;
+        checked.unreadable += usize::from(finding == Finding::Unreadable);
     }
-    Ok(page)
+    Ok(checked)
 }
 
 /// Adopts what is found on the volume, for ever.
