@@ -59,6 +59,27 @@ fn what_reads_before_it_writes_waits_for_other_processes() {
 }
 
 #[test]
+fn no_look_up_waits_for_a_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("index.sqlite");
+    let index = SqliteIndex::open(&Config::File(path.clone())).unwrap();
+    let rows = "INSERT INTO lists (id, key, learnt_at, asked_at) VALUES (1, 'm/list', 0, 0);
+        WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 200000)
+        INSERT INTO expectations SELECT 1, 'm/' || n, n, randomblob(32) FROM number;";
+    rusqlite::Connection::open(path).unwrap().execute_batch(rows).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let counts = futures_util::future::join_all((0..100).map(|_| index.totals()));
+        tokio::select! {
+            biased;
+            counted = counts => panic!("{} counts came first", counted.len()),
+            found = index.look_up("m/1") => assert_eq!(found.unwrap(), None),
+        }
+        assert_eq!(index.totals().await.unwrap().expectations, 200_000);
+    });
+}
+
+#[test]
 fn a_corrupt_file_is_set_aside() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("index.sqlite");

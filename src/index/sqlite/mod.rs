@@ -29,10 +29,11 @@ pub enum Config {
 }
 
 /// An [`Index`] in SQLite. Look-ups have a connection of their own, so that they never wait for a
-/// write.
+/// write; and counting, which walks over all rows, has one.
 pub struct SqliteIndex {
     reader: Actor,
     writer: Actor,
+    counter: Actor,
 }
 
 impl SqliteIndex {
@@ -45,15 +46,16 @@ impl SqliteIndex {
         match config {
             Config::Memory => {
                 let connection = schema::open_memory()?;
-                let actor = Actor::start("index", connection)?;
-                Ok(Self { reader: actor.clone(), writer: actor })
+                Ok(Self::on_one(Actor::start("index", connection)?))
             }
             Config::File(path) => {
                 let writer = open_or_begin_anew(path)?;
                 let reader = schema::open_file(path)?;
+                let counter = schema::open_file(path)?;
                 Ok(Self {
                     reader: Actor::start("index-reader", reader)?,
                     writer: Actor::start("index-writer", writer)?,
+                    counter: Actor::start("index-counter", counter)?,
                 })
             }
         }
@@ -71,8 +73,12 @@ impl SqliteIndex {
             tracing::warn!(%error, source = %error.source, "beginning with an empty index");
             schema::open_memory()
         })?;
-        let actor = Actor::start("index", connection)?;
-        Ok(Self { reader: actor.clone(), writer: actor })
+        Ok(Self::on_one(Actor::start("index", connection)?))
+    }
+
+    /// What is in memory has one connection.
+    fn on_one(actor: Actor) -> Self {
+        Self { reader: actor.clone(), counter: actor.clone(), writer: actor }
     }
 }
 
@@ -416,7 +422,7 @@ impl Index for SqliteIndex {
     }
 
     async fn totals(&self) -> Result<Totals, IndexError> {
-        self.reader
+        self.counter
             .call("count resources", |connection| {
                 connection.query_row(
                     "SELECT (SELECT count(*) FROM resources), blobs, bytes,
