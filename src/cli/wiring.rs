@@ -95,6 +95,7 @@ pub(super) fn room(config: &Config) -> anyhow::Result<Arc<Room>> {
     if let sqlite::Config::File(path) = &config.index {
         ensure!(path.exists(), "there is no index at {}", path.display());
     }
+    ensure_owner(&config.store.dir)?;
     let metrics = Metrics::default();
     let index = index_of(config)?;
     let store = Arc::new(Store::open(&config.store));

@@ -397,6 +397,17 @@ fn bad_bounds_are_named() {
 }
 
 #[test]
+fn nobody_elses_cache_is_evicted_from() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("index.sqlite"), "").unwrap();
+    std::os::unix::fs::chown(folder.path(), Some(65_534), None).expect("root");
+    let run = aptmesh().args(["evict", "--data"]).arg(folder.path()).output().unwrap();
+    let told = String::from_utf8(run.stderr).unwrap();
+    assert!(!run.status.success() && told.contains("belongs to user 65534"), "{told}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is made there");
+}
+
+#[test]
 fn what_is_used_survives_and_does_so_after_a_restart() {
     let (mirror, mut proxy) = (Mirror::start(), proxy("5MB"));
     let hot = put(&mirror, 0, MB);

@@ -192,7 +192,7 @@ impl Index for SqliteIndex {
     }
 
     async fn names_below(&self, folder: &str, limit: usize) -> Result<Vec<String>, IndexError> {
-        let bounds = (folder.to_owned(), end_of(folder));
+        let bounds = bounds_of(folder);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.reader
             .call("look up names", move |connection| {
@@ -239,7 +239,8 @@ impl Index for SqliteIndex {
         after: &str,
         limit: usize,
     ) -> Result<Vec<(String, i64)>, IndexError> {
-        let bounds = (folder.max(after).to_owned(), end_of(folder));
+        let (from, to) = bounds_of(folder);
+        let bounds = (from.max(after.to_owned()), to);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.reader
             .call("look up uses", move |connection| {
@@ -443,9 +444,14 @@ impl Index for SqliteIndex {
     }
 }
 
-/// What all keys below `folder` sort before: the character after the slash at its end.
-fn end_of(folder: &str) -> String {
-    format!("{}0", folder.trim_end_matches('/'))
+/// What is below a folder stands between `FOLDER/` and `FOLDER0`, "0" being the character after the
+/// slash.
+const BOUNDS: [&str; 2] = ["/", "0"];
+
+/// What all keys below `folder`, which may end with a slash, stand between.
+fn bounds_of(folder: &str) -> (String, String) {
+    let folder = folder.trim_end_matches('/');
+    BOUNDS.map(|end| [folder, end].concat()).into()
 }
 
 fn entry_from(row: &Row<'_>) -> rusqlite::Result<Entry> {
