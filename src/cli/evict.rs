@@ -19,7 +19,7 @@ async fn evict(config: &Config, dry_run: bool, bytes: Option<Bytes>) -> anyhow::
     let room = wiring::room(config)?;
     let wanted = match bytes {
         Some(Bytes(bytes)) => bytes,
-        None => room.excess().await,
+        None => room.excess().await?,
     };
     let mode = if dry_run { Mode::Rehearsal } else { Mode::Real };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

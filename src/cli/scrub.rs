@@ -3,7 +3,7 @@
 
 use std::num::NonZero;
 
-use anyhow::bail;
+use anyhow::ensure;
 use futures_util::{StreamExt as _, stream};
 
 use crate::cli::progress::Progress;
@@ -22,6 +22,8 @@ struct Sum {
     adopted: u64,
     gone: u64,
     bad: u64,
+    stuck: u64,
+    unreadable: u64,
 }
 
 pub(super) fn run(config: &Config) -> anyhow::Result<()> {
@@ -34,9 +36,17 @@ pub(super) fn run(config: &Config) -> anyhow::Result<()> {
         sum.adopted,
         sum.gone
     ))?;
-    if sum.bad > 0 {
-        bail!("{} files were bad: they are gone, and fetched anew when asked for", sum.bad);
-    }
+    let faults = [
+        (sum.bad, "files were bad: they are gone, and fetched anew when asked for"),
+        (sum.stuck, "files are bad and can not be removed"),
+        (sum.unreadable, "files or folders can not be read"),
+    ];
+    let told: Vec<String> = faults
+        .iter()
+        .filter(|(number, _)| *number > 0)
+        .map(|(number, words)| format!("{number} {words}"))
+        .collect();
+    ensure!(told.is_empty(), "{}", told.join("; "));
     Ok(())
 }
 
@@ -45,8 +55,15 @@ async fn scrub(config: &Config) -> anyhow::Result<Sum> {
     let mut progress = Progress::start("checked");
     let mut sum = Sum::default();
     for first in FOLDERS {
-        let comparison = inspector.compare(first).await?;
-        sum.gone += inspector.forget_gone(&comparison.gone).await?;
+        let comparison = match inspector.compare(first).await {
+            Err(InspectError::Store(error)) => {
+                progress.tell(&format!("unreadable: the folder {first:02x}: {}", error.source));
+                sum.unreadable += 1;
+                continue;
+            }
+            compared => compared?,
+        };
+        sum.gone += inspector.forget_missing(&comparison.gone).await?;
         scrub_folder(&inspector, &comparison, &mut sum, &mut progress).await?;
     }
     progress.finish();
@@ -79,6 +96,14 @@ async fn scrub_folder(
             Finding::Bad => {
                 sum.bad += 1;
                 progress.tell(&format!("bad: {}", lying.digest));
+            }
+            Finding::Stuck => {
+                sum.stuck += 1;
+                progress.tell(&format!("bad, and can not be removed: {}", lying.digest));
+            }
+            Finding::Unreadable => {
+                sum.unreadable += 1;
+                progress.tell(&format!("unreadable: {}", lying.digest));
             }
             Finding::Gone => sum.gone += 1,
         }

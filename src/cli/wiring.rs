@@ -62,7 +62,8 @@ pub(super) fn inspector(config: &Config) -> anyhow::Result<Inspector> {
     ensure!(folder.is_dir(), "there is no folder {}", folder.display());
     ensure_owner(folder)?;
     let store = Arc::new(Store::open(&config.store));
-    Ok(Inspector::new(&index_of(config)?, &store, &Arc::default(), &Metrics::default()))
+    let (moves, unadopted) = (Arc::default(), Arc::default());
+    Ok(Inspector::new(&index_of(config)?, &store, &moves, &unadopted, &Metrics::default()))
 }
 
 /// Who imports, without a cache around.
@@ -93,6 +94,7 @@ pub(super) fn room(config: &Config) -> anyhow::Result<Arc<Room>> {
     if let sqlite::Config::File(path) = &config.index {
         ensure!(path.exists(), "there is no index at {}", path.display());
     }
+    ensure_owner(&config.store.dir)?;
     let metrics = Metrics::default();
     let index = index_of(config)?;
     let store = Arc::new(Store::open(&config.store));

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use crate::archive::kind::Kind;
 use crate::content::digest::{Expected, Sha256};
 use crate::engine::memory::Known;
+use crate::engine::volume::inspect::InspectError;
 use crate::engine::volume::proof::Soundness;
 use crate::engine::{Ask, Engine, Sharing, without_index};
 use crate::index::{Entry, Expectation};
@@ -20,6 +21,8 @@ enum Loaded {
     Missing,
     /// It is not what its name says.
     Bad(Blob),
+    /// It is bad, as was found before, and can not be removed.
+    Condemned,
 }
 
 impl Engine {
@@ -142,6 +145,7 @@ impl Engine {
                 self.drop_bad(&digest, &blob).await;
                 None
             }
+            Ok(Loaded::Condemned) => None,
             Err(error) => {
                 tracing::warn!(%error, source = %error.source, "going on without the store");
                 None
@@ -150,12 +154,12 @@ impl Engine {
     }
 
     async fn load(&self, entry: Entry) -> Result<Loaded, StoreError> {
-        if self.inspector.is_condemned(&entry.blob) {
-            return Ok(Loaded::Missing);
-        }
-        let store = Arc::clone(&self.store);
+        let (store, inspector) = (Arc::clone(&self.store), Arc::clone(&self.inspector));
         let loading = tokio::task::spawn_blocking(move || {
             let Some(blob) = store.read(&entry.blob)? else { return Ok(Loaded::Missing) };
+            if inspector.is_condemned(&entry.blob, &blob) {
+                return Ok(Loaded::Condemned);
+            }
             if blob.size != entry.size {
                 return Ok(Loaded::Bad(blob));
             }
@@ -169,15 +173,14 @@ impl Engine {
     }
 
     async fn forget(&self, digest: &Sha256) {
-        let leaving = self.room.evictor().moves().leave(vec![*digest]);
-        if leaving.digests.is_empty() {
-            // Evicted just now, or on its way back.
-            return;
-        }
-        tracing::warn!(%digest, "the index names a blob that the volume does not have");
         self.memory.forget_blobs(&[*digest]);
-        if let Err(error) = self.index.forget_blobs(&[*digest]).await {
-            tracing::warn!(%error, source = %error.source, "could not forget it");
+        match self.inspector.forget_missing(&[*digest]).await {
+            // Evicted just now, or on its way back; or the volume is away, which is said once.
+            Ok(0) | Err(InspectError::NoVolume) => {}
+            Ok(_) => {
+                tracing::warn!(%digest, "the index names a blob that the volume does not have");
+            }
+            Err(error) => tracing::warn!(%digest, %error, "could not forget a blob"),
         }
     }
 }

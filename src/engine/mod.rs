@@ -1,5 +1,6 @@
 //! What to do with a request: known? → plan → serve, revalidate, fetch or relay.
 
+mod count;
 pub mod flight;
 mod known;
 mod learn;
@@ -25,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use crate::archive::kind::Kind;
 use crate::archive::target::Target;
 use crate::content::digest::Hasher;
+use crate::engine::count::Count;
 use crate::engine::flight::follower::Follower;
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
@@ -96,6 +98,7 @@ pub struct Engine {
     doubts: Doubts,
     suites: Suites,
     tainted: Tainted,
+    count: Count,
     tasks: TaskTracker,
     metrics: EngineMetrics,
 }
@@ -170,7 +173,8 @@ impl Engine {
         let memory = Arc::new(Memory::default());
         let room = Room::new(&config.room, &index, &store, &memory, metrics);
         let moves = room.evictor().moves();
-        let inspector = Arc::new(Inspector::new(&index, &store, moves, metrics));
+        let inspector = Inspector::new(&index, &store, moves, room.unadopted(), metrics);
+        let inspector = Arc::new(inspector);
         let folders = Folders::new(&config.folders, &index, &inspector, metrics);
         let engine = Arc::new(Self {
             index,
@@ -191,6 +195,7 @@ impl Engine {
             doubts: Doubts::default(),
             suites: Suites::default(),
             tainted: Tainted::default(),
+            count: Count::default(),
             tasks: TaskTracker::new(),
             metrics: EngineMetrics::new(metrics),
         });
@@ -518,9 +523,11 @@ impl Engine {
         self.flights.count()
     }
 
-    /// How much is stored; `None` if the index can not tell.
+    /// How much is stored and known; `None` if the index can not tell.
     pub async fn totals(&self) -> Option<Totals> {
-        self.index.totals().await.ok()
+        let volume = self.room.volume().await;
+        let counted = self.count.of(&*self.index).await?;
+        Some(Totals { blobs: volume.blobs, bytes: volume.bytes, ..counted })
     }
 
     /// Opens a tunnel for a client.

@@ -4,7 +4,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
 
 use crate::engine::Engine;
-use crate::index::Totals;
+use crate::index::Volume;
 use crate::web::body::Source;
 use crate::web::reply::with_payload;
 
@@ -27,26 +27,21 @@ pub(super) async fn front(engine: &Engine, headers: &HeaderMap) -> warp::reply::
     );
     fields.insert(header::VARY, HeaderValue::from_static("Accept"));
     // Tools that look for a cache ask often: they do not read it.
-    let stored = if is_browser { engine.totals().await } else { None };
+    let stored = if is_browser { engine.room().volume().await } else { Volume::default() };
     let page = render(engine, stored, &escape(host));
     fields.insert(header::CONTENT_LENGTH, HeaderValue::from(page.len()));
     with_payload(answer, Source::Bytes(page.into()))
 }
 
-fn render(engine: &Engine, stored: Option<Totals>, host: &str) -> String {
+fn render(engine: &Engine, stored: Volume, host: &str) -> String {
     let version = env!("CARGO_PKG_VERSION");
     let state = match engine.store_trouble() {
         None => "All is well.".to_owned(),
         Some(trouble) => format!("Not storing: {}.", escape(&trouble)),
     };
-    let stored = match stored {
-        Some(totals) => {
-            let quota = engine.room().limits().quota;
-            let quota = quota.map(|quota| format!(" of {}", quota / 1_000_000)).unwrap_or_default();
-            format!("{} files, {}{quota} MB", totals.blobs, totals.bytes / 1_000_000)
-        }
-        None => "unknown".to_owned(),
-    };
+    let quota = engine.room().limits().quota;
+    let quota = quota.map(|quota| format!(" of {}", quota / 1_000_000)).unwrap_or_default();
+    let stored = format!("{} files, {}{quota} MB", stored.blobs, stored.bytes / 1_000_000);
     let flights = engine.flights();
     format!(
         "<!DOCTYPE html>

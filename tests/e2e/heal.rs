@@ -240,7 +240,115 @@ fn what_is_bad_and_can_not_be_removed_is_not_served_again() {
         assert_eq!(reply.header("x-aptmesh-source"), Some("mirror"));
     }
     assert!(is_hit(&stocked.fetch(SMALL)));
+    // It is served again as soon as the right one could take its place.
+    volume.make_writable();
+    wait_until(PATIENCE, "a hit", || is_hit(&stocked.fetch(BIG)));
+    stocked.proxy.wait_landed();
+    stocked.mirror.clear_log();
+    let by_hash = format!("/debian/dists/demo/main/by-hash/SHA256/{}", sha256_hex(&stocked.big));
+    let reply = stocked.fetch(&by_hash);
+    assert!(is_hit(&reply) && reply.body == stocked.big, "{}", reply.status);
+    assert_eq!(stocked.mirror.log().len(), 0);
     drop(stocked);
+}
+
+/// Puts in the place of a blob what can neither be read nor removed as one.
+fn block(blob: &std::path::Path) {
+    fs::remove_file(blob).unwrap();
+    fs::create_dir(blob).unwrap();
+    fs::write(blob.join("in the way"), "").unwrap();
+}
+
+#[test]
+fn a_blob_that_can_not_be_read_or_removed_holds_up_no_other() {
+    let stocked = stocked(|build| build.env("APTMESH_STORE_SCRUB_RATE", "0"));
+    let files: Vec<(String, Vec<u8>)> = (10..14)
+        .map(|number| (format!("/debian/pool/f/f{number}_1.orig.tar.xz"), noise(number, 100_000)))
+        .collect();
+    for (path, bytes) in &files {
+        stocked.mirror.put(path, File::new(bytes.clone()));
+        stocked.fetch(path);
+    }
+    stocked.proxy.wait_landed();
+    // The first that would go, and one that the kernel will not open.
+    block(&stocked.blob(&stocked.big));
+    let linked = stocked.blob(&stocked.small);
+    fs::remove_file(&linked).unwrap();
+    std::os::unix::fs::symlink("elsewhere", &linked).unwrap();
+    flip(&stocked.blob(&files[0].1), 7);
+
+    let by_hand = stocked.scrub();
+    assert_eq!(by_hand.status.code(), Some(1), "{}", text(&by_hand));
+    assert!(text(&by_hand).contains("3 files are good"), "{}", text(&by_hand));
+    assert!(!stocked.blob(&files[0].1).exists());
+
+    let evicted = aptmesh()
+        .args(["evict", "--bytes", "20.15MB", "--data"])
+        .arg(stocked.proxy.data())
+        .env("APTMESH_STORE_MIN_FREE", "0")
+        .output()
+        .unwrap();
+    assert!(evicted.status.success(), "{}", text(&evicted));
+    assert!(stocked.blob(&stocked.big).exists());
+    for (path, bytes) in &files[1..] {
+        assert!(!stocked.blob(bytes).exists(), "{path}: {}", text(&evicted));
+    }
+}
+
+#[test]
+fn the_background_scrub_steps_over_what_it_can_not_read() {
+    let mut stocked = stocked(|build| build.env("APTMESH_STORE_SCRUB_RATE", "0"));
+    stocked.proxy.signal("TERM");
+    stocked.proxy.wait_exit(PATIENCE);
+    // It comes first.
+    let linked = stocked.blob(&stocked.small);
+    fs::remove_file(&linked).unwrap();
+    std::os::unix::fs::symlink("elsewhere", &linked).unwrap();
+    stocked.flip(&stocked.big);
+    let index = rusqlite::Connection::open(stocked.proxy.data().join("index.sqlite")).unwrap();
+    index.execute("UPDATE blobs SET checked_at = 2 WHERE size > 1000000", []).unwrap();
+    index.execute("UPDATE blobs SET checked_at = 1 WHERE size < 1000000", []).unwrap();
+    drop(index);
+    stocked.proxy = Proxy::build().data(stocked.proxy.data()).start();
+    wait_until(PATIENCE, "the next one is found bad", || !stocked.blob(&stocked.big).exists());
+}
+
+#[test]
+fn a_volume_that_is_not_mounted_wipes_nothing_from_the_index() {
+    let mut stocked = stocked(|build| build.env("APTMESH_STORE_SCRUB_INTERVAL", "0s"));
+    for number in 0..6 {
+        let path = format!("/debian/pool/m/more{number}_1.dsc");
+        stocked.mirror.put(&path, File::new(path.clone().into_bytes()));
+        stocked.fetch(&path);
+    }
+    stocked.proxy.wait_landed();
+    stocked.proxy.signal("TERM");
+    stocked.proxy.wait_exit(PATIENCE);
+    let (blobs, aside) = (stocked.proxy.data().join("blobs"), stocked.proxy.data().join("aside"));
+    fs::rename(&blobs, &aside).unwrap();
+    stocked.proxy.restart();
+    wait_until(PATIENCE, "a word about it", || stocked.proxy.log().contains("may not be mounted"));
+    // Clients get what they ask for, though it has to be fetched.
+    let asked = stocked.fetch(SMALL);
+    assert!(asked.complete && asked.body == stocked.small);
+    assert_eq!(asked.header("x-aptmesh-source"), Some("mirror"));
+    stocked.proxy.wait_landed();
+    let scrubbed = stocked.scrub();
+    assert_eq!(scrubbed.status.code(), Some(1));
+    assert!(text(&scrubbed).contains("may not be mounted"), "{}", text(&scrubbed));
+    assert_eq!(stored_blobs(&stocked.proxy), 8, "nothing is forgotten");
+    assert_eq!(stocked.proxy.log().matches("may not be mounted").count(), 1);
+
+    stocked.proxy.signal("TERM");
+    stocked.proxy.wait_exit(PATIENCE);
+    fs::remove_dir_all(&blobs).unwrap();
+    fs::rename(&aside, &blobs).unwrap();
+    stocked.proxy.restart();
+    stocked.mirror.clear_log();
+    for path in [BIG, SMALL] {
+        assert!(is_hit(&stocked.fetch(path)), "{path}");
+    }
+    assert_eq!(stocked.mirror.log().len(), 0);
 }
 
 #[test]

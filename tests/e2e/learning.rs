@@ -429,3 +429,19 @@ fn the_machines_own_archive_is_learnt() {
     assert_eq!(proxy.count(VERIFY_FAILURES), 0);
     assert_eq!(proxy.count(REFUSED), 0, "{}", proxy.log());
 }
+
+#[test]
+fn what_the_index_could_not_take_is_learnt_without_another_request() {
+    let (mirror, proxy, archive) = (Mirror::start(), proxy(), demo());
+    archive.publish(&mirror, "/debian");
+    let other = rusqlite::Connection::open(proxy.data().join("index.sqlite")).unwrap();
+    other.busy_timeout(PATIENCE).unwrap();
+    // Somebody else writes for longer than anybody waits.
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    assert_eq!(fetch(&proxy, &mirror, "/debian/dists/demo/Release").status, 200);
+    wait_until(2 * PATIENCE, "a failure", || proxy.log().contains("learning a list again"));
+    assert_eq!(proxy.count(LEARNT), 0);
+    other.execute_batch("COMMIT").unwrap();
+    wait_until(2 * PATIENCE, "it is learnt", || proxy.count(LEARNT) == 1);
+    assert_eq!(mirror.bodies("/debian/dists/demo/Release"), 1);
+}

@@ -164,6 +164,33 @@ fn room_is_made_while_others_download() {
 }
 
 #[test]
+fn a_size_that_only_the_mirror_claims_evicts_nothing_ahead_of_its_bytes() {
+    let (mirror, proxy) = (Mirror::start(), proxy("200MB"));
+    let bodies: Vec<Vec<u8>> = (1..10).map(|number| vec![number; 20 * MB]).collect();
+    for (number, body) in bodies.iter().enumerate() {
+        mirror.put(&path(number), File::new(body.clone()));
+        fetch(&proxy, &mirror, &path(number));
+    }
+    let left = || proxy.blobs().len();
+    assert_eq!(left(), bodies.len());
+    for (number, declared) in [(20, 190 * MB), (21, 5_000 * MB), (22, usize::MAX / 2)] {
+        mirror.put(&path(number), File::new(*b"8 bytes."));
+        mirror.script(&path(number), vec![Fault::WrongLength { declared }; 9]);
+        let reply = get(proxy.addr(), &proxy.url_for(&mirror, &path(number)));
+        assert!(!reply.complete, "{reply:?}");
+        proxy.wait_landed();
+    }
+    // Room for 67 MB went, and some more to be ready for the next.
+    assert!(left() >= 5, "{} left", left());
+    // One that keeps its word is stored, however large it is.
+    let large = vec![99; 150 * MB];
+    mirror.put(&path(30), File::new(large.clone()));
+    assert!(fetch(&proxy, &mirror, &path(30)).body == large);
+    assert!(is_hit(&fetch(&proxy, &mirror, &path(30))) && mirror.bodies(&path(30)) == 1);
+    assert_eq!(get(proxy.admin(), "/readyz").body, b"ready\n");
+}
+
+#[test]
 fn what_can_never_fit_is_passed_on_and_costs_nothing_stored() {
     let (mirror, proxy) = (Mirror::start(), proxy("2MB"));
     let small = put(&mirror, 0, MB / 2);
@@ -367,6 +394,17 @@ fn bad_bounds_are_named() {
     let told = String::from_utf8(run.stderr).unwrap();
     assert!(run.status.code() == Some(1) && told.contains("there is no index at"), "{told}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is made there");
+}
+
+#[test]
+fn nobody_elses_cache_is_evicted_from() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("index.sqlite"), "").unwrap();
+    std::os::unix::fs::chown(folder.path(), Some(65_534), None).expect("root");
+    let run = aptmesh().args(["evict", "--data"]).arg(folder.path()).output().unwrap();
+    let told = String::from_utf8(run.stderr).unwrap();
+    assert!(!run.status.success() && told.contains("belongs to user 65534"), "{told}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is made there");
 }
 
 #[test]
@@ -689,4 +727,65 @@ fn what_is_removed_and_still_open_is_not_freed_twice() {
         got.extend(slow.read_body_some((big.len() - got.len()).min(MB)));
     }
     assert!(got == big);
+}
+
+#[test]
+fn a_quota_holds_though_the_index_was_lost() {
+    const LYING: u64 = 2_000_000_000;
+    let (mirror, data) = (Mirror::start(), tempfile::tempdir().unwrap());
+    let folder = data.path().join("blobs/00");
+    fs::create_dir_all(&folder).unwrap();
+    // So large, and of no blocks: it takes a while to find out what it is.
+    fs::File::create(folder.join("0".repeat(64))).unwrap().set_len(LYING).unwrap();
+    let proxy = Proxy::build().data(data.path()).env("APTMESH_STORE_QUOTA", "2010MB").start();
+    let unadopted = || proxy.count("aptmesh_store_unadopted_bytes");
+    wait_until(PATIENCE, "a first look", || unadopted() == LYING);
+    for number in 0..20 {
+        put(&mirror, number, MB);
+        fetch(&proxy, &mirror, &path(number));
+        let new = proxy.blobs().len() - 1;
+        assert!(new <= 10, "{new} files of a megabyte beside what was there");
+    }
+    assert_eq!(unadopted(), LYING, "it was there all the time");
+}
+
+#[test]
+fn free_space_that_can_not_be_had_costs_nothing_stored() {
+    let volume = Volume::of_megabytes(24);
+    let mirror = Mirror::start();
+    let mut proxy = Proxy::build().data(&volume.path());
+    proxy = proxy.env("APTMESH_STORE_MIN_FREE", "50%");
+    let proxy = proxy.start();
+    let bodies: Vec<Vec<u8>> = (0..4).map(|number| put(&mirror, number, MB)).collect();
+    for number in 0..4 {
+        fetch(&proxy, &mirror, &path(number));
+    }
+    // Other data comes, more than all that is stored would make up for.
+    fs::write(volume.path().join("other"), vec![0; 18 * MB]).unwrap();
+    let readiness = || String::from_utf8(get(proxy.admin(), "/readyz").body).unwrap();
+    wait_until(PATIENCE, "a word about it", || readiness().contains("store.min_free"));
+    put(&mirror, 9, MB);
+    fetch(&proxy, &mirror, &path(9));
+    thread::sleep(Duration::from_secs(2));
+    for (number, body) in bodies.iter().enumerate() {
+        assert!(is_stored(&proxy, body) && is_hit(&fetch(&proxy, &mirror, &path(number))));
+    }
+    let complaints = || proxy.log().lines().filter(|line| line.contains("store.min_free")).count();
+    wait_until(PATIENCE, "a line in the log", || complaints() > 0);
+    assert_eq!(complaints(), 1, "{}", proxy.log());
+    let by_hand = aptmesh()
+        .args(["evict", "--data"])
+        .arg(proxy.data())
+        .env("APTMESH_STORE_MIN_FREE", "50%")
+        .output()
+        .unwrap();
+    assert_eq!(by_hand.status.code(), Some(1));
+    assert_eq!(proxy.blobs().len(), bodies.len());
+    // With less of it, room is made again.
+    fs::write(volume.path().join("other"), vec![0; 9 * MB]).unwrap();
+    wait_until(PATIENCE, "room", || {
+        fetch(&proxy, &mirror, &path(9));
+        is_hit(&fetch(&proxy, &mirror, &path(9)))
+    });
+    assert_eq!(readiness(), "ready\n");
 }

@@ -38,6 +38,20 @@ pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {
     wait(remembers_files_that_lie_elsewhere(&open()));
 }
 
+/// Everything that reads first and then writes, many times.
+pub(crate) fn learns(index: &impl Index) {
+    wait(async {
+        for round in 0..40 {
+            let list = "http://m/list";
+            learn(index, list, &[("http://m/a", "a"), ("http://m/b", "b")], round).await;
+            index.record("http://m/a", &entry("a")).await.unwrap();
+            let used = Use { digest: Sha256::of(b"a"), uses: 1, used_at: 9 };
+            index.touch(&[used]).await.unwrap();
+            while !index.unlearn(list, 1, 5).await.unwrap() {}
+        }
+    });
+}
+
 /// The shortest proof that an index works.
 pub(crate) fn run_once(index: &impl Index) {
     wait(knows_what_was_recorded(index));

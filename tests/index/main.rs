@@ -2,6 +2,10 @@
 
 mod conformance;
 
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use aptmesh::content::digest::Sha256;
 use aptmesh::index::Index as _;
 use aptmesh::index::sqlite::{Config, SqliteIndex};
@@ -27,6 +31,52 @@ fn sqlite_in_a_file_survives_its_process() {
     let folder = tempfile::tempdir().unwrap();
     let config = Config::File(folder.path().join("index.sqlite"));
     conformance::survives(|| SqliteIndex::open(&config).unwrap());
+}
+
+#[test]
+fn what_reads_before_it_writes_waits_for_other_processes() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config::File(folder.path().join("index.sqlite"));
+    let index = SqliteIndex::open(&config).unwrap();
+    let other = rusqlite::Connection::open(folder.path().join("index.sqlite")).unwrap();
+    other.busy_timeout(Duration::from_secs(60)).unwrap();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let is_over = &is_over;
+        // As `import`, `scrub` and `evict` do beside a running cache.
+        scope.spawn(move || {
+            while !is_over.load(Ordering::Relaxed) {
+                other.execute_batch("BEGIN IMMEDIATE; UPDATE volume SET floor = floor").unwrap();
+                std::thread::sleep(Duration::from_millis(5));
+                other.execute_batch("COMMIT").unwrap();
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| conformance::learns(&index)));
+        is_over.store(true, Ordering::Relaxed);
+        outcome.unwrap();
+    });
+}
+
+#[test]
+fn no_look_up_waits_for_a_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("index.sqlite");
+    let index = SqliteIndex::open(&Config::File(path.clone())).unwrap();
+    let rows = "INSERT INTO lists (id, key, learnt_at, asked_at) VALUES (1, 'm/list', 0, 0);
+        WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 200000)
+        INSERT INTO expectations SELECT 1, 'm/' || n, n, randomblob(32) FROM number;";
+    rusqlite::Connection::open(path).unwrap().execute_batch(rows).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let counts = futures_util::future::join_all((0..100).map(|_| index.totals()));
+        tokio::select! {
+            biased;
+            counted = counts => panic!("{} counts came first", counted.len()),
+            found = index.look_up("m/1") => assert_eq!(found.unwrap(), None),
+        }
+        assert_eq!(index.totals().await.unwrap().expectations, 200_000);
+    });
 }
 
 #[test]

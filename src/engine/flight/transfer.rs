@@ -291,8 +291,7 @@ impl Transfer {
         arrival: Arrival,
         deadline: Instant,
     ) -> Option<Arrived> {
-        let size = arrival.meta.size.or(self.expectation.and_then(|expected| expected.size));
-        let Ok(staged) = self.engine.room.stage(size).await else {
+        let Ok(staged) = self.stage(arrival.meta.size).await else {
             flight.land(Landing::Unstorable);
             return None;
         };
@@ -340,6 +339,15 @@ impl Transfer {
             }
         }
         None
+    }
+
+    /// Room for the whole is only made where somebody else than the mirror says how large it is.
+    async fn stage(&self, claim: Option<u64>) -> Result<Staged, StoreError> {
+        let room = &self.engine.room;
+        match (self.expectation.and_then(|expected| expected.size), claim) {
+            (None, Some(claim)) => room.stage_claimed(claim).await,
+            (size, _) => room.stage(size).await,
+        }
     }
 
     fn check(&self, flow: &Flow, written: Written) -> Result<Written, End> {
@@ -436,7 +444,7 @@ impl Transfer {
             return;
         }
         let sha256 = written.verdict.sha256;
-        let Staged { stage, promise } = written.staged;
+        let Staged { stage, promise, .. } = written.staged;
         let size = stage.size();
         let entry = Entry {
             blob: sha256,

@@ -15,7 +15,7 @@ use prometheus::IntCounterVec;
 use rustix::process::setpriority_process;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::interval;
+use tokio::time::{interval, sleep};
 use tokio_util::task::TaskTracker;
 
 use crate::archive::control::ControlError;
@@ -44,6 +44,11 @@ const BATCHES_MAX: usize = 4;
 const DISUSED_AFTER: i64 = 30 * 24 * 60 * 60;
 /// How often there is a look for such lists.
 const FORGET_EVERY: Duration = Duration::from_hours(1);
+/// For how long there is a pause before a list is learnt again that the index could not remember:
+/// another process may be writing, or the disk be full for a moment. After the last, it waits for the
+/// next request.
+const AGAIN_AFTER: [Duration; 3] =
+    [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(20)];
 /// Lists that are forgotten at once.
 const FORGOTTEN_MAX: usize = 64;
 
@@ -200,7 +205,7 @@ impl Student {
         }
         let key = job.list.key.clone();
         let begun = Instant::now();
-        let outcome = match self.learn(&job).await {
+        let outcome = match self.learn_in_the_end(&job).await {
             Ok(None) => "known",
             Ok(Some(changes)) => {
                 let millis = begun.elapsed().as_millis();
@@ -253,6 +258,20 @@ impl Student {
             self.seen.retain(|(key, _)| *key != looked_at.0);
             self.seen.insert(looked_at);
         }
+    }
+
+    /// Learns, again where it was the index that failed.
+    async fn learn_in_the_end(&self, job: &Job) -> Result<Option<usize>, Refusal> {
+        for pause in AGAIN_AFTER {
+            match self.learn(job).await {
+                Err(refusal @ Refusal::Index(_)) => {
+                    tracing::warn!(list = job.list.key, %refusal, "learning a list again");
+                    sleep(pause).await;
+                }
+                done => return done,
+            }
+        }
+        self.learn(job).await
     }
 
     /// The number of changes; `None` if this very file was learnt before.

@@ -230,7 +230,9 @@ impl Transfer {
         };
         let (store, described) = (Arc::clone(&self.engine.store), entry.clone());
         let room = &self.engine.room;
-        let Ok(Staged { mut stage, promise }) = room.stage(Some(entry.size)).await else { return };
+        let Ok(Staged { mut stage, promise, .. }) = room.stage(Some(entry.size)).await else {
+            return;
+        };
         let arriving = room.evictor().moves().arrive(digest).await;
         let storing = tokio::task::spawn_blocking(move || {
             stage.append(&signature.bytes)?;

@@ -2,9 +2,10 @@
 //! were put there by hand, are hashed and adopted; entries without a blob are forgotten.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::content::digest::Sha256;
-use crate::engine::volume::inspect::{Finding, InspectError, Inspector};
+use crate::engine::volume::inspect::{Finding, InspectError, Inspector, before};
 use crate::engine::volume::pace::Pace;
 use crate::store::{FOLDERS, Lying, StoreError};
 
@@ -31,6 +32,24 @@ pub struct Adopted {
     pub bad: u64,
     /// Entries without a blob.
     pub gone: u64,
+    /// Blobs, or folders of them, that can not be read.
+    pub unreadable: u64,
+}
+
+/// What lies on the volume and is not known to the index yet: it takes room all the same.
+#[derive(Default)]
+pub struct Unadopted(AtomicU64);
+
+impl Unadopted {
+    /// Bytes, as far as has been looked.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, bytes: u64) {
+        self.0.store(bytes, Ordering::Relaxed);
+    }
 }
 
 impl Inspector {
@@ -48,8 +67,7 @@ impl Inspector {
 
     /// What the index knows of a folder, by digest.
     async fn known_in(&self, first: u8) -> Result<Vec<Lying>, InspectError> {
-        let before = |byte: u8| Sha256::from_bytes(&[&[byte][..], &[u8::MAX; 31]].concat());
-        let mut after = first.checked_sub(1).and_then(before);
+        let mut after = before(first);
         let mut known = Vec::new();
         loop {
             let page = self.index.blobs_after(after, PAGE).await?;
@@ -65,39 +83,57 @@ impl Inspector {
         }
     }
 
-    /// Forgets entries whose blob is not there, after another look; how many.
-    ///
-    /// # Errors
-    /// When index or volume fail.
-    pub async fn forget_gone(&self, gone: &[Sha256]) -> Result<u64, InspectError> {
-        let (store, gone) = (Arc::clone(&self.store), gone.to_vec());
-        let looking = tokio::task::spawn_blocking(move || {
-            let is_gone = |digest: &Sha256| matches!(store.read(digest), Ok(None));
-            gone.into_iter().filter(is_gone).collect::<Vec<_>>()
-        });
-        let gone = looking.await.map_err(StoreError::interrupted)?;
-        if !gone.is_empty() {
-            self.index.forget_blobs(&gone).await?;
+    /// What there is to adopt, in bytes of each folder: a look at names and sizes, so that it counts
+    /// before all of it is hashed.
+    async fn look_ahead(&self) -> Result<Vec<u64>, InspectError> {
+        let mut ahead = Vec::with_capacity(FOLDERS.count());
+        for first in FOLDERS {
+            let bytes = match self.compare(first).await {
+                // That is told when it is walked over.
+                Err(InspectError::Store(_)) => 0,
+                compared => bytes_of(&compared?.unknown),
+            };
+            ahead.push(bytes);
+            self.unadopted.set(ahead.iter().sum());
         }
-        Ok(gone.len() as u64)
+        Ok(ahead)
     }
 
     /// Walks over the whole volume, at a pace.
     pub(in crate::engine) async fn adopt(&self, pace: &mut Pace) -> Result<Adopted, InspectError> {
         let mut sum = Adopted::default();
-        for first in FOLDERS {
-            let comparison = self.compare(first).await?;
-            sum.gone += self.forget_gone(&comparison.gone).await?;
+        let folders = self.look_ahead().await?;
+        let mut ahead: u64 = folders.iter().sum();
+        for (first, bytes) in FOLDERS.zip(folders) {
+            ahead -= bytes;
+            let comparison = match self.compare(first).await {
+                Err(InspectError::Store(error)) => {
+                    tracing::warn!(first, %error, source = %error.source, "stepping over a folder");
+                    sum.unreadable += 1;
+                    continue;
+                }
+                compared => compared?,
+            };
+            sum.gone += self.forget_missing(&comparison.gone).await?;
+            let mut here = bytes_of(&comparison.unknown);
             for unknown in &comparison.unknown {
+                self.unadopted.set(ahead + here);
+                here -= unknown.size;
                 match self.inspect_at(&unknown.digest, pace).await? {
                     Finding::Good(_) => sum.adopted += 1,
-                    Finding::Bad => sum.bad += 1,
+                    Finding::Bad | Finding::Stuck => sum.bad += 1,
+                    Finding::Unreadable => sum.unreadable += 1,
                     Finding::Gone => {}
                 }
             }
+            self.unadopted.set(ahead);
         }
         Ok(sum)
     }
+}
+
+fn bytes_of(lying: &[Lying]) -> u64 {
+    lying.iter().map(|lying| lying.size).sum()
 }
 
 /// Pure: both by digest.

@@ -156,10 +156,11 @@ impl Evictor {
     }
 
     /// Frees `bytes`, or as much as there is, and returns how much that was. Each victim is `told`
-    /// before it goes; without `told`, nobody looks up names.
+    /// before it goes; without `told`, nobody looks up names. One that can not be removed is stepped
+    /// over.
     ///
     /// # Errors
-    /// When index or volume fail; what went before that is gone.
+    /// When the index fails, or the volume lets none go; what went before that is gone.
     pub async fn evict(
         &self,
         bytes: u64,
@@ -167,7 +168,7 @@ impl Evictor {
         mut told: Option<&mut (dyn FnMut(&Victim) + Send)>,
     ) -> Result<u64, EvictError> {
         let disused = Class::Disused(now_seconds() - GRACE);
-        let mut freed = 0;
+        let (mut freed, mut stuck) = (0, None);
         for class in [disused, Class::Unreferenced, Class::Referenced] {
             let mut after = None;
             while freed < bytes {
@@ -179,14 +180,17 @@ impl Evictor {
                 if let Some(told) = &mut told {
                     chosen.victims.iter().for_each(told);
                 }
-                if mode == Mode::Real {
-                    self.carry_out(class, &chosen).await?;
-                }
-                freed += chosen.bytes;
+                freed += match mode {
+                    Mode::Real => self.carry_out(class, &chosen, &mut stuck).await?,
+                    Mode::Rehearsal => chosen.bytes,
+                };
                 after = chosen.last;
             }
         }
-        Ok(freed)
+        match stuck {
+            Some(error) if freed == 0 => Err(error.into()),
+            _ => Ok(freed),
+        }
     }
 
     /// The next blobs of a class, with their names where somebody wants to know them.
@@ -206,42 +210,58 @@ impl Evictor {
         Ok(page.into_iter().zip(names).collect())
     }
 
-    async fn carry_out(&self, class: Class, chosen: &Chosen) -> Result<(), EvictError> {
+    /// The bytes that went; why the last that did not go is `stuck`.
+    async fn carry_out(
+        &self,
+        class: Class,
+        chosen: &Chosen,
+        stuck: &mut Option<StoreError>,
+    ) -> Result<u64, EvictError> {
         if !chosen.pinned.is_empty() {
             self.index.pin(&chosen.pinned).await?;
         }
-        if !chosen.victims.is_empty() {
-            self.remove(class, &chosen.victims).await?;
+        if chosen.victims.is_empty() {
+            return Ok(0);
         }
-        Ok(())
+        let (freed, error) = self.remove(class, &chosen.victims).await?;
+        *stuck = error.or(stuck.take());
+        Ok(freed)
     }
 
     /// From the volume first: what the index names and the volume does not have is found out and
     /// forgotten, while the reverse would only take room.
-    async fn remove(&self, class: Class, victims: &[Victim]) -> Result<(), EvictError> {
+    async fn remove(
+        &self,
+        class: Class,
+        victims: &[Victim],
+    ) -> Result<(u64, Option<StoreError>), EvictError> {
         let digests = victims.iter().map(|victim| victim.blob.digest).collect();
         let leaving = self.moves.leave(digests);
         let (store, digests) = (Arc::clone(&self.store), leaving.digests.clone());
         let removing = tokio::task::spawn_blocking(move || {
-            let mut removed = HashSet::with_capacity(digests.len());
+            let (mut removed, mut stuck) = (HashSet::with_capacity(digests.len()), None);
             for digest in digests {
-                if let Err(error) = store.remove(&digest) {
-                    return (removed, Err(error));
+                match store.remove(&digest) {
+                    Ok(_) => drop(removed.insert(digest)),
+                    Err(error) => {
+                        tracing::warn!(%digest, %error, source = %error.source, "stepping over a blob");
+                        stuck = Some(error);
+                    }
                 }
-                removed.insert(digest);
             }
-            (removed, Ok(()))
+            (removed, stuck)
         });
-        let (removed, outcome) = removing.await.map_err(StoreError::interrupted)?;
+        let (removed, stuck) = removing.await.map_err(StoreError::interrupted)?;
         let gone: Vec<Sha256> = removed.iter().copied().collect();
         self.memory.forget_blobs(&gone);
         self.index.forget_blobs(&gone).await?;
         let mut gone = victims.iter().filter(|victim| removed.contains(&victim.blob.digest));
+        let freed = gone.clone().map(|victim| victim.blob.size).sum();
         self.count(class, gone.clone());
         if let (Class::Unreferenced | Class::Referenced, Some(last)) = (class, gone.next_back()) {
             self.index.raise_floor(last.blob.rank).await?;
         }
-        Ok(outcome?)
+        Ok((freed, stuck))
     }
 
     fn count<'a>(&self, class: Class, gone: impl Iterator<Item = &'a Victim>) {

@@ -1,7 +1,8 @@
 //! Telling good blobs from bad: their bytes are hashed, and what is not what its name says is removed
 //! and forgotten, so that it is fetched anew.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::IntCounter;
@@ -9,23 +10,31 @@ use thiserror::Error;
 
 use crate::content::digest::Sha256;
 use crate::engine::memory::now_seconds;
+use crate::engine::volume::adopt::Unadopted;
 use crate::engine::volume::moves::Moves;
 use crate::engine::volume::pace::Pace;
 use crate::index::{Entry, Index, IndexError};
-use crate::store::{Blob, Reading, Store, StoreError};
+use crate::store::{Blob, Reading, Stamp, Store, StoreError};
 use crate::telemetry::metrics::Metrics;
 
 /// What the opening of a file costs, in bytes that could be read instead: a disk's seek.
 const OPENING: u64 = 256 * 1024;
 /// Bad blobs that could not be removed and are remembered: on a volume that can not be written.
 const CONDEMNED_MAX: usize = 4096;
+/// Places in the index where it is looked whether the volume is there...
+const SAMPLES: u8 = 8;
+/// ...and blobs looked for at each.
+const SAMPLE: usize = 8;
 
 /// Inspects blobs.
 pub struct Inspector {
     pub(in crate::engine) index: Arc<dyn Index>,
     pub(in crate::engine) store: Arc<Store>,
     moves: Arc<Moves>,
-    condemned: Mutex<HashSet<Sha256>>,
+    pub(super) unadopted: Arc<Unadopted>,
+    /// Each with the state of its file: another one under that name is none of them.
+    condemned: Mutex<HashMap<Sha256, Stamp>>,
+    is_volume_missing: AtomicBool,
     checked_bytes: IntCounter,
     bad_blobs: IntCounter,
 }
@@ -37,6 +46,10 @@ pub enum Finding {
     Good(u64),
     /// They are not: removed and forgotten.
     Bad,
+    /// They are not, and the file can not be removed: forgotten, and not served.
+    Stuck,
+    /// It can not be told: left alone until its next turn.
+    Unreadable,
     /// There is no such file: forgotten.
     Gone,
 }
@@ -50,6 +63,12 @@ pub enum InspectError {
     /// The volume failed.
     #[error("{0}: {cause}", cause = .0.source)]
     Store(#[from] StoreError),
+    /// It is not the volume that the index knows.
+    #[error(
+        "most blobs of the index are not on the volume, which may not be mounted: nothing is forgotten; \
+         if they are gone for good, remove the index"
+    )]
+    NoVolume,
 }
 
 impl Inspector {
@@ -59,13 +78,16 @@ impl Inspector {
         index: &Arc<dyn Index>,
         store: &Arc<Store>,
         moves: &Arc<Moves>,
+        unadopted: &Arc<Unadopted>,
         metrics: &Metrics,
     ) -> Self {
         Self {
             index: Arc::clone(index),
             store: Arc::clone(store),
             moves: Arc::clone(moves),
+            unadopted: Arc::clone(unadopted),
             condemned: Mutex::default(),
+            is_volume_missing: AtomicBool::new(false),
             checked_bytes: metrics.counter(
                 "aptmesh_store_checked_bytes_total",
                 "Bytes of stored and shared files hashed to check them.",
@@ -77,10 +99,11 @@ impl Inspector {
         }
     }
 
-    /// Opens a blob and hashes it, as fast as it goes.
+    /// Opens a blob and hashes it, as fast as it goes. What can not be read or removed is a finding:
+    /// others may be well.
     ///
     /// # Errors
-    /// When index or volume fail: nothing was removed.
+    /// When the index fails, or the volume is not there: nothing was removed.
     pub async fn inspect(&self, digest: &Sha256) -> Result<Finding, InspectError> {
         self.inspect_at(digest, &mut Pace::unbounded()).await
     }
@@ -92,16 +115,81 @@ impl Inspector {
         pace: &mut Pace,
     ) -> Result<Finding, InspectError> {
         pace.spend(OPENING).await;
+        match self.look_into(digest, pace).await {
+            Err(InspectError::Store(error)) => {
+                tracing::warn!(%digest, %error, source = %error.source, "a blob can not be read");
+                self.index.blob_checked(digest, now_seconds()).await?;
+                Ok(Finding::Unreadable)
+            }
+            found => found,
+        }
+    }
+
+    async fn look_into(&self, digest: &Sha256, pace: &mut Pace) -> Result<Finding, InspectError> {
         let Some(blob) = self.open(digest).await? else {
-            self.index.forget_blobs(&[*digest]).await?;
+            self.forget_missing(&[*digest]).await?;
             return Ok(Finding::Gone);
         };
         if self.is_right(digest, &blob, pace).await? {
             self.note(digest, blob.size).await?;
             return Ok(Finding::Good(blob.size));
         }
-        self.drop_bad(digest, &blob).await?;
-        Ok(Finding::Bad)
+        match self.drop_bad(digest, &blob).await {
+            Err(InspectError::Store(error)) => {
+                tracing::warn!(%digest, %error, source = %error.source, "a bad blob can not be removed");
+                Ok(Finding::Stuck)
+            }
+            dropped => dropped.map(|()| Finding::Bad),
+        }
+    }
+
+    /// Forgets those of these blobs that the volume does not have, at a look while none of them can
+    /// arrive; how many. Unless it is the volume that is missing.
+    ///
+    /// # Errors
+    /// When the index fails, or the volume is not there.
+    pub async fn forget_missing(&self, digests: &[Sha256]) -> Result<u64, InspectError> {
+        let leaving = self.moves.leave(digests.to_vec());
+        let missing = self.missing(leaving.digests.clone()).await?;
+        if missing.is_empty() {
+            return Ok(0);
+        }
+        self.ensure_volume().await?;
+        self.index.forget_blobs(&missing).await?;
+        Ok(missing.len() as u64)
+    }
+
+    /// Whether the volume is the one that the index knows, as far as some blobs tell: a folder on
+    /// which nothing is mounted has none of them, or what was fetched since.
+    ///
+    /// # Errors
+    /// When it is not, or the index fails.
+    pub async fn ensure_volume(&self) -> Result<(), InspectError> {
+        let mut known = Vec::new();
+        for first in (0..=u8::MAX).step_by(usize::from(u8::MAX / SAMPLES) + 1) {
+            let page = self.index.blobs_after(before(first), SAMPLE).await?;
+            known.extend(page.iter().map(|blob| blob.digest));
+        }
+        known.sort_unstable_by_key(|digest| *digest.as_bytes());
+        known.dedup();
+        let all = known.len();
+        let is_missing = self.missing(known).await?.len() > all / 2;
+        let was_missing = self.is_volume_missing.swap(is_missing, Ordering::Relaxed);
+        match (is_missing, was_missing) {
+            (false, _) => return Ok(()),
+            (true, true) => {}
+            (true, false) => tracing::error!("{}", InspectError::NoVolume),
+        }
+        Err(InspectError::NoVolume)
+    }
+
+    async fn missing(&self, mut digests: Vec<Sha256>) -> Result<Vec<Sha256>, StoreError> {
+        let store = Arc::clone(&self.store);
+        blocking(move || {
+            digests.retain(|digest| matches!(store.read(digest), Ok(None)));
+            Ok(digests)
+        })
+        .await
     }
 
     async fn open(&self, digest: &Sha256) -> Result<Option<Blob>, StoreError> {
@@ -169,7 +257,7 @@ impl Inspector {
         let (store, name, opened) = (Arc::clone(&self.store), *digest, blob.clone());
         let removed = blocking(move || store.discard(&name, &opened)).await;
         if removed.is_err() {
-            self.condemn(digest);
+            self.condemn(digest, blob);
         }
         self.index.forget_blobs(&[*digest]).await?;
         Ok(removed.map(drop)?)
@@ -182,17 +270,30 @@ impl Inspector {
         Some(Entry::nameless(*digest, blob.size))
     }
 
-    fn condemn(&self, digest: &Sha256) {
+    fn condemn(&self, digest: &Sha256, blob: &Blob) {
         let mut condemned = self.condemned.lock().unwrap_or_else(PoisonError::into_inner);
-        if condemned.len() < CONDEMNED_MAX {
-            condemned.insert(*digest);
+        if let Ok(stamp) = blob.stamp()
+            && condemned.len() < CONDEMNED_MAX
+        {
+            condemned.insert(*digest, stamp);
         }
     }
 
-    /// Whether the blob on the volume is bad, and could not be removed.
-    pub(in crate::engine) fn is_condemned(&self, digest: &Sha256) -> bool {
-        self.condemned.lock().unwrap_or_else(PoisonError::into_inner).contains(digest)
+    /// Whether the blob on the volume, opened just now, is bad and could not be removed.
+    pub(in crate::engine) fn is_condemned(&self, digest: &Sha256, blob: &Blob) -> bool {
+        let mut condemned = self.condemned.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(stamp) = condemned.get(digest) else { return false };
+        let is_same = blob.stamp().is_ok_and(|now| now == *stamp);
+        if !is_same {
+            condemned.remove(digest);
+        }
+        is_same
     }
+}
+
+/// The last digest that does not begin with `first` or a later byte.
+pub(super) fn before(first: u8) -> Option<Sha256> {
+    Sha256::from_bytes(&[&[first.checked_sub(1)?][..], &[u8::MAX; 31]].concat())
 }
 
 async fn blocking<T: Send + 'static>(

@@ -1,4 +1,5 @@
-//! Room on the volume: made before it is needed. What is stored, as the index sums it up, and what
+//! Room on the volume: made before it is needed. What is stored, as the index sums it up and as is found
+//! on the volume beyond that, and what
 //! downloads under way have been promised stay together within the quota, and leave the volume its
 //! free space; so no two of them count on the same room.
 
@@ -10,6 +11,7 @@ use prometheus::{IntCounter, IntGauge};
 use tokio::time::Instant;
 
 use crate::engine::memory::Memory;
+use crate::engine::volume::adopt::Unadopted;
 use crate::engine::volume::evict::{EvictError, Evictor, Mode};
 use crate::engine::volume::pins::Pin;
 use crate::index::{Index, IndexError, Volume};
@@ -33,6 +35,9 @@ const HEADROOM_PART: u64 = 50;
 const HEADROOM_MAX: u64 = 1024 * 1024 * 1024;
 /// By how much a body of unknown length is given room, in bytes.
 const STEP: u64 = 256 * 1024;
+/// How much room a body has at most ahead of what has arrived of it, in bytes, where only its mirror
+/// tells its size: nothing more goes for the sake of a claim.
+const CLAIM_AHEAD: u64 = 64 * 1024 * 1024;
 
 /// How much is stored, and what of it whatever comes.
 #[derive(Clone, Debug, Default)]
@@ -83,6 +88,7 @@ pub struct Room {
     evictor: Evictor,
     limits: ArcSwap<Limits>,
     promised: Mutex<Promised>,
+    unadopted: Arc<Unadopted>,
     /// What the index said last, for when it fails.
     volume: Mutex<Volume>,
     owed: Mutex<Owed>,
@@ -97,6 +103,13 @@ struct Promised {
     all: u64,
     /// Of these, what the volume does not know of yet.
     not_set_aside: u64,
+}
+
+impl Promised {
+    fn and(self, more: u64) -> Self {
+        let not_set_aside = self.not_set_aside.saturating_add(more);
+        Self { all: self.all.saturating_add(more), not_set_aside }
+    }
 }
 
 /// What was freed for the volume's sake and has not come back yet, in bytes.
@@ -140,6 +153,7 @@ struct RoomMetrics {
     bytes: IntGauge,
     blobs: IntGauge,
     promised: IntGauge,
+    unadopted: IntGauge,
     quota: IntGauge,
     free: IntGauge,
     refused: IntCounter,
@@ -152,6 +166,10 @@ impl RoomMetrics {
             blobs: metrics.gauge("aptmesh_store_blobs", "Stored blobs."),
             promised: metrics
                 .gauge("aptmesh_store_promised_bytes", "Room promised to downloads under way."),
+            unadopted: metrics.gauge(
+                "aptmesh_store_unadopted_bytes",
+                "Bytes found on the volume that the index is still to know of.",
+            ),
             quota: metrics
                 .gauge("aptmesh_store_quota_bytes", "The bound of both; 0 if there is none."),
             free: metrics.gauge("aptmesh_store_free_bytes", "What the volume has left."),
@@ -179,6 +197,7 @@ impl Room {
             evictor: Evictor::new(&config.pins, index, store, memory, metrics),
             limits: ArcSwap::from_pointee(config.limits),
             promised: Mutex::default(),
+            unadopted: Arc::default(),
             volume: Mutex::default(),
             owed: Mutex::default(),
             making: tokio::sync::Mutex::default(),
@@ -201,6 +220,12 @@ impl Room {
         self.evictor.set_pins(config.pins.clone()).await
     }
 
+    /// What is found on the volume, and takes room before the index knows of it.
+    #[must_use]
+    pub fn unadopted(&self) -> &Arc<Unadopted> {
+        &self.unadopted
+    }
+
     /// Who evicts.
     #[must_use]
     pub fn evictor(&self) -> &Evictor {
@@ -221,7 +246,7 @@ impl Room {
         }
     }
 
-    /// Makes room and begins a blob in it; `size` in bytes, where that is known. To be recorded in
+    /// Makes room and begins a blob in it; `size` in bytes, where that is sure. To be recorded in
     /// the index before the promise is dropped.
     ///
     /// # Errors
@@ -235,13 +260,38 @@ impl Room {
         staged
     }
 
+    /// The same for a body of which nobody but its mirror says that it has `claim` bytes: there is
+    /// room for the next part of it at any time, and one that can never fit is refused at once.
+    ///
+    /// # Errors
+    /// As those of [`Room::stage`].
+    pub async fn stage_claimed(self: &Arc<Self>, claim: u64) -> Result<Staged, StoreError> {
+        if let Err(error) = self.ensure_possible(claim).await {
+            let error = self.unless_full(error, STEP).await;
+            self.refuse(&error);
+            return Err(error);
+        }
+        let staged = self.stage(Some(claim.min(CLAIM_AHEAD))).await?;
+        Ok(Staged { claim, ..staged })
+    }
+
+    /// Nothing is to go for what would not fit if all of it went.
+    async fn ensure_possible(&self, claim: u64) -> Result<(), StoreError> {
+        let promised = self.promised().and(claim);
+        let known = self.volume().await.bytes;
+        let shortage = self.shortage_of(known, promised, false).await;
+        if shortage.bytes() > known { Err(no_room(shortage)) } else { Ok(()) }
+    }
+
     async fn try_stage(self: &Arc<Self>, size: Option<u64>) -> Result<Staged, StoreError> {
         let mut promise = Promise { room: Arc::clone(self), bytes: 0, set_aside: 0 };
         let needed = size.unwrap_or_default();
-        promise.grow_to(needed).await?;
+        if let Err(error) = promise.grow_to(needed).await {
+            return Err(self.unless_full(error, STEP).await);
+        }
         let stage = self.while_full(needed, || self.store.stage(size)).await?;
         promise.is_set_aside();
-        Ok(Staged { stage, promise })
+        Ok(Staged { stage, promise, claim: 0 })
     }
 
     fn refuse(&self, error: &StoreError) {
@@ -265,11 +315,34 @@ impl Room {
     async fn make_ahead(&self) -> Result<(), EvictError> {
         loop {
             let _alone = self.making.lock().await;
-            let shortage = self.shortage(true).await;
+            let shortage = self.attainable().await;
             let missing = shortage.bytes().min(TIDY_STEP);
             if missing == 0 || self.evict(missing, shortage.of_space > 0).await? == 0 {
                 return Ok(());
             }
+        }
+    }
+
+    /// What is missing, also to the headroom. No space where all that is stored would not be enough:
+    /// then it would go for nothing.
+    async fn attainable(&self) -> Shortage {
+        let stored = self.volume().await.bytes;
+        let mut shortage = self.shortage(true).await;
+        if shortage.of_space > stored {
+            shortage = self.shortage(false).await;
+        }
+        if shortage.of_space > stored {
+            shortage.of_space = 0;
+            self.complain().await;
+        }
+        shortage
+    }
+
+    /// Tells of free space that can not be had, unless trouble is known already.
+    async fn complain(&self) {
+        let missing = self.lacks_for_good(0).await;
+        if missing > 0 && self.store.health().trouble().is_none() {
+            self.store.report(&out_of_reach(missing));
         }
     }
 
@@ -279,13 +352,20 @@ impl Room {
         self.metrics.bytes.set(gauge(volume.bytes));
         self.metrics.blobs.set(gauge(volume.blobs));
         self.metrics.promised.set(gauge(self.promised().all));
+        self.metrics.unadopted.set(gauge(self.unadopted.bytes()));
         self.metrics.quota.set(gauge(self.limits().quota.unwrap_or_default()));
-        self.metrics.free.set(gauge(self.space().await.map_or(0, |space| space.free)));
+        self.metrics.free.set(gauge(self.space_now().await.map_or(0, |space| space.free)));
     }
 
     /// What has to go to be within the bounds, in bytes.
-    pub async fn excess(&self) -> u64 {
-        self.shortage(false).await.bytes()
+    ///
+    /// # Errors
+    /// When the volume would lack free space even if all went.
+    pub async fn excess(&self) -> Result<u64, StoreError> {
+        match self.lacks_for_good(0).await {
+            0 => Ok(self.shortage(false).await.bytes()),
+            missing => Err(out_of_reach(missing)),
+        }
     }
 
     /// What would have to go for `bytes` more, in bytes; 0: they fit as it is.
@@ -372,7 +452,7 @@ impl Room {
 
     /// Where it is the volume that lacks space, what does not come back at once is owed.
     async fn evict(&self, bytes: u64, for_space: bool) -> Result<u64, EvictError> {
-        let free = async || self.space().await.map_or(0, |space| space.free);
+        let free = async || self.space_now().await.map_or(0, |space| space.free);
         let before = free().await;
         let freed = self.evictor.evict(bytes, Mode::Real, None).await?;
         if for_space {
@@ -385,14 +465,39 @@ impl Room {
     async fn shortage(&self, with_headroom: bool) -> Shortage {
         // In this order: what is recorded meanwhile is counted twice rather than not at all.
         let promised = self.promised();
-        let stored = self.volume().await.bytes;
-        let owed = lock(&self.owed).bytes();
-        let space = self.space().await.map(|space| Space { free: space.free + owed, ..space });
-        shortage(self.limits(), stored, promised, space, with_headroom)
+        let known = self.volume().await.bytes;
+        self.shortage_of(known, promised, with_headroom).await
     }
 
-    /// `None` where the volume can not tell.
+    /// `known` to the index, in bytes.
+    async fn shortage_of(&self, known: u64, promised: Promised, with_headroom: bool) -> Shortage {
+        let stored = known.saturating_add(self.unadopted.bytes());
+        shortage(self.limits(), stored, promised, self.space().await, with_headroom)
+    }
+
+    /// What the volume would lack for `bytes` more if all that is stored went, in bytes.
+    async fn lacks_for_good(&self, bytes: u64) -> u64 {
+        let promised = Promised::default().and(bytes);
+        let known = self.volume().await.bytes;
+        self.shortage_of(known, promised, false).await.of_space.saturating_sub(known)
+    }
+
+    /// A file for which there is no room says nothing about the volume, unless it has none for a part
+    /// of it, of so many bytes, either: then nothing else would fit.
+    async fn unless_full(&self, error: StoreError, part: u64) -> StoreError {
+        let is_full = self.lacks_for_good(part).await > 0;
+        let kind = if is_full { StoreErrorKind::Full } else { error.kind };
+        StoreError { kind, ..error }
+    }
+
+    /// With what is owed; `None` where the volume can not tell.
     async fn space(&self) -> Option<Space> {
+        let owed = lock(&self.owed).bytes();
+        let space = self.space_now().await?;
+        Some(Space { free: space.free.saturating_add(owed), ..space })
+    }
+
+    async fn space_now(&self) -> Option<Space> {
         let store = Arc::clone(&self.store);
         tokio::task::spawn_blocking(move || store.space().ok()).await.ok().flatten()
     }
@@ -433,13 +538,16 @@ async fn to_its_end(
 }
 
 fn no_room(shortage: Shortage) -> StoreError {
-    let (kind, bound) = if shortage.of_quota > 0 {
-        (StoreErrorKind::NoRoom, "store.quota")
-    } else {
-        (StoreErrorKind::Full, "store.min_free")
-    };
+    let bound = if shortage.of_quota > 0 { "store.quota" } else { "store.min_free" };
     let reason = format!("{bound} leaves {} bytes too few", shortage.bytes());
-    StoreError { kind, operation: "make room", source: std::io::Error::other(reason) }
+    let source = std::io::Error::other(reason);
+    StoreError { kind: StoreErrorKind::NoRoom, operation: "make room", source }
+}
+
+fn out_of_reach(missing: u64) -> StoreError {
+    let reason = format!("even without all that is stored, it lacks {missing} bytes");
+    let source = std::io::Error::other(reason);
+    StoreError { kind: StoreErrorKind::Full, operation: "keep to store.min_free", source }
 }
 
 /// Room that one download may count on, given back when dropped.
@@ -457,13 +565,13 @@ impl Promise {
         let quota = self.room.limits().quota.unwrap_or(u64::MAX);
         {
             let mut promised = lock(&self.room.promised);
-            let over = promised.all.saturating_add(more).saturating_sub(quota);
-            if over > 0 {
+            let fits = promised.all.checked_add(more).is_some_and(|all| all <= quota);
+            if !fits {
                 // What others count on can not go.
-                return Err(no_room(Shortage { of_quota: over, of_space: 0 }));
+                let of_quota = promised.all.saturating_add(more).saturating_sub(quota).max(1);
+                return Err(no_room(Shortage { of_quota, of_space: 0 }));
             }
-            promised.all += more;
-            promised.not_set_aside += more;
+            *promised = promised.and(more);
         }
         self.bytes += more;
         let made = self.room.make().await;
@@ -502,6 +610,8 @@ pub struct Staged {
     pub stage: Stage,
     /// To be kept until the blob is recorded.
     pub promise: Promise,
+    /// The size that its mirror claims and nobody confirms, in bytes.
+    claim: u64,
 }
 
 impl Staged {
@@ -522,11 +632,15 @@ impl Staged {
     }
 
     async fn try_cover(&mut self, end: u64) -> Result<(), StoreError> {
-        if self.promise.grow_to(end.next_multiple_of(STEP)).await.is_err() {
-            self.promise.grow_to(end).await?;
+        let ahead = self.claim.min(end.saturating_add(CLAIM_AHEAD));
+        if self.promise.grow_to(ahead.max(end.next_multiple_of(STEP))).await.is_err() {
+            let part = end - self.stage.size();
+            if let Err(error) = self.promise.grow_to(end).await {
+                return Err(self.promise.room.unless_full(error, part).await);
+            }
         }
         let (room, stage, bytes) = (&self.promise.room, &self.stage, self.promise.bytes);
-        room.while_full(STEP, || stage.set_aside(bytes)).await?;
+        room.while_full(bytes - stage.size(), || stage.set_aside(bytes)).await?;
         self.promise.is_set_aside();
         Ok(())
     }

@@ -8,7 +8,7 @@ use tokio::time::sleep;
 
 use crate::engine::memory::now_seconds;
 use crate::engine::volume::adopt::Adopted;
-use crate::engine::volume::inspect::{InspectError, Inspector};
+use crate::engine::volume::inspect::{Finding, InspectError, Inspector};
 use crate::engine::volume::pace::Pace;
 
 /// Blobs to check that are looked up at once.
@@ -40,8 +40,12 @@ pub(in crate::engine) async fn scrub(inspector: Arc<Inspector>, config: Config) 
     let mut pace = Pace::of(config.rate);
     loop {
         match scrub_page(&inspector, config.interval, &mut pace).await {
-            Ok(0) => sleep(IDLE).await,
+            Ok(Checked { all: 0, .. }) => sleep(IDLE).await,
+            // Perhaps it is the volume.
+            Ok(Checked { unreadable, .. }) if unreadable > 0 => sleep(PAUSE).await,
             Ok(_) => {}
+            // That is said once.
+            Err(InspectError::NoVolume) => sleep(PAUSE).await,
             Err(error) => {
                 tracing::warn!(%error, "could not check what is stored");
                 sleep(PAUSE).await;
@@ -50,21 +54,28 @@ pub(in crate::engine) async fn scrub(inspector: Arc<Inspector>, config: Config) 
     }
 }
 
-/// The number of blobs that were due.
+/// Blobs that were due.
+#[derive(Default)]
+struct Checked {
+    all: usize,
+    unreadable: usize,
+}
+
 async fn scrub_page(
     inspector: &Inspector,
     interval: Duration,
     pace: &mut Pace,
-) -> Result<usize, InspectError> {
+) -> Result<Checked, InspectError> {
     let due = now_seconds().saturating_sub(i64::try_from(interval.as_secs()).unwrap_or(i64::MAX));
-    let mut checked = 0;
+    let mut checked = Checked::default();
     for blob in inspector.index.blobs_to_check(PAGE).await? {
         if blob.checked_at > due {
             break;
         }
         let finding = inspector.inspect_at(&blob.digest, pace).await?;
         tracing::debug!(digest = %blob.digest, ?finding, "checked a blob");
-        checked += 1;
+        checked.all += 1;
+        checked.unreadable += usize::from(finding == Finding::Unreadable);
     }
     Ok(checked)
 }
@@ -78,8 +89,11 @@ pub(in crate::engine) async fn adopt(inspector: Arc<Inspector>) {
                 adopted = sum.adopted,
                 bad = sum.bad,
                 gone = sum.gone,
+                unreadable = sum.unreadable,
                 "index and volume agree again"
             ),
+            // What is fetched meanwhile lies there too: tomorrow it is looked at again.
+            Err(InspectError::NoVolume) => {}
             Err(error) => {
                 tracing::warn!(%error, "could not compare index and volume");
                 sleep(PAUSE).await;

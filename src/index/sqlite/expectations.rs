@@ -4,7 +4,7 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 
 use crate::content::digest::{Expected, Sha256};
-use crate::index::sqlite::{blobs, signed};
+use crate::index::sqlite::{blobs, bounds_of, signed};
 use crate::index::{Change, Expectation};
 
 /// Lists that are half learnt do not count; and where lists disagree, one of them is out of date, and
@@ -149,18 +149,13 @@ pub(super) fn finish(
     transaction.commit()
 }
 
-/// Keys end in a file's name, so that those below a folder stand between `folder/` and `folder0`.
 pub(super) fn asked(
     connection: &Connection,
     list: &str,
     below: Option<&str>,
     now: i64,
 ) -> rusqlite::Result<()> {
-    let folder = below.map(|below| below.trim_end_matches('/'));
-    let (from, to) = match folder {
-        Some(folder) => (format!("{folder}/"), format!("{folder}0")),
-        None => (list.to_owned(), list.to_owned()),
-    };
+    let (from, to) = below.map_or_else(|| (list.to_owned(), list.to_owned()), bounds_of);
     connection
         .prepare_cached(
             "UPDATE lists SET asked_at = ?4

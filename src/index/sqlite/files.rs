@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use crate::content::digest::Sha256;
-use crate::index::sqlite::{digest_from, signed, unsigned};
+use crate::index::sqlite::{BOUNDS, digest_from, signed, unsigned};
 use crate::index::{HashedFile, Identity};
 
 const COLUMNS: &str = "path, size, modified, changed, inode, digest";
@@ -30,14 +30,13 @@ pub(super) fn with(
         .collect()
 }
 
-/// Those below a folder are those between `FOLDER/` and `FOLDER0`.
 pub(super) fn below(
     connection: &Connection,
     folder: &Path,
     after: Option<&Path>,
     limit: usize,
 ) -> rusqlite::Result<Vec<HashedFile>> {
-    let (first, end) = ([bytes(folder), b"/"].concat(), [bytes(folder), b"0"].concat());
+    let [first, end] = BOUNDS.map(|end| [bytes(folder), end.as_bytes()].concat());
     let after = after.map_or(first.as_slice(), bytes);
     connection
         .prepare_cached(&format!(

@@ -29,10 +29,11 @@ pub enum Config {
 }
 
 /// An [`Index`] in SQLite. Look-ups have a connection of their own, so that they never wait for a
-/// write.
+/// write; and counting, which walks over all rows, has one.
 pub struct SqliteIndex {
     reader: Actor,
     writer: Actor,
+    counter: Actor,
 }
 
 impl SqliteIndex {
@@ -45,15 +46,16 @@ impl SqliteIndex {
         match config {
             Config::Memory => {
                 let connection = schema::open_memory()?;
-                let actor = Actor::start("index", connection)?;
-                Ok(Self { reader: actor.clone(), writer: actor })
+                Ok(Self::on_one(Actor::start("index", connection)?))
             }
             Config::File(path) => {
                 let writer = open_or_begin_anew(path)?;
                 let reader = schema::open_file(path)?;
+                let counter = schema::open_file(path)?;
                 Ok(Self {
                     reader: Actor::start("index-reader", reader)?,
                     writer: Actor::start("index-writer", writer)?,
+                    counter: Actor::start("index-counter", counter)?,
                 })
             }
         }
@@ -71,8 +73,12 @@ impl SqliteIndex {
             tracing::warn!(%error, source = %error.source, "beginning with an empty index");
             schema::open_memory()
         })?;
-        let actor = Actor::start("index", connection)?;
-        Ok(Self { reader: actor.clone(), writer: actor })
+        Ok(Self::on_one(Actor::start("index", connection)?))
+    }
+
+    /// What is in memory has one connection.
+    fn on_one(actor: Actor) -> Self {
+        Self { reader: actor.clone(), counter: actor.clone(), writer: actor }
     }
 }
 
@@ -186,7 +192,7 @@ impl Index for SqliteIndex {
     }
 
     async fn names_below(&self, folder: &str, limit: usize) -> Result<Vec<String>, IndexError> {
-        let bounds = (folder.to_owned(), end_of(folder));
+        let bounds = bounds_of(folder);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.reader
             .call("look up names", move |connection| {
@@ -233,7 +239,8 @@ impl Index for SqliteIndex {
         after: &str,
         limit: usize,
     ) -> Result<Vec<(String, i64)>, IndexError> {
-        let bounds = (folder.max(after).to_owned(), end_of(folder));
+        let (from, to) = bounds_of(folder);
+        let bounds = (from.max(after.to_owned()), to);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.reader
             .call("look up uses", move |connection| {
@@ -416,7 +423,7 @@ impl Index for SqliteIndex {
     }
 
     async fn totals(&self) -> Result<Totals, IndexError> {
-        self.reader
+        self.counter
             .call("count resources", |connection| {
                 connection.query_row(
                     "SELECT (SELECT count(*) FROM resources), blobs, bytes,
@@ -437,9 +444,14 @@ impl Index for SqliteIndex {
     }
 }
 
-/// What all keys below `folder` sort before: the character after the slash at its end.
-fn end_of(folder: &str) -> String {
-    format!("{}0", folder.trim_end_matches('/'))
+/// What is below a folder stands between `FOLDER/` and `FOLDER0`, "0" being the character after the
+/// slash.
+const BOUNDS: [&str; 2] = ["/", "0"];
+
+/// What all keys below `folder`, which may end with a slash, stand between.
+fn bounds_of(folder: &str) -> (String, String) {
+    let folder = folder.trim_end_matches('/');
+    BOUNDS.map(|end| [folder, end].concat()).into()
 }
 
 fn entry_from(row: &Row<'_>) -> rusqlite::Result<Entry> {

@@ -78,6 +78,9 @@ fn prepare(
 ) -> Result<Connection, Box<dyn std::error::Error + Send + Sync>> {
     let mut connection = opened?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
+    // A transaction that reads first and then finds another process writing fails at once: only one
+    // that means to write from its start waits for its turn.
+    connection.set_transaction_behavior(TransactionBehavior::Immediate);
     // With a write-ahead log, `NORMAL` may lose the last commits in a power cut, never the file's
     // consistency: what is lost is learnt again.
     connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -87,7 +90,7 @@ fn prepare(
 }
 
 fn migrate(connection: &mut Connection) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let transaction = connection.transaction()?;
     let version: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let done = usize::try_from(version)?;
     if done > MIGRATIONS.len() {
