@@ -324,10 +324,9 @@ fn an_import_ends_rather_than_push_out_what_it_brought() {
     proxy.wait_exit(PATIENCE);
 
     // What lists name stays, once nothing but that and what was imported is left.
-    let packages: Vec<Vec<u8>> =
-        (0..700).map(|number| deb(&format!("p{number}"), 50_000)).collect();
+    let packages: Vec<Vec<u8>> = (0..1020).map(|number| noise(100 + number, 50_000)).collect();
     for (number, package) in packages.iter().enumerate() {
-        put(source.path(), &format!("p{number}_1_all.deb"), package);
+        put(source.path(), &format!("p{number}_1.orig.tar.xz"), package);
     }
     let mut import = command(proxy.data(), &[source.path()]);
     let output = import.env("APTMESH_STORE_QUOTA", quota).output().unwrap();
@@ -339,7 +338,7 @@ fn an_import_ends_rather_than_push_out_what_it_brought() {
     assert_eq!(new.unwrap().parse(), Ok(stored), "all that was new is there\n{text}");
     assert!(stored >= 256, "{stored}");
     let kept = names.iter().filter(|name| is_stored(proxy.data(), archive.deb(name))).count();
-    assert!(kept >= 2, "{kept}");
+    assert!(kept >= 1, "{kept}");
 }
 
 #[test]

@@ -50,7 +50,7 @@ pub struct Importer {
     met: AtomicU64,
     /// When it began, in seconds since 1970: what was stored since then does not go for more.
     began: i64,
-    /// Held by who looks what would have to go, until it has gone.
+    /// Held by who looks what would have to go, until it has gone; and by who records what came.
     making_room: tokio::sync::Mutex<()>,
     /// Something failed: no more is begun.
     is_over: AtomicBool,
@@ -395,11 +395,14 @@ impl Importer {
                 let committing = spawn_blocking(move || store.commit_all(stages));
                 committing.await.map_err(StoreError::interrupted)??;
             }
+            // Meanwhile they count twice: nobody may make room for that.
+            let alone = importer.making_room.lock().await;
             for (digest, size) in &new {
                 importer.index.add_blob(digest, *size, now_seconds()).await?;
             }
-            importer.index.record_files(&files).await?;
             drop(promises);
+            drop(alone);
+            importer.index.record_files(&files).await?;
             Ok(new.into_iter().map(|(_, size)| size).collect())
         })
     }
