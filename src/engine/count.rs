@@ -7,8 +7,10 @@ use tokio::time::Instant;
 
 use crate::index::{Index, Totals};
 
-/// A count holds for as many times the time that it took: so that counting takes no more than a
-/// fiftieth of the time, and the count of a small index is never old.
+/// A count that takes no longer is not held: it has a connection of its own, and is right now.
+const SHORT: Duration = Duration::from_millis(500);
+/// A longer one holds for as many times the time that it took beyond that: so that counting takes no more than
+/// about a fiftieth of the time, and the count of a small index is never old.
 const HOLDS_FOR: u32 = 50;
 /// And for at most this long.
 const HOLDS_MAX: Duration = Duration::from_mins(5);
@@ -32,7 +34,8 @@ impl Count {
         }
         let totals = index.totals().await.ok()?;
         let now = Instant::now();
-        let until = now + ((now - begun) * HOLDS_FOR).min(HOLDS_MAX);
+        let long = (now - begun).saturating_sub(SHORT);
+        let until = now + (long * HOLDS_FOR).min(HOLDS_MAX);
         *last = Some(Counted { totals, until });
         Some(totals)
     }

@@ -49,10 +49,13 @@ impl Engine {
                 self.memory.forget(key);
                 self.elsewhere(key, expectation).await?
             }
-            None => match self.recorded(key).await.filter(fits) {
-                Some(entry) => self.loaded(key, Some(entry)).await?,
-                None => self.elsewhere(key, expectation).await?,
-            },
+            None => {
+                let recorded = self.recorded(key).await.filter(fits);
+                match self.loaded(key, recorded).await {
+                    Some(known) => known,
+                    None => self.elsewhere(key, expectation).await?,
+                }
+            }
         };
         known.mark_checked(knowledge);
         if known.soundness() == Soundness::Proven {

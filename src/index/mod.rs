@@ -200,7 +200,8 @@ pub trait Index: Send + Sync {
     /// The at most `limit` blobs whose bytes were hashed longest ago.
     async fn blobs_to_check(&self, limit: usize) -> Result<Vec<Stored>, IndexError>;
 
-    /// The bytes of `blob` were hashed at `now`, and right.
+    /// The bytes of `blob` were hashed at `now`, and right; or it could not be read, and its turn comes
+    /// again when the others have had theirs.
     async fn blob_checked(&self, blob: &Sha256, now: i64) -> Result<(), IndexError>;
 
     /// Blobs were used: they rank higher from now on.

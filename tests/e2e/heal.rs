@@ -297,7 +297,7 @@ fn a_blob_that_can_not_be_read_or_removed_holds_up_no_other() {
 
 #[test]
 fn the_background_scrub_steps_over_what_it_can_not_read() {
-    let mut stocked = stocked(|build| build.env("APTMESH_STORE_SCRUB_RATE", "0"));
+    let mut stocked = stocked(|build| build);
     stocked.proxy.signal("TERM");
     stocked.proxy.wait_exit(PATIENCE);
     // It comes first.
@@ -309,8 +309,9 @@ fn the_background_scrub_steps_over_what_it_can_not_read() {
     index.execute("UPDATE blobs SET checked_at = 2 WHERE size > 1000000", []).unwrap();
     index.execute("UPDATE blobs SET checked_at = 1 WHERE size < 1000000", []).unwrap();
     drop(index);
-    stocked.proxy = Proxy::build().data(stocked.proxy.data()).start();
+    stocked.proxy.restart();
     wait_until(PATIENCE, "the next one is found bad", || !stocked.blob(&stocked.big).exists());
+    assert_eq!(stocked.proxy.count(BAD), 1);
 }
 
 #[test]
