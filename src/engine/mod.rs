@@ -293,8 +293,8 @@ impl Engine {
                 (Plan::Revalidate, Some(known)) => engine.board(&ask, Some(&known), expectation),
                 _ => return,
             };
-            if let Ok((interest, outcome)) = interest {
-                has_begun.store(outcome == Outcome::Miss, Ordering::Relaxed);
+            if let Ok((interest, _)) = interest {
+                has_begun.store(true, Ordering::Relaxed);
                 // Kept until the hint is dropped, or the flight is over.
                 interest.flight().over().await;
             }
@@ -563,7 +563,7 @@ pub struct Hint {
 }
 
 impl Hint {
-    /// Whether it began a flight.
+    /// Whether it took a place in a flight.
     #[must_use]
     pub fn has_begun(&self) -> bool {
         self.begun.load(Ordering::Relaxed)

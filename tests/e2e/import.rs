@@ -323,6 +323,8 @@ fn an_import_ends_rather_than_push_out_what_it_brought() {
     proxy.signal("TERM");
     proxy.wait_exit(PATIENCE);
 
+    // What is stored within the second in which an import begins counts as its own.
+    std::thread::sleep(Duration::from_millis(1100));
     // What lists name stays, once nothing but that and what was imported is left.
     let packages: Vec<Vec<u8>> = (0..1020).map(|number| noise(100 + number, 50_000)).collect();
     for (number, package) in packages.iter().enumerate() {

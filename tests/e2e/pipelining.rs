@@ -49,7 +49,9 @@ fn pipelined_requests_start_before_their_turn() {
         file.head_delay(Duration::from_millis(if number == 0 { 3000 } else { 300 }))
     });
     let mut client = ask_all(&proxy, &mirror, 0..20);
-    wait_until(Duration::from_secs(20), "requests before their turn", || mirror.log().len() > 10);
+    wait_until(Duration::from_secs(20), "requests before their turn", || {
+        mirror.log().len() > 10 && !mirror.requests(&tool(0)).is_empty()
+    });
     assert_eq!(mirror.requests(&tool(0))[0].status, 0, "the first is answered already");
     assert_answers(&mut client, 0..20);
     assert_eq!(mirror.log().len(), 20, "each was asked for once");

@@ -51,7 +51,7 @@ pub struct Importer {
     /// When it began, in seconds since 1970: what was stored since then does not go for more.
     began: i64,
     /// Held by who looks what would have to go, until it has gone; and by who records what came.
-    making_room: tokio::sync::Mutex<()>,
+    making_room: Arc<tokio::sync::Mutex<()>>,
     /// Something failed: no more is begun.
     is_over: AtomicBool,
 }
@@ -197,7 +197,7 @@ impl Importer {
             folders,
             met: AtomicU64::new(0),
             began: now_seconds(),
-            making_room: tokio::sync::Mutex::default(),
+            making_room: Arc::default(),
             is_over: AtomicBool::new(false),
         }
     }
@@ -362,19 +362,24 @@ impl Importer {
     /// Room for one more. What is imported may push out what is worth less, but not what was stored
     /// since it began.
     async fn stage(&self, size: u64) -> Result<Staged, ImportError> {
-        let alone = self.making_room.lock().await;
-        let missing = self.room.missing_for(size).await;
-        if missing > 0 {
-            let mut is_new = false;
-            let mut look = |victim: &Victim| is_new |= victim.blob.stored_at >= self.began;
-            self.room.evictor().evict(missing, Mode::Rehearsal, Some(&mut look)).await?;
-            if is_new {
-                return Err(ImportError::Full);
+        let (room, began) = (Arc::clone(&self.room), self.began);
+        let making_room = Arc::clone(&self.making_room);
+        // On its own: while a batch is waited for, which needs the lock too, files are not attended to.
+        #[expect(clippy::disallowed_methods, reason = "short, and waited for")]
+        let staging = tokio::spawn(async move {
+            let _alone = making_room.lock().await;
+            let missing = room.missing_for(size).await;
+            if missing > 0 {
+                let mut is_new = false;
+                let mut look = |victim: &Victim| is_new |= victim.blob.stored_at >= began;
+                room.evictor().evict(missing, Mode::Rehearsal, Some(&mut look)).await?;
+                if is_new {
+                    return Err(ImportError::Full);
+                }
             }
-        }
-        let staged = self.room.stage(Some(size)).await?;
-        drop(alone);
-        Ok(staged)
+            Ok(room.stage(Some(size)).await?)
+        });
+        staging.await.map_err(StoreError::interrupted)?
     }
 
     /// Makes a batch durable, then known; the sizes of what is new.
