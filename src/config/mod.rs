@@ -111,7 +111,7 @@ impl Config {
                     keyring,
                 },
                 room: engine::volume::room::Config {
-                    limits: engine::volume::room::Limits {
+                    limits: engine::volume::limits::Limits {
                         quota: reader.quota("store.quota"),
                         min_free: reader.min_free("store.min_free"),
                     },

@@ -14,7 +14,7 @@ use crate::archive::signature::Keyring;
 use crate::config::bytes::Bytes;
 use crate::config::keyrings;
 use crate::engine::suites::judge::Verify;
-use crate::engine::volume::room::MinFree;
+use crate::engine::volume::limits::MinFree;
 use crate::index::sqlite;
 use crate::telemetry::logs;
 

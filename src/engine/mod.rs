@@ -1,5 +1,6 @@
 //! What to do with a request: known? → plan → serve, revalidate, fetch or relay.
 
+mod ask;
 mod count;
 pub mod flight;
 mod known;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use http::header::{self, HeaderMap};
+use http::header;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
@@ -26,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use crate::archive::kind::Kind;
 use crate::archive::target::Target;
 use crate::content::digest::Hasher;
+pub use crate::engine::ask::{Ask, Client, Sharing};
 use crate::engine::count::Count;
 use crate::engine::flight::follower::Follower;
 use crate::engine::flight::transfer::Transfer;
@@ -36,10 +38,9 @@ use crate::engine::learn::doubt::Doubts;
 use crate::engine::memory::{Known, Memory};
 pub use crate::engine::metrics::EngineMetrics;
 use crate::engine::outcome::{Content, Failure, Outcome, Served};
-use crate::engine::plan::{Freshness, Plan, Situation, plan};
+use crate::engine::plan::{Plan, Situation, plan};
 use crate::engine::prefetch::Prefetcher;
 use crate::engine::relayed::Relayed;
-pub use crate::engine::suites::Client;
 use crate::engine::suites::Suites;
 use crate::engine::suites::judge::{self, Judge};
 use crate::engine::taint::Tainted;
@@ -101,51 +102,6 @@ pub struct Engine {
     count: Count,
     tasks: TaskTracker,
     metrics: EngineMetrics,
-}
-
-/// Who may have what is fetched for a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sharing {
-    /// Everybody.
-    Shared,
-    /// Nobody after it: `no-store`.
-    NotStored,
-    /// Nobody else: it carries credentials, or names the resource by more than its path.
-    Private,
-}
-
-/// A request, as the engine sees it.
-#[derive(Clone, Debug)]
-pub struct Ask {
-    /// What is asked for: its one name.
-    pub target: Arc<Target>,
-    /// The names under which mirrors are asked for it, until one is not refused: its own alone,
-    /// unless the client's release file says more.
-    pub sources: Vec<Arc<Target>>,
-    /// Its kind.
-    pub kind: Kind,
-    /// How fresh it must be.
-    pub freshness: Freshness,
-    /// Only its head.
-    pub head_only: bool,
-    /// Who else may have what is fetched for it.
-    pub sharing: Sharing,
-    /// The client's conditions, range and credentials, for when its question is handed on.
-    pub headers: HeaderMap,
-    /// Who asks; `None`: we ourselves.
-    pub client: Option<Client>,
-    /// The most bytes a second that are taken of the mirror while nobody else wants them.
-    pub pace: Option<u64>,
-    /// Whether a flight was begun for it before its turn: then it is a miss, even if that flight
-    /// has landed by now.
-    pub begun_early: bool,
-}
-
-impl Ask {
-    /// What it comes to when it is stored by the time of its turn.
-    fn hit(&self) -> Outcome {
-        if self.begun_early { Outcome::Miss } else { Outcome::Hit }
-    }
 }
 
 impl Engine {

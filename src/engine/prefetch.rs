@@ -15,7 +15,6 @@ use tokio_util::task::TaskTracker;
 use crate::archive::version::{PackageFile, compare};
 use crate::engine::flight::State;
 use crate::engine::memory::now_seconds;
-use crate::engine::suites::asked_by_us;
 use crate::engine::{Ask, Engine};
 use crate::telemetry::metrics::Metrics;
 
@@ -297,7 +296,7 @@ impl Errands {
 
     async fn fetch(&mut self, engine: &Arc<Engine>, package: Package) {
         let Some(item) = self.waiting.get(&package).cloned() else { return };
-        let Some(ask) = asked_by_us(&item.key) else {
+        let Some(ask) = Ask::ours(&item.key) else {
             self.waiting.remove(&package);
             return;
         };

@@ -238,6 +238,38 @@ fn an_import_keeps_to_the_quota_and_says_so() {
     assert!(text.contains("store.quota") && text.contains("new:      4 files"), "{text}");
 }
 
+#[test]
+fn an_import_of_many_batches_comes_to_its_end() {
+    let (source, data) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    for number in 0..6000 {
+        put(source.path(), &format!("p{number}_1.orig.tar.xz"), &noise(number, 20));
+    }
+    let mut import = command(data.path(), &[source.path()]);
+    let mut import = import.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut ended = None;
+    let is_over = || {
+        ended = import.try_wait().unwrap();
+        ended.is_some()
+    };
+    // However slow: it must not stand still.
+    wait_until(Duration::from_secs(120), "the end of the import", is_over);
+    assert!(ended.unwrap().success());
+}
+
+#[test]
+fn what_an_old_index_knows_and_a_new_volume_lacks_is_imported_again() {
+    let (source, data) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let packages: Vec<_> = ["a", "b", "c"].map(|name| deb(name, 50_000)).into();
+    for (number, package) in packages.iter().enumerate() {
+        put(source.path(), &format!("p{number}_1_all.deb"), package);
+    }
+    assert_says(&import(data.path(), &[source.path()]), &["new:      3 files"]);
+    fs::remove_dir_all(data.path().join("blobs")).unwrap();
+    assert_says(&import(data.path(), &[source.path()]), &["new:      3 files"]);
+    assert!(packages.iter().all(|package| is_stored(data.path(), package)));
+    assert_says(&import(data.path(), &[source.path()]), &["known:    3 files"]);
+}
+
 /// A cache with files that nobody may push out for nothing, as many as there is room for.
 struct Full {
     data: TempDir,

@@ -5,7 +5,8 @@ use pgp::errors::Error as PgpError;
 use pgp::packet::{Signature, SignatureType};
 
 use super::armour::{self, Packets};
-use super::keyring::{self, Key, Keyring, issuers, names_issuer};
+use super::certificate::read_signature;
+use super::keyring::{Key, Keyring, issuers, names_issuer};
 use super::{
     BadSignature, Malformed, SIGNATURE_BYTES_MAX, SIGNATURES_MAX, TEXT_BYTES_MAX, Verdict,
     cleartext,
@@ -53,7 +54,7 @@ impl Keyring {
                 return Err(Malformed::TooManySignatures);
             }
             findings.count += 1;
-            match keyring::read_signature(packet) {
+            match read_signature(packet) {
                 Some(signature) => findings.add(self.judge(&signature, signed, now)),
                 None => findings.add(Finding::Unreadable),
             }

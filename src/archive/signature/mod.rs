@@ -8,6 +8,7 @@
 //! reads single packets and does the cryptography.
 
 mod armour;
+mod certificate;
 mod check;
 mod cleartext;
 mod keyring;

@@ -11,7 +11,6 @@ use tokio::time::Instant;
 
 use crate::archive::list::List;
 use crate::engine::plan::Freshness;
-use crate::engine::suites::asked_by_us;
 use crate::engine::{Ask, Engine, without_index};
 
 /// How often one list is doubted.
@@ -88,7 +87,7 @@ impl Engine {
 
     /// Asks the mirror for a metadata file as if for a client, and waits until it is there.
     async fn confirm_now(self: &Arc<Self>, url: &str) {
-        let Some(ask) = asked_by_us(url) else { return };
+        let Some(ask) = Ask::ours(url) else { return };
         let ask = Ask { freshness: Freshness::Now, ..ask };
         let known = self.known(&ask).await;
         if let Ok((interest, _)) = self.board(&ask, known.as_ref(), None) {

@@ -134,7 +134,6 @@ impl Transfer {
         let accepted_signature = self.accepted_signature().await;
         let judging = tokio::task::spawn_blocking(move || {
             let accepted = known.and_then(|known| bytes_of(&known.blob));
-            let accepted_signature = accepted_signature.and_then(|blob| bytes_of(&blob));
             engine.judge.judge(&Case {
                 key: &key,
                 file: &file,
@@ -150,12 +149,17 @@ impl Transfer {
     }
 
     /// The signature that was stored with the release file that was accepted before.
-    async fn accepted_signature(&self) -> Option<Blob> {
+    async fn accepted_signature(&self) -> Option<Vec<u8>> {
         let known = self.known.as_ref().filter(|_| self.target.file_name() == "Release")?;
         let (folder, _) = self.target.key.rsplit_once('/')?;
         let entry = self.engine.recorded(&signature_url(folder, &known.entry.blob)).await?;
         let store = Arc::clone(&self.engine.store);
-        tokio::task::spawn_blocking(move || store.read(&entry.blob).ok()?).await.ok()?
+        let reading = tokio::task::spawn_blocking(move || {
+            let bytes = bytes_of(&store.read(&entry.blob).ok()??)?;
+            // Disks forget.
+            (Sha256::of(&bytes) == entry.blob).then_some(bytes)
+        });
+        reading.await.ok()?
     }
 
     /// `Release.gpg` beside a `Release`; `None` if there is none to be had.
@@ -173,8 +177,7 @@ impl Transfer {
         }
         let deadline = Instant::now() + SIGNATURE_BUDGET;
         let Some(signature) = self.signature(deadline).await else { return };
-        let stored = self.accepted_signature().await.and_then(|blob| bytes_of(&blob));
-        if stored.as_ref() == Some(&signature.bytes) {
+        if self.accepted_signature().await.as_ref() == Some(&signature.bytes) {
             return;
         }
         let file = Blob { file: Arc::clone(&known.blob.file), size: known.blob.size };

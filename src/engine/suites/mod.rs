@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream;
-use http::HeaderMap;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use tokio::time::{Instant, timeout_at};
@@ -30,7 +29,7 @@ use crate::engine::flight::{Landing, State};
 use crate::engine::memory::now_seconds;
 use crate::engine::outcome::{Content, Failure, Served};
 use crate::engine::plan::Freshness;
-use crate::engine::{Ask, Engine, Sharing, without_index};
+use crate::engine::{Ask, Client, Engine, Sharing, without_index};
 use crate::store::Blob;
 
 /// Bytes of release files' contents that are held: a dozen suites of Debian's size.
@@ -52,15 +51,6 @@ const MEMBERS_MAX: usize = 256;
 const NAME_MAX: usize = 512;
 /// How many of them are fetched at a time.
 const MEMBERS_AT_ONCE: usize = 4;
-
-/// Whom an answer is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Client {
-    /// Tells it from others at the same address, such as those behind a gateway.
-    pub connection: u64,
-    /// Tells it when it comes back over another connection.
-    pub address: IpAddr,
-}
 
 /// What was given to whom.
 pub(super) struct Suites {
@@ -378,7 +368,7 @@ impl Engine {
         let asks: Vec<Ask> = used
             .iter()
             .filter_map(|key| {
-                next.pin(&asked_by_us(key)?, folder, key.strip_prefix(folder)?.strip_prefix('/')?)
+                next.pin(&Ask::ours(key)?, folder, key.strip_prefix(folder)?.strip_prefix('/')?)
             })
             .collect();
         let mut members = stream::iter(asks)
@@ -408,23 +398,6 @@ impl Engine {
             _ => interest.flight().progress().borrow().state == State::Whole,
         }
     }
-}
-
-/// A question that no client asks.
-pub(super) fn asked_by_us(url: &str) -> Option<Ask> {
-    let target = Arc::new(Target::from_absolute(url).ok()?);
-    Some(Ask {
-        kind: Kind::of(&target.path),
-        sources: vec![Arc::clone(&target)],
-        target,
-        freshness: Freshness::Any,
-        head_only: false,
-        sharing: Sharing::Shared,
-        headers: HeaderMap::new(),
-        client: None,
-        pace: None,
-        begun_early: false,
-    })
 }
 
 /// The bytes of a release file; `None` if it is too large to be one. Blocks.

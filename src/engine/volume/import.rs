@@ -308,8 +308,13 @@ impl Importer {
         }
     }
 
-    async fn is_stored(&self, digest: &Sha256) -> Result<bool, IndexError> {
-        Ok(self.index.blob(digest).await?.is_some())
+    /// The index may be of before, and the volume new.
+    async fn is_stored(&self, digest: &Sha256) -> Result<bool, ImportError> {
+        let Some(blob) = self.index.blob(digest).await? else { return Ok(false) };
+        let store = Arc::clone(&self.store);
+        let looking = spawn_blocking(move || store.read(&blob.digest));
+        let found = looking.await.map_err(StoreError::interrupted)??;
+        Ok(found.is_some_and(|found| found.size == blob.size))
     }
 
     /// Hashes a file: a small one in memory, a large one as a copy, which nobody changes any more. No

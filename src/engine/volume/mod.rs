@@ -1,7 +1,7 @@
 //! The volume, kept without anybody looking: within its bounds, sound, in step with the index, and
 //! full from the start where a site has packages already.
 //!
-//! - *Bounds:* `room` promises room before it is needed, `evict` frees it, `pins` says what stays, `moves`
+//! - *Bounds:* `limits` says what is missing to keep to them, `room` promises room before it is needed, `evict` frees it, `pins` says what stays, `moves`
 //!   keeps what comes and what goes apart, `uses` notes what is of use.
 //! - *Soundness:* `inspect` tells good blobs from bad, `proof` does so beside serving, `upkeep` in the
 //!   background at a `pace`, `adopt` compares volume and index, `tidy` does what is due every few seconds.
@@ -12,6 +12,7 @@ pub mod evict;
 pub mod folders;
 pub mod import;
 pub mod inspect;
+pub mod limits;
 pub mod moves;
 pub(super) mod pace;
 pub mod pins;

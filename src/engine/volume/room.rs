@@ -1,7 +1,6 @@
-//! Room on the volume: made before it is needed. What is stored, as the index sums it up and as is found
-//! on the volume beyond that, and what
-//! downloads under way have been promised stay together within the quota, and leave the volume its
-//! free space; so no two of them count on the same room.
+//! Room on the volume: made before it is needed. What is stored, as the index sums it up and as is
+//! found on the volume beyond that, and what downloads under way have been promised stay together
+//! within the quota, and leave the volume its free space; so no two of them count on the same room.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,6 +12,7 @@ use tokio::time::Instant;
 use crate::engine::memory::Memory;
 use crate::engine::volume::adopt::Unadopted;
 use crate::engine::volume::evict::{EvictError, Evictor, Mode};
+use crate::engine::volume::limits::{Limits, Promised, Shortage, shortage};
 use crate::engine::volume::pins::Pin;
 use crate::index::{Index, IndexError, Volume};
 use crate::store::{Space, Stage, Store, StoreError, StoreErrorKind};
@@ -29,10 +29,6 @@ const ROUNDS_MAX: u32 = 3;
 const ARREARS_MAX: u64 = 256 * 1024 * 1024;
 /// What is evicted at once in the background, in bytes: then requests get their turn.
 const TIDY_STEP: u64 = 64 * 1024 * 1024;
-/// What is kept free beyond the bounds, as a part of them, so that requests hardly ever wait...
-const HEADROOM_PART: u64 = 50;
-/// ...and at most, in bytes.
-const HEADROOM_MAX: u64 = 1024 * 1024 * 1024;
 /// By how much a body of unknown length is given room, in bytes.
 const STEP: u64 = 256 * 1024;
 /// How much room a body has at most ahead of what has arrived of it, in bytes, where only its mirror
@@ -46,39 +42,6 @@ pub struct Config {
     pub limits: Limits,
     /// What is never evicted.
     pub pins: Vec<Pin>,
-}
-
-/// The bounds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// The most bytes of blobs and downloads under way; `None`: no bound.
-    pub quota: Option<u64>,
-    /// What the volume must have left.
-    pub min_free: MinFree,
-}
-
-/// What a volume must have left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MinFree {
-    /// Bytes.
-    Bytes(u64),
-    /// Hundredths of the volume.
-    Percent(u64),
-}
-
-impl Default for MinFree {
-    fn default() -> Self {
-        Self::Bytes(0)
-    }
-}
-
-impl MinFree {
-    fn of(self, space: Space) -> u64 {
-        match self {
-            Self::Bytes(bytes) => bytes,
-            Self::Percent(percent) => space.total / 100 * percent,
-        }
-    }
 }
 
 /// Promises room and keeps to it.
@@ -95,21 +58,6 @@ pub struct Room {
     /// Held by who evicts: what one frees is not freed again by the next.
     making: tokio::sync::Mutex<()>,
     metrics: RoomMetrics,
-}
-
-/// What downloads under way have been promised, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Promised {
-    all: u64,
-    /// Of these, what the volume does not know of yet.
-    not_set_aside: u64,
-}
-
-impl Promised {
-    fn and(self, more: u64) -> Self {
-        let not_set_aside = self.not_set_aside.saturating_add(more);
-        Self { all: self.all.saturating_add(more), not_set_aside }
-    }
 }
 
 /// What was freed for the volume's sake and has not come back yet, in bytes.
@@ -131,21 +79,6 @@ impl Owed {
             self.until = Some(Instant::now() + OWED_FOR);
         }
         self.bytes = before.saturating_add(bytes);
-    }
-}
-
-/// What is missing, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Shortage {
-    /// To the quota.
-    of_quota: u64,
-    /// To the volume's free space.
-    of_space: u64,
-}
-
-impl Shortage {
-    fn bytes(self) -> u64 {
-        self.of_quota.max(self.of_space)
     }
 }
 
@@ -370,13 +303,9 @@ impl Room {
 
     /// What would have to go for `bytes` more, in bytes; 0: they fit as it is.
     pub async fn missing_for(&self, bytes: u64) -> u64 {
-        let Promised { all, not_set_aside } = self.promised();
-        let promised = Promised {
-            all: all.saturating_add(bytes),
-            not_set_aside: not_set_aside.saturating_add(bytes),
-        };
-        let (stored, space) = (self.volume().await.bytes, self.space().await);
-        shortage(self.limits(), stored, promised, space, false).bytes()
+        let promised = self.promised().and(bytes);
+        let known = self.volume().await.bytes;
+        self.shortage_of(known, promised, false).await.bytes()
     }
 
     /// The most that could be stored if all blobs went, in bytes.
@@ -385,7 +314,10 @@ impl Room {
         let by_space = self.space().await.map_or(u64::MAX, |space| {
             space.free.saturating_add(stored).saturating_sub(limits.min_free.of(space))
         });
-        limits.quota.unwrap_or(u64::MAX).min(by_space)
+        // What is not adopted yet can not go.
+        let by_quota =
+            limits.quota.map_or(u64::MAX, |quota| quota.saturating_sub(self.unadopted.bytes()));
+        by_quota.min(by_space)
     }
 
     /// Evicts until all promises can be kept.
@@ -505,27 +437,6 @@ impl Room {
     fn promised(&self) -> Promised {
         *lock(&self.promised)
     }
-}
-
-/// Pure: what is missing for all promises to be kept.
-fn shortage(
-    limits: Limits,
-    stored: u64,
-    promised: Promised,
-    space: Option<Space>,
-    with_headroom: bool,
-) -> Shortage {
-    let headroom = |of: u64| if with_headroom { (of / HEADROOM_PART).min(HEADROOM_MAX) } else { 0 };
-    let of_quota = limits.quota.map_or(0, |quota| {
-        let needed = stored.saturating_add(promised.all).saturating_add(headroom(quota));
-        needed.saturating_sub(quota)
-    });
-    let of_space = space.map_or(0, |space| {
-        let bound = limits.min_free.of(space);
-        let needed = bound.saturating_add(promised.not_set_aside).saturating_add(headroom(bound));
-        needed.saturating_sub(space.free)
-    });
-    Shortage { of_quota, of_space }
 }
 
 /// Who waits for an eviction may leave, but what is gone from the volume is to be forgotten.
@@ -648,34 +559,4 @@ impl Staged {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_missing_is_told() {
-        let quota = |quota| Limits { quota: Some(quota), min_free: MinFree::Bytes(0) };
-        let free = |min_free| Limits { quota: None, min_free };
-        let space = |free| Some(Space { total: 1000, free });
-        let promised = |all, not_set_aside| Promised { all, not_set_aside };
-        let table = [
-            (Limits::default(), 900, promised(900, 900), None, (0, 0)),
-            (quota(100), 60, promised(40, 0), None, (0, 0)),
-            (quota(100), 61, promised(40, 0), None, (1, 0)),
-            (quota(100), 500, promised(0, 0), space(0), (400, 0)),
-            (free(MinFree::Bytes(50)), 500, promised(0, 0), space(50), (0, 0)),
-            (free(MinFree::Bytes(50)), 500, promised(7, 0), space(50), (0, 0)),
-            (free(MinFree::Bytes(50)), 500, promised(7, 7), space(50), (0, 7)),
-            (free(MinFree::Percent(5)), 500, promised(0, 0), space(30), (0, 20)),
-            (free(MinFree::Bytes(50)), 500, promised(0, 0), None, (0, 0)),
-        ];
-        for (limits, stored, promised, space, (of_quota, of_space)) in table {
-            let missing = shortage(limits, stored, promised, space, false);
-            assert_eq!(missing, Shortage { of_quota, of_space }, "{limits:?} {stored}");
-        }
-        let ahead = shortage(quota(100), 100, Promised::default(), None, true);
-        assert_eq!(ahead.of_quota, 2, "two hundredths");
-    }
 }
