@@ -1,6 +1,7 @@
 //! The index: what the site knows of resources. A cache of facts: losing it costs speed, never
 //! correctness.
 
+pub mod postgres;
 pub mod sqlite;
 
 use std::error::Error;
@@ -274,6 +275,9 @@ pub trait Index: Send + Sync {
 
     /// All that `blob` says of `list` is learnt; at `now`, in seconds since 1970.
     async fn finish(&self, list: &str, blob: &Sha256, now: i64) -> Result<(), IndexError>;
+
+    /// A number that changes whenever a list is finished or unlearnt, by whatever process.
+    async fn knowledge(&self) -> Result<u64, IndexError>;
 
     /// Somebody asked for `list` at `now`, and with `below` for a release file, so that all lists
     /// whose keys begin with that are in use.

@@ -4,7 +4,7 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 
 use crate::content::digest::{Expected, Sha256};
-use crate::index::sqlite::{blobs, signed};
+use crate::index::sqlite::{blobs, signed, unsigned};
 use crate::index::{Change, Expectation};
 
 /// Lists that are half learnt do not count; and where lists disagree, one of them is out of date, and
@@ -146,7 +146,19 @@ pub(super) fn finish(
         blobs::unrefer(&transaction, before.as_bytes(), now)?;
     }
     blobs::refer(&transaction, blob.as_bytes())?;
+    learnt_anew(&transaction)?;
     transaction.commit()
+}
+
+fn learnt_anew(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+    transaction.prepare_cached("UPDATE knowledge SET version = version + 1")?.execute([]).map(drop)
+}
+
+/// How often lists were learnt or forgotten.
+pub(super) fn knowledge(connection: &Connection) -> rusqlite::Result<u64> {
+    connection
+        .prepare_cached("SELECT version FROM knowledge")?
+        .query_row([], |row| unsigned(row, 0))
 }
 
 /// Keys end in a file's name, so that those below a folder stand between `folder/` and `folder0`.
@@ -204,6 +216,7 @@ pub(super) fn unlearn(
     if let Some(blob) = blob {
         blobs::unrefer(&transaction, blob.as_bytes(), now)?;
     }
+    learnt_anew(&transaction)?;
     transaction.commit()?;
     Ok(true)
 }

@@ -359,6 +359,10 @@ impl Index for SqliteIndex {
         self.writer.call("finish a list", move |c| expectations::finish(c, &list, blob, now)).await
     }
 
+    async fn knowledge(&self) -> Result<u64, IndexError> {
+        self.reader.call("look up what is new", |c| expectations::knowledge(c)).await
+    }
+
     async fn asked(&self, list: &str, below: Option<&str>, now: i64) -> Result<(), IndexError> {
         let (list, below) = (list.to_owned(), below.map(str::to_owned));
         self.writer

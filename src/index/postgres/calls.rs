@@ -1,0 +1,351 @@
+//! Calls to the database: on pooled connections, within a budget of time, tried again where
+//! concurrency was in the way.
+//!
+//! Nothing is kept in a session: no prepared statements, settings or locks outlive a transaction. So
+//! it is no matter whether a pooler such as pgbouncer hands each transaction to another session.
+
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use deadpool_postgres::{
+    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
+};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_util::task::TaskTracker;
+
+use crate::index::IndexError;
+use crate::index::postgres::health::{Health, reasons};
+use crate::index::postgres::schema::{self, SchemaMismatch};
+use crate::index::postgres::tls;
+use crate::index::postgres::url::Config;
+
+/// For how long a request waits for the database before it goes on without: what apt's users would
+/// not notice, and longer than any statement of a request takes on a database that is well.
+pub const CLIENT_PATIENCE: Duration = Duration::from_millis(200);
+/// How often a call is tried where others were in its way: deadlocks, which the order of locks should
+/// rule out, and serialization failures.
+const ATTEMPTS_MAX: u32 = 3;
+/// For how long a statement is asked to stop that nobody waits for any more, before its connection
+/// is closed anyway.
+const CANCEL_TIME: Duration = Duration::from_secs(1);
+
+/// A parameter and its type: that is told, so that a statement takes one round trip.
+pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// A statement and its parameters.
+pub(super) struct Statement<'a> {
+    pub(super) sql: &'a str,
+    pub(super) parameters: &'a [Parameter<'a>],
+}
+
+/// What a call is for, and who waits for it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Purpose {
+    /// Completes "could not …".
+    operation: &'static str,
+    /// Whether only background work waits.
+    is_background: bool,
+    /// Whether it only reads: then it waits for nobody's locks, and its lateness tells of the server.
+    only_reads: bool,
+}
+
+impl Purpose {
+    /// A client waits for what is read.
+    pub(super) const fn read(operation: &'static str) -> Self {
+        Self { operation, is_background: false, only_reads: true }
+    }
+
+    /// A client may wait until it is written.
+    pub(super) const fn write(operation: &'static str) -> Self {
+        Self { operation, is_background: false, only_reads: false }
+    }
+
+    /// Completes "could not …".
+    pub(super) const fn operation(self) -> &'static str {
+        self.operation
+    }
+
+    /// No client waits.
+    pub(super) const fn in_background(self) -> Self {
+        Self { is_background: true, ..self }
+    }
+}
+
+/// Why a call failed.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// No connection can be had.
+    NoConnection(PoolError),
+    /// The database said so, or the connection broke.
+    Database(tokio_postgres::Error),
+    /// The schema is not ours.
+    Schema(SchemaMismatch),
+    /// It took too long.
+    Late(Duration),
+    /// Nobody asks at the moment.
+    Away,
+    /// A row holds what can not be.
+    Corrupt(&'static str),
+}
+
+impl From<tokio_postgres::Error> for Trouble {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoConnection(error) => write!(f, "no connection: {}", reasons(error)),
+            Self::Database(error) => f.write_str(&reasons(error)),
+            Self::Schema(mismatch) => mismatch.fmt(f),
+            Self::Late(patience) => write!(f, "PostgreSQL did not answer within {patience:?}"),
+            Self::Away => f.write_str("PostgreSQL is away"),
+            Self::Corrupt(what) => write!(f, "a row holds {what}"),
+        }
+    }
+}
+
+impl Error for Trouble {}
+
+impl Trouble {
+    /// Whether the same call may succeed at once: others were in its way.
+    fn is_passing(&self) -> bool {
+        let passing = [SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE];
+        matches!(self, Self::Database(error)
+            if error.code().is_some_and(|code| passing.contains(code)))
+    }
+
+    /// Whether it tells that the server is away.
+    fn is_outage(&self) -> bool {
+        match self {
+            Self::NoConnection(_) => true,
+            // Class 57P0x: shutting down or starting; 08: the connection, also as poolers say it.
+            Self::Database(error) => error.code().map_or_else(
+                || {
+                    error.is_closed()
+                        || error.source().is_some_and(<dyn Error>::is::<std::io::Error>)
+                },
+                |code| {
+                    code.code().starts_with("57P0")
+                        || code.code().starts_with("08")
+                        || *code == SqlState::TOO_MANY_CONNECTIONS
+                },
+            ),
+            Self::Schema(_) | Self::Late(_) | Self::Away | Self::Corrupt(_) => false,
+        }
+    }
+}
+
+/// The way to the database.
+pub(super) struct Calls {
+    pool: Pool,
+    tls: MakeRustlsConnect,
+    health: Health,
+    /// For how long background work waits.
+    patience: Duration,
+    /// Connections that background work may take, so that clients find some.
+    background: Semaphore,
+    schema_is_right: AtomicBool,
+    tasks: TaskTracker,
+}
+
+impl Calls {
+    /// Connects to nobody yet.
+    pub(super) fn new(config: &Config) -> Result<Self, IndexError> {
+        let fault = |source| IndexError { operation: "prepare connections", source };
+        let tls = tls::connector(config).map_err(fault)?;
+        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        let manager = Manager::from_config(config.server.clone(), tls.clone(), recycling);
+        let pool = Pool::builder(manager)
+            .max_size(config.connections)
+            .runtime(Runtime::Tokio1)
+            .create_timeout(Some(config.connect_timeout()))
+            .wait_timeout(Some(config.patience))
+            .build()
+            .map_err(|error| fault(error.into()))?;
+        Ok(Self {
+            pool,
+            tls,
+            health: Health::default(),
+            patience: config.patience,
+            background: Semaphore::new((config.connections / 2).max(1)),
+            schema_is_right: AtomicBool::new(false),
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    /// The rows of one statement.
+    pub(super) async fn rows(
+        &self,
+        purpose: Purpose,
+        sql: &str,
+        parameters: &[Parameter<'_>],
+    ) -> Result<Vec<Row>, IndexError> {
+        self.rows_of_last(purpose, &[Statement { sql, parameters }]).await
+    }
+
+    /// Runs statements one after the other, each a transaction of its own, in one round trip; the
+    /// rows of the last.
+    pub(super) async fn rows_of_last(
+        &self,
+        purpose: Purpose,
+        statements: &[Statement<'_>],
+    ) -> Result<Vec<Row>, IndexError> {
+        self.run(purpose, || async move {
+            let connection = self.connection().await?;
+            let client: &Client = &connection;
+            let answers = statements.iter().map(|one| client.query_typed(one.sql, one.parameters));
+            let answers = futures_util::future::join_all(answers).await;
+            let mut last = Ok(Vec::new());
+            for answer in answers {
+                last = last.and(answer);
+            }
+            connection.give_back();
+            Ok(last?)
+        })
+        .await
+    }
+
+    /// Runs `attempt` until it succeeds, fails for good, or time is up.
+    pub(super) async fn run<T, F>(
+        &self,
+        purpose: Purpose,
+        attempt: impl Fn() -> F + Send,
+    ) -> Result<T, IndexError>
+    where
+        T: Send,
+        F: Future<Output = Result<T, Trouble>> + Send,
+    {
+        let patience = if purpose.is_background { self.patience } else { CLIENT_PATIENCE };
+        let attempts = async {
+            let _permit = match purpose.is_background {
+                // It is never closed.
+                true => self.background.acquire().await.ok(),
+                false => None,
+            };
+            if !self.health.admits() {
+                return Err(Trouble::Away);
+            }
+            let mut number = 1;
+            loop {
+                match attempt().await {
+                    Err(trouble) if trouble.is_passing() && number < ATTEMPTS_MAX => number += 1,
+                    outcome => return outcome,
+                }
+            }
+        };
+        let outcome = timeout(patience, attempts).await.unwrap_or(Err(Trouble::Late(patience)));
+        self.note(purpose, outcome.as_ref().err());
+        outcome.map_err(|trouble| IndexError {
+            operation: purpose.operation,
+            source: match trouble {
+                Trouble::Schema(mismatch) => mismatch.into(),
+                trouble => trouble.into(),
+            },
+        })
+    }
+
+    fn note(&self, purpose: Purpose, trouble: Option<&Trouble>) {
+        match trouble {
+            None => self.health.answered(),
+            Some(Trouble::Away) => {}
+            Some(late @ Trouble::Late(_)) if purpose.only_reads => self.give_up(late),
+            // It may have waited for a lock.
+            Some(Trouble::Late(_)) => {}
+            Some(outage) if outage.is_outage() => self.give_up(outage),
+            Some(_) => self.health.answered(),
+        }
+    }
+
+    /// Connections to a server that is away are no good when it is back.
+    fn give_up(&self, why: &Trouble) {
+        self.health.failed(why);
+        self.pool.retain(|_, _| false);
+    }
+
+    /// A connection to a database with the right schema.
+    pub(super) async fn connection(&self) -> Result<Connection<'_>, Trouble> {
+        let pool = self.pool.clone();
+        // Who asks may give up, but a connection that is being made is there for the next.
+        let getting = self.tasks.spawn(async move { pool.get().await });
+        let got = getting.await.map_err(|_| Trouble::Away)?;
+        let object = got.map_err(Trouble::NoConnection)?;
+        let connection = Connection { object: Some(object), calls: self };
+        if !self.schema_is_right.load(Ordering::Relaxed) {
+            match schema::check(&connection).await {
+                Ok(Ok(())) => self.schema_is_right.store(true, Ordering::Relaxed),
+                Ok(Err(mismatch)) => {
+                    connection.give_back();
+                    return Err(Trouble::Schema(mismatch));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(connection)
+    }
+}
+
+/// A connection on loan.
+pub(super) struct Connection<'a> {
+    object: Option<Object>,
+    calls: &'a Calls,
+}
+
+impl Connection<'_> {
+    /// All that was asked is answered: it may be used again.
+    pub(super) fn give_back(mut self) {
+        drop(self.object.take());
+    }
+}
+
+impl Deref for Connection<'_> {
+    type Target = Object;
+
+    #[expect(clippy::expect_used, reason = "it is only taken where the loan ends")]
+    fn deref(&self) -> &Object {
+        self.object.as_ref().expect("a connection")
+    }
+}
+
+impl DerefMut for Connection<'_> {
+    #[expect(clippy::expect_used, reason = "it is only taken where the loan ends")]
+    fn deref_mut(&mut self) -> &mut Object {
+        self.object.as_mut().expect("a connection")
+    }
+}
+
+/// Nobody waits any more for what it is doing: the server is asked to stop that, by a connection of
+/// its own, and the connection is closed. Until then it keeps its place in the pool, so that there are
+/// never more than were agreed on.
+impl Drop for Connection<'_> {
+    fn drop(&mut self) {
+        let Some(object) = self.object.take() else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            drop(Object::take(object));
+            return;
+        };
+        let (token, tls) = (object.cancel_token(), self.calls.tls.clone());
+        self.calls.tasks.spawn_on(
+            async move {
+                if !object.is_closed()
+                    && !matches!(timeout(CANCEL_TIME, token.cancel_query(tls)).await, Ok(Ok(())))
+                {
+                    tracing::debug!("a statement that came too late could not be cancelled");
+                }
+                drop(Object::take(object));
+            },
+            &runtime,
+        );
+    }
+}
