@@ -13,6 +13,15 @@ use thiserror::Error;
 use crate::content::digest::{Expected, Sha256};
 use crate::content::validators::Validators;
 
+/// Which make, and where.
+#[derive(Clone, Debug)]
+pub enum Config {
+    /// A file, for one process.
+    Sqlite(sqlite::Config),
+    /// A server, for a fleet.
+    Postgres(Box<postgres::Config>),
+}
+
 /// What the index knows of one resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {

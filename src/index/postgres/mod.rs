@@ -38,6 +38,15 @@ impl PostgresIndex {
     pub fn new(config: &Config) -> Result<Self, IndexError> {
         Ok(Self { calls: Calls::new(config)? })
     }
+
+    /// Whether the database can be reached, and has the schema that this program works with.
+    ///
+    /// # Errors
+    /// When not; where the schema is another, [`schema::SchemaMismatch`] is the source.
+    pub async fn verify(&self) -> Result<(), IndexError> {
+        let purpose = Purpose::read("use the database").in_background();
+        self.calls.rows(purpose, "SELECT 1", &[]).await.map(drop)
+    }
 }
 
 #[async_trait]
