@@ -1,6 +1,8 @@
 //! What every index must do, shown on every make of it.
 
 mod conformance;
+mod kit;
+mod postgres;
 
 use aptmesh::content::digest::Sha256;
 use aptmesh::index::Index as _;

@@ -63,7 +63,7 @@ pub(super) async fn add(
         },
         Statement { sql: REFERRED, parameters: &[(&vec![blob], Type::BYTEA_ARRAY)] },
     ];
-    calls.rows_of_last(Purpose::write("add a blob"), &statements).await.map(drop)
+    calls.rows_of_last(Purpose::write("add a blob").in_background(), &statements).await.map(drop)
 }
 
 /// One statement: no blob is half forgotten. The names go first, being what the statement itself does;

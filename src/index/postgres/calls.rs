@@ -1,13 +1,13 @@
 //! Calls to the database: on pooled connections, within a budget of time, tried again where
 //! concurrency was in the way.
 //!
-//! Nothing is kept in a session: no prepared statements, settings or locks outlive a transaction. So
+//! Nothing is kept in a session: no prepared statement, setting or lock outlives a transaction. So
 //! it is no matter whether a pooler such as pgbouncer hands each transaction to another session.
 
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
-use std::ops::{Deref, DerefMut};
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -19,7 +19,6 @@ use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
-use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::task::TaskTracker;
 
 use crate::index::IndexError;
@@ -34,9 +33,9 @@ pub const CLIENT_PATIENCE: Duration = Duration::from_millis(200);
 /// How often a call is tried where others were in its way: deadlocks, which the order of locks should
 /// rule out, and serialization failures.
 const ATTEMPTS_MAX: u32 = 3;
-/// For how long a statement is asked to stop that nobody waits for any more, before its connection
-/// is closed anyway.
-const CANCEL_TIME: Duration = Duration::from_secs(1);
+/// How much longer than its caller the server waits for a statement: the caller is to be the first, and
+/// know why.
+const GIVE_UP_AFTER: Duration = Duration::from_millis(100);
 
 /// A parameter and its type: that is told, so that a statement takes one round trip.
 pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -150,10 +149,9 @@ impl Trouble {
 /// The way to the database.
 pub(super) struct Calls {
     pool: Pool,
-    tls: MakeRustlsConnect,
     health: Health,
     /// For how long background work waits.
-    patience: Duration,
+    background_patience: Duration,
     /// Connections that background work may take, so that clients find some.
     background: Semaphore,
     schema_is_right: AtomicBool,
@@ -166,7 +164,7 @@ impl Calls {
         let fault = |source| IndexError { operation: "prepare connections", source };
         let tls = tls::connector(config).map_err(fault)?;
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = Manager::from_config(config.server.clone(), tls.clone(), recycling);
+        let manager = Manager::from_config(config.server.clone(), tls, recycling);
         let pool = Pool::builder(manager)
             .max_size(config.connections)
             .runtime(Runtime::Tokio1)
@@ -176,9 +174,8 @@ impl Calls {
             .map_err(|error| fault(error.into()))?;
         Ok(Self {
             pool,
-            tls,
             health: Health::default(),
-            patience: config.patience,
+            background_patience: config.patience,
             background: Semaphore::new((config.connections / 2).max(1)),
             schema_is_right: AtomicBool::new(false),
             tasks: TaskTracker::new(),
@@ -202,10 +199,11 @@ impl Calls {
         purpose: Purpose,
         statements: &[Statement<'_>],
     ) -> Result<Vec<Row>, IndexError> {
+        let begin = &self.beginning(purpose);
         self.run(purpose, || async move {
             let connection = self.connection().await?;
             let client: &Client = &connection;
-            let answers = statements.iter().map(|one| client.query_typed(one.sql, one.parameters));
+            let answers = statements.iter().map(|one| transact(client, begin, one));
             let answers = futures_util::future::join_all(answers).await;
             let mut last = Ok(Vec::new());
             for answer in answers {
@@ -227,7 +225,7 @@ impl Calls {
         T: Send,
         F: Future<Output = Result<T, Trouble>> + Send,
     {
-        let patience = if purpose.is_background { self.patience } else { CLIENT_PATIENCE };
+        let patience = self.patience(purpose);
         let attempts = async {
             let _permit = match purpose.is_background {
                 // It is never closed.
@@ -256,6 +254,17 @@ impl Calls {
         })
     }
 
+    fn patience(&self, purpose: Purpose) -> Duration {
+        if purpose.is_background { self.background_patience } else { CLIENT_PATIENCE }
+    }
+
+    /// What begins a transaction. The server gives up its statements soon after nobody waits for them
+    /// any more: an order to stop them, sent when that is so, is lost on a pooler.
+    pub(super) fn beginning(&self, purpose: Purpose) -> String {
+        let millis = (self.patience(purpose) + GIVE_UP_AFTER).as_millis();
+        format!("BEGIN; SET LOCAL statement_timeout = {millis}")
+    }
+
     fn note(&self, purpose: Purpose, trouble: Option<&Trouble>) {
         match trouble {
             None => self.health.answered(),
@@ -275,13 +284,13 @@ impl Calls {
     }
 
     /// A connection to a database with the right schema.
-    pub(super) async fn connection(&self) -> Result<Connection<'_>, Trouble> {
+    pub(super) async fn connection(&self) -> Result<Connection, Trouble> {
         let pool = self.pool.clone();
         // Who asks may give up, but a connection that is being made is there for the next.
         let getting = self.tasks.spawn(async move { pool.get().await });
         let got = getting.await.map_err(|_| Trouble::Away)?;
         let object = got.map_err(Trouble::NoConnection)?;
-        let connection = Connection { object: Some(object), calls: self };
+        let connection = Connection { object: Some(object) };
         if !self.schema_is_right.load(Ordering::Relaxed) {
             match schema::check(&connection).await {
                 Ok(Ok(())) => self.schema_is_right.store(true, Ordering::Relaxed),
@@ -297,19 +306,18 @@ impl Calls {
 }
 
 /// A connection on loan.
-pub(super) struct Connection<'a> {
+pub(super) struct Connection {
     object: Option<Object>,
-    calls: &'a Calls,
 }
 
-impl Connection<'_> {
+impl Connection {
     /// All that was asked is answered: it may be used again.
     pub(super) fn give_back(mut self) {
         drop(self.object.take());
     }
 }
 
-impl Deref for Connection<'_> {
+impl Deref for Connection {
     type Target = Object;
 
     #[expect(clippy::expect_used, reason = "it is only taken where the loan ends")]
@@ -318,34 +326,29 @@ impl Deref for Connection<'_> {
     }
 }
 
-impl DerefMut for Connection<'_> {
-    #[expect(clippy::expect_used, reason = "it is only taken where the loan ends")]
-    fn deref_mut(&mut self) -> &mut Object {
-        self.object.as_mut().expect("a connection")
+/// What it is doing, nobody waits for any more; the server gives that up by itself.
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let Some(object) = self.object.take() {
+            drop(Object::take(object));
+        }
     }
 }
 
-/// Nobody waits any more for what it is doing: the server is asked to stop that, by a connection of
-/// its own, and the connection is closed. Until then it keeps its place in the pool, so that there are
-/// never more than were agreed on.
-impl Drop for Connection<'_> {
-    fn drop(&mut self) {
-        let Some(object) = self.object.take() else { return };
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            drop(Object::take(object));
-            return;
-        };
-        let (token, tls) = (object.cancel_token(), self.calls.tls.clone());
-        self.calls.tasks.spawn_on(
-            async move {
-                if !object.is_closed()
-                    && !matches!(timeout(CANCEL_TIME, token.cancel_query(tls)).await, Ok(Ok(())))
-                {
-                    tracing::debug!("a statement that came too late could not be cancelled");
-                }
-                drop(Object::take(object));
-            },
-            &runtime,
-        );
-    }
+/// One statement in a transaction of its own, in one round trip.
+pub(super) async fn transact(
+    client: &Client,
+    begin: &str,
+    statement: &Statement<'_>,
+) -> Result<Vec<Row>, tokio_postgres::Error> {
+    let (begun, rows, ended) = futures_util::future::join3(
+        client.batch_execute(begin),
+        client.query_typed(statement.sql, statement.parameters),
+        client.batch_execute("COMMIT"),
+    )
+    .await;
+    begun?;
+    let rows = rows?;
+    ended?;
+    Ok(rows)
 }

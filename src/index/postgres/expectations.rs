@@ -5,13 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use deadpool_postgres::Transaction;
-use tokio_postgres::Row;
 use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Row};
 
 use crate::content::digest::{Expected, Sha256};
 use crate::index::postgres::blobs::REFERRED;
-use crate::index::postgres::calls::{Calls, Purpose, Trouble};
+use crate::index::postgres::calls::{Calls, Parameter, Purpose, Statement, Trouble, transact};
 use crate::index::postgres::rows::{column, corrupt, expectation, limit_of, signed};
 use crate::index::{Change, Expectation, IndexError};
 
@@ -88,15 +87,16 @@ pub(super) async fn learn(
     now: i64,
 ) -> Result<(), IndexError> {
     let purpose = Purpose::write("learn a list").in_background();
+    let begin = &calls.beginning(purpose);
     calls
         .run(purpose, || async move {
-            let mut connection = calls.connection().await?;
-            let mut batch = Batch::begin(connection.transaction().await?, now).await?;
+            let connection = calls.connection().await?;
+            let mut batch = Batch::begin(&connection, begin, now).await?;
             let id = batch.open(list).await?;
             batch.set(id, &change.set).await?;
             batch.unset(id, &change.unset).await?;
             let named = batch.commit().await?;
-            look_again(&connection, &named).await?;
+            look_again(&connection, begin, &named).await?;
             connection.give_back();
             Ok(())
         })
@@ -110,13 +110,14 @@ pub(super) async fn finish(
     now: i64,
 ) -> Result<(), IndexError> {
     let purpose = Purpose::write("finish a list").in_background();
+    let begin = &calls.beginning(purpose);
     calls
         .run(purpose, || async move {
-            let mut connection = calls.connection().await?;
-            let mut batch = Batch::begin(connection.transaction().await?, now).await?;
+            let connection = calls.connection().await?;
+            let mut batch = Batch::begin(&connection, begin, now).await?;
             batch.finish(list, blob).await?;
             let named = batch.commit().await?;
-            look_again(&connection, &named).await?;
+            look_again(&connection, begin, &named).await?;
             connection.give_back();
             Ok(())
         })
@@ -142,10 +143,11 @@ pub(super) async fn unlearn(
         learn(calls, list, &Change { set: Vec::new(), unset: some }, now).await?;
         return Ok(false);
     }
+    let begin = &calls.beginning(purpose);
     calls
         .run(purpose, || async move {
-            let mut connection = calls.connection().await?;
-            let mut batch = Batch::begin(connection.transaction().await?, now).await?;
+            let connection = calls.connection().await?;
+            let mut batch = Batch::begin(&connection, begin, now).await?;
             batch.forget(list).await?;
             batch.commit().await?;
             connection.give_back();
@@ -206,38 +208,37 @@ async fn keys(
     calls: &Calls,
     purpose: Purpose,
     sql: &str,
-    parameters: &[super::calls::Parameter<'_>],
+    parameters: &[Parameter<'_>],
 ) -> Result<Vec<String>, IndexError> {
     let rows = calls.rows(purpose, sql, parameters).await?;
     rows.iter().map(|row| column(row, 0)).collect::<Result<_, _>>().map_err(corrupt(purpose))
 }
 
 /// After the commit; see [`REFERRED`].
-async fn look_again(
-    client: &tokio_postgres::Client,
-    named: &[Vec<u8>],
-) -> Result<(), tokio_postgres::Error> {
-    client.query_typed(REFERRED, &[(&named, Type::BYTEA_ARRAY)]).await.map(drop)
+async fn look_again(client: &Client, begin: &str, named: &[Vec<u8>]) -> Result<(), Trouble> {
+    let again = Statement { sql: REFERRED, parameters: &[(&named, Type::BYTEA_ARRAY)] };
+    transact(client, begin, &again).await?;
+    Ok(())
 }
 
 /// A change of what lists say, on its way.
 struct Batch<'a> {
-    transaction: Transaction<'a>,
+    client: &'a Client,
     now: i64,
     /// Digests that lists name or named; whether one of them does not any more.
     changed: BTreeMap<Vec<u8>, bool>,
 }
 
 impl<'a> Batch<'a> {
-    async fn begin(transaction: Transaction<'a>, now: i64) -> Result<Self, Trouble> {
-        transaction.batch_execute(LEARNING).await?;
-        Ok(Self { transaction, now, changed: BTreeMap::new() })
+    async fn begin(client: &'a Client, begin: &str, now: i64) -> Result<Self, Trouble> {
+        client.batch_execute(&format!("{begin}; {LEARNING}")).await?;
+        Ok(Self { client, now, changed: BTreeMap::new() })
     }
 
     /// The list's number; it does not count as learnt any more.
     async fn open(&mut self, list: &str) -> Result<i64, Trouble> {
         let row = self
-            .transaction
+            .client
             .query_typed_one(
                 "WITH before AS MATERIALIZED (SELECT blob FROM lists WHERE key = $1)
                  INSERT INTO lists (key, blob, learnt_at, asked_at) VALUES ($1, NULL, 0, $2)
@@ -258,7 +259,7 @@ impl<'a> Batch<'a> {
         let sizes: Vec<Option<i64>> = said.values().map(|said| said.size.map(signed)).collect();
         let digests: Vec<&[u8]> = said.values().map(|said| said.digest.as_bytes()).collect();
         let before = self
-            .transaction
+            .client
             .query_typed(
                 "WITH before AS MATERIALIZED (
                      SELECT expectations.digest FROM unnest($2) AS said (key)
@@ -293,7 +294,7 @@ impl<'a> Batch<'a> {
             return Ok(());
         }
         let before = self
-            .transaction
+            .client
             .query_typed(
                 "DELETE FROM expectations WHERE list = $1 AND key = ANY($2) RETURNING digest",
                 &[(&list, Type::INT8), (&keys, Type::TEXT_ARRAY)],
@@ -308,7 +309,7 @@ impl<'a> Batch<'a> {
     async fn finish(&mut self, list: &str, blob: &Sha256) -> Result<(), Trouble> {
         let digest = blob.as_bytes().as_slice();
         let row = self
-            .transaction
+            .client
             .query_typed_one(
                 "WITH before AS MATERIALIZED (SELECT blob FROM lists WHERE key = $1)
                  INSERT INTO lists (key, blob, learnt_at, asked_at) VALUES ($1, $2, $3, $3)
@@ -321,19 +322,19 @@ impl<'a> Batch<'a> {
             .await?;
         self.unnamed(&row, 0)?;
         self.changed.entry(digest.to_vec()).or_insert(false);
-        self.transaction.batch_execute(LEARNT_ANEW).await?;
+        self.client.batch_execute(LEARNT_ANEW).await?;
         Ok(())
     }
 
     async fn forget(&mut self, list: &str) -> Result<(), Trouble> {
         let gone = self
-            .transaction
+            .client
             .query_typed("DELETE FROM lists WHERE key = $1 RETURNING blob", &[(&list, Type::TEXT)])
             .await?;
         for row in &gone {
             self.unnamed(row, 0)?;
         }
-        self.transaction.batch_execute(LEARNT_ANEW).await?;
+        self.client.batch_execute(LEARNT_ANEW).await?;
         Ok(())
     }
 
@@ -350,7 +351,7 @@ impl<'a> Batch<'a> {
     /// pinned because of that list. The digests that were looked at.
     async fn commit(self) -> Result<Vec<Vec<u8>>, Trouble> {
         let (digests, unnamed): (Vec<Vec<u8>>, Vec<bool>) = self.changed.into_iter().unzip();
-        self.transaction
+        self.client
             .query_typed(
                 "WITH changed AS MATERIALIZED (
                      SELECT blobs.digest, said.unnamed
@@ -372,7 +373,7 @@ impl<'a> Batch<'a> {
                 ],
             )
             .await?;
-        self.transaction.commit().await?;
+        self.client.batch_execute("COMMIT").await?;
         Ok(digests)
     }
 }

@@ -23,7 +23,8 @@ pub(super) async fn look_up(calls: &Calls, key: &str) -> Result<Option<Entry>, I
     rows.first().map(entry_from).transpose().map_err(corrupt(purpose))
 }
 
-/// The name first, then the blob, then the volume: all that lock more than one go in this order.
+/// The name first, then the blob, then the volume: all that lock more than one go in this order. Its
+/// clients have their bytes by then, or follow the flight that still has them.
 pub(super) async fn record(calls: &Calls, key: &str, entry: &Entry) -> Result<(), IndexError> {
     let (blob, size) = (entry.blob.as_bytes().as_slice(), signed(entry.size));
     let Validators { last_modified, etag } = &entry.validators;
@@ -55,7 +56,8 @@ pub(super) async fn record(calls: &Calls, key: &str, entry: &Entry) -> Result<()
         },
         Statement { sql: REFERRED, parameters: &[(&vec![blob], Type::BYTEA_ARRAY)] },
     ];
-    calls.rows_of_last(Purpose::write("record a resource"), &statements).await.map(drop)
+    let purpose = Purpose::write("record a resource").in_background();
+    calls.rows_of_last(purpose, &statements).await.map(drop)
 }
 
 pub(super) async fn confirm(
