@@ -80,10 +80,11 @@ impl Tidying {
     }
 
     /// What was checked against lists has to be checked again when any process learnt something since
-    /// `heard`; what is heard now.
+    /// `heard`, or may have, since the index was away: then lists may be left to learn, too. What is
+    /// heard now.
     async fn hear_news(&self, heard: Option<u64>) -> Option<u64> {
-        let now = self.index.knowledge().await.ok().or(heard);
-        if now != heard {
+        let now = self.index.knowledge().await.ok();
+        if now.is_some() && now != heard {
             self.knowledge.fetch_add(1, Ordering::Release);
         }
         now

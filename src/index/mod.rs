@@ -349,3 +349,11 @@ pub struct IndexError {
     #[source]
     pub source: Box<dyn Error + Send + Sync>,
 }
+
+impl IndexError {
+    /// Whether it only says again that the index is away, which was told already.
+    #[must_use]
+    pub fn is_old_news(&self) -> bool {
+        self.source.is::<postgres::Away>()
+    }
+}

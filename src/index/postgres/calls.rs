@@ -4,7 +4,6 @@
 //! Nothing is kept in a session: no prepared statement, setting or lock outlives a transaction. So
 //! it is no matter whether a pooler such as pgbouncer hands each transaction to another session.
 
-use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
@@ -14,6 +13,7 @@ use std::time::Duration;
 use deadpool_postgres::{
     Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
 };
+use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
@@ -79,6 +79,11 @@ impl Purpose {
     }
 }
 
+/// The server is away, which was told when it was noticed; nobody was asked this time.
+#[derive(Debug, Error)]
+#[error("PostgreSQL is away")]
+pub struct Away;
+
 /// Why a call failed.
 #[derive(Debug)]
 pub(super) enum Trouble {
@@ -109,13 +114,13 @@ impl fmt::Display for Trouble {
             Self::Database(error) => f.write_str(&reasons(error)),
             Self::Schema(mismatch) => mismatch.fmt(f),
             Self::Late(patience) => write!(f, "PostgreSQL did not answer within {patience:?}"),
-            Self::Away => f.write_str("PostgreSQL is away"),
+            Self::Away => Away.fmt(f),
             Self::Corrupt(what) => write!(f, "a row holds {what}"),
         }
     }
 }
 
-impl Error for Trouble {}
+impl std::error::Error for Trouble {}
 
 impl Trouble {
     /// Whether the same call may succeed at once: others were in its way.
@@ -133,7 +138,8 @@ impl Trouble {
             Self::Database(error) => error.code().map_or_else(
                 || {
                     error.is_closed()
-                        || error.source().is_some_and(<dyn Error>::is::<std::io::Error>)
+                        || std::error::Error::source(error)
+                            .is_some_and(<dyn std::error::Error>::is::<std::io::Error>)
                 },
                 |code| {
                     code.code().starts_with("57P0")
@@ -249,6 +255,7 @@ impl Calls {
             operation: purpose.operation,
             source: match trouble {
                 Trouble::Schema(mismatch) => mismatch.into(),
+                Trouble::Away => Away.into(),
                 trouble => trouble.into(),
             },
         })

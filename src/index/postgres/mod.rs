@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 
-pub use self::calls::CLIENT_PATIENCE;
+pub use self::calls::{Away, CLIENT_PATIENCE};
 use self::calls::{Calls, Purpose};
 pub use self::url::Config;
 use crate::content::digest::Sha256;
