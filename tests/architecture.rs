@@ -23,7 +23,7 @@ const MAY_USE: [(&str, &[&str]); 10] = [
 /// concrete backends in the wiring.
 const ONLY_IN: [(&str, &[&str]); 13] = [
     ("rusqlite", &["index/sqlite"]),
-    ("tokio_postgres", &["index/postgres"]),
+    ("tokio_postgres", &["index/postgres", "telemetry/logs.rs"]),
     ("deadpool_postgres", &["index/postgres"]),
     ("postgres::Client", &["index/postgres"]),
     ("PostgresIndex", &["index/postgres", "cli/wiring.rs"]),

@@ -39,7 +39,9 @@ pub fn run() {
     let proxy = confirming().env("APTMESH_INDEX_URL", migrated()).start();
     learn_thrice("PostgreSQL", &mirror, &proxy);
     hits_meanwhile(&mirror, &proxy);
-    let config = postgres::Config::parse(&migrated(), 8, Duration::from_secs(60)).unwrap();
+    let minute = Duration::from_secs(60);
+    let patience = postgres::Patience { client: minute, background: minute };
+    let config = postgres::Config::parse(&migrated(), 8, patience).unwrap();
     look_ups("PostgreSQL", &PostgresIndex::new(&config).unwrap());
 }
 

@@ -14,7 +14,7 @@ use deadpool_postgres::{
     Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
 };
 use thiserror::Error;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
@@ -25,7 +25,7 @@ use crate::index::IndexError;
 use crate::index::postgres::health::{Health, reasons};
 use crate::index::postgres::schema::{self, SchemaMismatch};
 use crate::index::postgres::tls;
-use crate::index::postgres::url::Config;
+use crate::index::postgres::url::{Config, Patience};
 
 /// For how long a request waits for the database before it goes on without: what apt's users would
 /// not notice, and longer than any statement of a request takes on a database that is well.
@@ -130,6 +130,11 @@ impl Trouble {
             if error.code().is_some_and(|code| passing.contains(code)))
     }
 
+    /// Whether the server noticed first that time was up.
+    fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Database(error) if error.code() == Some(&SqlState::QUERY_CANCELED))
+    }
+
     /// Whether it tells that the server is away.
     fn is_outage(&self) -> bool {
         match self {
@@ -156,8 +161,7 @@ impl Trouble {
 pub(super) struct Calls {
     pool: Pool,
     health: Health,
-    /// For how long background work waits.
-    background_patience: Duration,
+    patience: Patience,
     /// Connections that background work may take, so that clients find some.
     background: Semaphore,
     schema_is_right: AtomicBool,
@@ -175,13 +179,13 @@ impl Calls {
             .max_size(config.connections)
             .runtime(Runtime::Tokio1)
             .create_timeout(Some(config.connect_timeout()))
-            .wait_timeout(Some(config.patience))
+            .wait_timeout(Some(config.patience.background))
             .build()
             .map_err(|error| fault(error.into()))?;
         Ok(Self {
             pool,
             health: Health::default(),
-            background_patience: config.patience,
+            patience: config.patience,
             background: Semaphore::new((config.connections / 2).max(1)),
             schema_is_right: AtomicBool::new(false),
             tasks: TaskTracker::new(),
@@ -231,26 +235,21 @@ impl Calls {
         T: Send,
         F: Future<Output = Result<T, Trouble>> + Send,
     {
-        let patience = self.patience(purpose);
-        let attempts = async {
-            let _permit = match purpose.is_background {
-                // It is never closed.
-                true => self.background.acquire().await.ok(),
-                false => None,
-            };
-            if !self.health.admits() {
-                return Err(Trouble::Away);
+        let outcome = match self.permit(purpose).await {
+            Ok(_permit) if self.health.admits() => {
+                let attempts = tried_again(attempt);
+                let patience = self.patience(purpose);
+                let outcome = timeout(patience, attempts).await;
+                let outcome = match outcome {
+                    Ok(Err(trouble)) if trouble.is_cancelled() => Err(Trouble::Late(patience)),
+                    outcome => outcome.unwrap_or(Err(Trouble::Late(patience))),
+                };
+                self.note(purpose, outcome.as_ref().err());
+                outcome
             }
-            let mut number = 1;
-            loop {
-                match attempt().await {
-                    Err(trouble) if trouble.is_passing() && number < ATTEMPTS_MAX => number += 1,
-                    outcome => return outcome,
-                }
-            }
+            Ok(_permit) => Err(Trouble::Away),
+            Err(late) => Err(late),
         };
-        let outcome = timeout(patience, attempts).await.unwrap_or(Err(Trouble::Late(patience)));
-        self.note(purpose, outcome.as_ref().err());
         outcome.map_err(|trouble| IndexError {
             operation: purpose.operation,
             source: match trouble {
@@ -261,8 +260,19 @@ impl Calls {
         })
     }
 
+    /// Background work waits for its turn; that it waits long tells nothing of the server.
+    async fn permit(&self, purpose: Purpose) -> Result<Option<SemaphorePermit<'_>>, Trouble> {
+        if !purpose.is_background {
+            return Ok(None);
+        }
+        let patience = self.patience(purpose);
+        let permit = timeout(patience, self.background.acquire()).await;
+        // It is never closed.
+        permit.map(Result::ok).map_err(|_elapsed| Trouble::Late(patience))
+    }
+
     fn patience(&self, purpose: Purpose) -> Duration {
-        if purpose.is_background { self.background_patience } else { CLIENT_PATIENCE }
+        if purpose.is_background { self.patience.background } else { self.patience.client }
     }
 
     /// What begins a transaction. The server gives up its statements soon after nobody waits for them
@@ -279,15 +289,18 @@ impl Calls {
             Some(late @ Trouble::Late(_)) if purpose.only_reads => self.give_up(late),
             // It may have waited for a lock.
             Some(Trouble::Late(_)) => {}
+            // It may only have no room for one more.
+            Some(Trouble::NoConnection(_)) if self.pool.status().size > 0 => {}
             Some(outage) if outage.is_outage() => self.give_up(outage),
             Some(_) => self.health.answered(),
         }
     }
 
-    /// Connections to a server that is away are no good when it is back.
+    /// Connections to a server that stays away are no good when it is back: it may be another.
     fn give_up(&self, why: &Trouble) {
-        self.health.failed(why);
-        self.pool.retain(|_, _| false);
+        if self.health.failed(why) {
+            self.pool.retain(|_, _| false);
+        }
     }
 
     /// A connection to a database with the right schema.
@@ -309,6 +322,19 @@ impl Calls {
             }
         }
         Ok(connection)
+    }
+}
+
+async fn tried_again<T, F>(attempt: impl Fn() -> F + Send) -> Result<T, Trouble>
+where
+    F: Future<Output = Result<T, Trouble>> + Send,
+{
+    let mut number = 1;
+    loop {
+        match attempt().await {
+            Err(trouble) if trouble.is_passing() && number < ATTEMPTS_MAX => number += 1,
+            outcome => return outcome,
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Whether PostgreSQL is there: while it is away, nobody waits to find that out again.
 
 use std::error::Error;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -13,19 +13,26 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// What the last calls came to.
 #[derive(Default)]
 pub(super) struct Health {
-    /// When the next call may try; `None`: all is well.
-    away_until: Mutex<Option<Instant>>,
+    absence: Mutex<Option<Absence>>,
+}
+
+/// The server is away.
+#[derive(Clone, Copy)]
+struct Absence {
+    since: Instant,
+    /// When the next call may try.
+    until: Instant,
 }
 
 impl Health {
     /// Whether a call may be tried: all while the server is there; one each [`PAUSE`] while not.
     pub(super) fn admits(&self) -> bool {
-        let mut away_until = self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
-        match *away_until {
+        let now = Instant::now();
+        match self.absence().as_mut() {
             None => true,
-            Some(until) if until > Instant::now() => false,
-            Some(_) => {
-                *away_until = Some(Instant::now() + PAUSE);
+            Some(absence) if absence.until > now => false,
+            Some(absence) => {
+                absence.until = now + PAUSE;
                 true
             }
         }
@@ -33,19 +40,18 @@ impl Health {
 
     /// The server answered, be it with an error.
     pub(super) fn answered(&self) {
-        let before = self.away_until.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if before.is_some() {
+        if self.absence().take().is_some() {
             tracing::info!("PostgreSQL is back");
         }
     }
 
-    /// The server could not be reached, or did not answer in time.
-    pub(super) fn failed(&self, why: &(dyn Error + 'static)) {
-        let until = Some(Instant::now() + PAUSE);
-        let before = {
-            let mut away_until = self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *away_until, until)
-        };
+    /// The server could not be reached, or did not answer in time. Whether it has been away for a
+    /// while: then this is no matter of a moment in which there was much to do.
+    pub(super) fn failed(&self, why: &(dyn Error + 'static)) -> bool {
+        let now = Instant::now();
+        let before = *self.absence();
+        let since = before.map_or(now, |absence| absence.since);
+        *self.absence() = Some(Absence { since, until: now + PAUSE });
         if before.is_none() {
             let reason = reasons(why);
             tracing::warn!(
@@ -53,6 +59,11 @@ impl Health {
                 "PostgreSQL is away: going on without the index until it is back"
             );
         }
+        now.duration_since(since) >= PAUSE
+    }
+
+    fn absence(&self) -> MutexGuard<'_, Option<Absence>> {
+        self.absence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -78,11 +89,13 @@ mod tests {
     async fn one_call_at_a_time_finds_out_whether_the_server_is_back() {
         let health = Health::default();
         assert!(health.admits() && health.admits());
-        health.failed(&std::io::Error::other("gone"));
+        let gone = std::io::Error::other("gone");
+        assert!(!health.failed(&gone) && !health.failed(&gone), "it may be a moment's matter");
         assert!(!health.admits());
         tokio::time::advance(PAUSE).await;
         assert!(health.admits());
         assert!(!health.admits(), "one is enough");
+        assert!(health.failed(&gone), "it is away");
         health.answered();
         assert!(health.admits() && health.admits());
     }

@@ -17,14 +17,14 @@ use async_trait::async_trait;
 
 pub use self::calls::{Away, CLIENT_PATIENCE};
 use self::calls::{Calls, Purpose};
-pub use self::url::Config;
+pub use self::url::{Config, Patience};
 use crate::content::digest::Sha256;
 use crate::index::{
     Change, Class, Entry, Expectation, HashedFile, Index, IndexError, Names, Stored, Totals, Use,
     Volume,
 };
 
-/// An [`Index`] in PostgreSQL. Calls that clients wait for fail after [`CLIENT_PATIENCE`], and at once
+/// An [`Index`] in PostgreSQL. Calls that clients wait for fail when their time is up, and at once
 /// while the server is away.
 pub struct PostgresIndex {
     calls: Calls,

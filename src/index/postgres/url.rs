@@ -17,8 +17,17 @@ pub struct Config {
     pub(super) ca_file: Option<PathBuf>,
     /// The most connections that this process opens.
     pub(super) connections: usize,
-    /// For how long work that no client waits for may wait for a statement.
-    pub(super) patience: Duration,
+    /// For how long it is waited for.
+    pub(super) patience: Patience,
+}
+
+/// For how long a call may take, whatever is in its way.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// One that a client waits for.
+    pub client: Duration,
+    /// One that no client waits for.
+    pub background: Duration,
 }
 
 /// `sslmode`, as `libpq` has it.
@@ -39,11 +48,11 @@ pub(super) enum Security {
 impl Config {
     /// Reads `postgres://USER:PASSWORD@HOST:PORT/DATABASE?…`. Besides what the driver knows,
     /// `sslmode` may be `verify-ca` or `verify-full`, with `sslrootcert`. `connections` is the most
-    /// that are opened, `patience` how long work may wait that no client waits for.
+    /// that are opened.
     ///
     /// # Errors
     /// In words, without the URL, which may hold a password.
-    pub fn parse(url: &str, connections: usize, patience: Duration) -> Result<Self, String> {
+    pub fn parse(url: &str, connections: usize, patience: Patience) -> Result<Self, String> {
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
         let (mut security, mut ca_file, mut rest) = (Security::Prefer, None, Vec::new());
         for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
@@ -115,7 +124,8 @@ mod tests {
     use super::*;
 
     fn parse(url: &str) -> Result<Config, String> {
-        Config::parse(url, 8, Duration::from_secs(1))
+        let patience = Duration::from_secs(1);
+        Config::parse(url, 8, Patience { client: patience, background: patience })
     }
 
     #[test]
