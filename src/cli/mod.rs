@@ -92,8 +92,8 @@ struct SettingFlags {
     /// Folder for blobs and index.
     #[arg(long, global = true, value_name = "DIR")]
     data: Option<String>,
-    /// The index: sqlite:PATH or postgres://USER@HOST/DATABASE; a password is safer in
-    /// APTMESH_INDEX_URL.
+    /// The index, `sqlite:PATH` or `postgres://USER@HOST/DATABASE`; a password is safer in the
+    /// environment.
     #[arg(long, global = true, value_name = "URL")]
     index: Option<String>,
     /// How log lines look: text or json.

@@ -284,15 +284,13 @@ impl Calls {
 
     fn note(&self, purpose: Purpose, trouble: Option<&Trouble>) {
         match trouble {
-            None => self.health.answered(),
-            Some(Trouble::Away) => {}
             Some(late @ Trouble::Late(_)) if purpose.only_reads => self.give_up(late),
-            // It may have waited for a lock.
-            Some(Trouble::Late(_)) => {}
-            // It may only have no room for one more.
+            // A write may have waited for a lock. Where there are connections, there may only be no
+            // room for one more.
+            Some(Trouble::Away | Trouble::Late(_)) => {}
             Some(Trouble::NoConnection(_)) if self.pool.status().size > 0 => {}
             Some(outage) if outage.is_outage() => self.give_up(outage),
-            Some(_) => self.health.answered(),
+            None | Some(_) => self.health.answered(),
         }
     }
 
@@ -374,13 +372,13 @@ pub(super) async fn transact(
     begin: &str,
     statement: &Statement<'_>,
 ) -> Result<Vec<Row>, tokio_postgres::Error> {
-    let (begun, rows, ended) = futures_util::future::join3(
+    let (opened, rows, ended) = futures_util::future::join3(
         client.batch_execute(begin),
         client.query_typed(statement.sql, statement.parameters),
         client.batch_execute("COMMIT"),
     )
     .await;
-    begun?;
+    opened?;
     let rows = rows?;
     ended?;
     Ok(rows)
