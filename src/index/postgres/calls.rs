@@ -15,7 +15,7 @@ use deadpool_postgres::{
 };
 use thiserror::Error;
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
@@ -236,7 +236,7 @@ impl Calls {
         F: Future<Output = Result<T, Trouble>> + Send,
     {
         let outcome = match self.permit(purpose).await {
-            Ok(_permit) if self.health.admits() => {
+            Ok(_permit) if self.health.admits(Instant::now()) => {
                 let attempts = tried_again(attempt);
                 let patience = self.patience(purpose);
                 let outcome = timeout(patience, attempts).await;
@@ -296,7 +296,7 @@ impl Calls {
 
     /// Connections to a server that stays away are no good when it is back: it may be another.
     fn give_up(&self, why: &Trouble) {
-        if self.health.failed(why) {
+        if self.health.failed(why, Instant::now()) {
             self.pool.retain(|_, _| false);
         }
     }

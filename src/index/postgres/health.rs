@@ -26,8 +26,7 @@ struct Absence {
 
 impl Health {
     /// Whether a call may be tried: all while the server is there; one each [`PAUSE`] while not.
-    pub(super) fn admits(&self) -> bool {
-        let now = Instant::now();
+    pub(super) fn admits(&self, now: Instant) -> bool {
         match self.absence().as_mut() {
             None => true,
             Some(absence) if absence.until > now => false,
@@ -47,8 +46,7 @@ impl Health {
 
     /// The server could not be reached, or did not answer in time. Whether it has been away for a
     /// while: then this is no matter of a moment in which there was much to do.
-    pub(super) fn failed(&self, why: &(dyn Error + 'static)) -> bool {
-        let now = Instant::now();
+    pub(super) fn failed(&self, why: &(dyn Error + 'static), now: Instant) -> bool {
         let before = *self.absence();
         let since = before.map_or(now, |absence| absence.since);
         *self.absence() = Some(Absence { since, until: now + PAUSE });
@@ -85,18 +83,19 @@ pub(super) fn reasons(error: &(dyn Error + 'static)) -> String {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn one_call_at_a_time_finds_out_whether_the_server_is_back() {
-        let health = Health::default();
-        assert!(health.admits() && health.admits());
+    #[test]
+    fn one_call_at_a_time_finds_out_whether_the_server_is_back() {
+        let (health, begun) = (Health::default(), Instant::now());
+        assert!(health.admits(begun) && health.admits(begun));
         let gone = std::io::Error::other("gone");
-        assert!(!health.failed(&gone) && !health.failed(&gone), "it may be a moment's matter");
-        assert!(!health.admits());
-        tokio::time::advance(PAUSE).await;
-        assert!(health.admits());
-        assert!(!health.admits(), "one is enough");
-        assert!(health.failed(&gone), "it is away");
+        let failed = |at| health.failed(&gone, at);
+        assert!(!failed(begun) && !failed(begun), "it may be a moment's matter");
+        assert!(!health.admits(begun));
+        let later = begun + PAUSE;
+        assert!(health.admits(later));
+        assert!(!health.admits(later), "one is enough");
+        assert!(failed(later), "it is away");
         health.answered();
-        assert!(health.admits() && health.admits());
+        assert!(health.admits(later) && health.admits(later));
     }
 }
