@@ -330,6 +330,25 @@ fn background_work_leaves_connections_to_clients() {
     });
 }
 
+/// The one that stores does not see what the other learns, and is held up until it has learnt it.
+#[test]
+fn what_is_stored_while_it_is_learnt_is_referenced() {
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    let index = open(&url);
+    let learning = server.slow(
+        database_of(&url),
+        "INSERT INTO lists (key, learnt_at) VALUES ('m/list', 1);
+         INSERT INTO expectations SELECT id, 'm/a', 1, sha256('a') FROM lists;
+         UPDATE volume SET floor = floor",
+        2,
+    );
+    wait(index.record("m/a", &entry("a"))).unwrap();
+    let stored = wait(index.blob(&Sha256::of(b"a"))).unwrap().unwrap();
+    assert_eq!(stored.unreferenced_since, None);
+    drop(learning);
+}
+
 /// Two processes' worth of everything at once: nothing fails, and all sums are right.
 #[test]
 fn many_processes_do_not_get_in_each_others_way() {

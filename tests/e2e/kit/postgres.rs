@@ -159,7 +159,12 @@ impl Postgres {
 
     /// A session that goes on until it is dropped: for locks.
     pub fn session(&self, database: &str, statements: &str) -> Session<'_> {
-        let held = format!("BEGIN; {statements}; SELECT pg_sleep(600)");
+        self.slow(database, statements, 600)
+    }
+
+    /// A transaction that takes some seconds to commit; not at all, when it is dropped before.
+    pub fn slow(&self, database: &str, statements: &str, seconds: u32) -> Session<'_> {
+        let held = format!("BEGIN; {statements}; SELECT pg_sleep({seconds}); COMMIT");
         let child = self
             .psql(database, &held)
             .stdout(Stdio::null())
