@@ -344,6 +344,8 @@ fn what_is_stored_while_it_is_learnt_is_referenced() {
         2,
     );
     wait(index.record("m/a", &entry("a"))).unwrap();
+    let said = server.sql(database_of(&url), "SELECT count(*) FROM expectations");
+    assert_eq!(said, "1", "it was held up until the other had learnt");
     let stored = wait(index.blob(&Sha256::of(b"a"))).unwrap().unwrap();
     assert_eq!(stored.unreferenced_since, None);
     drop(learning);
@@ -351,6 +353,7 @@ fn what_is_stored_while_it_is_learnt_is_referenced() {
 
 /// Two processes' worth of everything at once: nothing fails, and all sums are right.
 #[test]
+#[allow(clippy::excessive_nesting, reason = "four things at once, in two processes")]
 fn many_processes_do_not_get_in_each_others_way() {
     const BLOBS: u64 = 60;
     let (server, template) = migrated();
