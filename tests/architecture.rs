@@ -21,8 +21,12 @@ const MAY_USE: [(&str, &[&str]); 10] = [
 
 /// What only some modules may name: I/O and clocks stay out of the pure ones, SQL in its backend,
 /// concrete backends in the wiring.
-const ONLY_IN: [(&str, &[&str]); 9] = [
+const ONLY_IN: [(&str, &[&str]); 13] = [
     ("rusqlite", &["index/sqlite"]),
+    ("tokio_postgres", &["index/postgres", "telemetry/logs.rs"]),
+    ("deadpool_postgres", &["index/postgres"]),
+    ("postgres::Client", &["index/postgres"]),
+    ("PostgresIndex", &["index/postgres", "cli/wiring.rs"]),
     ("warp", &["web"]),
     ("hyper", &["web"]),
     ("reqwest", &["mirror"]),

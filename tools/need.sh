@@ -1,12 +1,14 @@
 #!/bin/sh
 # Makes sure that commands are there: need.sh COMMAND[=PACKAGE] ...
+# A command may be a pattern of its path.
 # Missing ones come from Debian's packages if the user is root; else they are named.
 set -eu
 
 missing=
 for need in "$@"; do
-    command=${need%%=*}
-    command -v "$command" >/dev/null 2>&1 || missing="$missing ${need#*=}"
+    # shellcheck disable=SC2086  # it may be a pattern
+    set -- ${need%%=*}
+    command -v "$1" >/dev/null 2>&1 || missing="$missing ${need#*=}"
 done
 [ -n "$missing" ] || exit 0
 

@@ -7,11 +7,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use aptmesh::content::digest::{Expected, Sha256};
-use aptmesh::index::sqlite::{Config, SqliteIndex};
-use aptmesh::index::{Change, Expectation, Index as _};
+use aptmesh::index::postgres::{self, PostgresIndex};
+use aptmesh::index::sqlite::{self, SqliteIndex};
+use aptmesh::index::{Change, Expectation, Index};
 
 use crate::hits::wrk;
-use crate::kit::{self, File, Mirror, Proxy};
+use crate::kit::{self, File, Mirror, Postgres, Proxy};
 use crate::rivals::cpu_seconds;
 use crate::table::{Table, median};
 
@@ -20,15 +21,38 @@ const MANY: usize = 1_000_000;
 const LOOKUPS: usize = 10_000;
 
 pub fn run() {
-    let (mirror, proxy) =
-        (Mirror::start(), Proxy::build().env("APTMESH_MIRROR_RECHECK_AFTER", "0s").start());
+    let confirming = || Proxy::build().env("APTMESH_MIRROR_RECHECK_AFTER", "0s");
+    let (mirror, proxy) = (Mirror::start(), confirming().start());
+    learn_thrice("SQLite", &mirror, &proxy);
+    hits_meanwhile(&mirror, &proxy);
+    let folder = tempfile::tempdir().unwrap();
+    let file = sqlite::Config::File(folder.path().join("index.sqlite"));
+    look_ups("SQLite", &SqliteIndex::open(&file).unwrap());
+
+    let server = Postgres::start();
+    let migrated = || {
+        let url = server.database();
+        let migrated = kit::aptmesh().arg("migrate").env("APTMESH_INDEX_URL", &url).status();
+        assert!(migrated.unwrap().success());
+        url
+    };
+    let proxy = confirming().env("APTMESH_INDEX_URL", migrated()).start();
+    learn_thrice("PostgreSQL", &mirror, &proxy);
+    hits_meanwhile(&mirror, &proxy);
+    let minute = Duration::from_secs(60);
+    let patience = postgres::Patience { client: minute, background: minute };
+    let config = postgres::Config::parse(&migrated(), 8, patience).unwrap();
+    look_ups("PostgreSQL", &PostgresIndex::new(&config).unwrap());
+}
+
+fn learn_thrice(index: &str, mirror: &Mirror, proxy: &Proxy) {
     let head = ["64,000 entries, xz", "CPU s", "wall s", "memory over rest, MB"];
-    let mut table = Table::new("Learning a packages file (SQLite)", &head);
+    let mut table = Table::new(&format!("Learning a packages file ({index})"), &head);
     for (name, changed) in [("first time", 0), ("1 % changed", ENTRIES / 100), ("unchanged", 0)] {
         let packages =
             compress(&packages_file(changed + usize::from(name == "unchanged") * ENTRIES / 100));
         mirror.put("/flat/Packages.xz", File::new(packages).no_validators());
-        let (cpu, wall, memory) = learn(&mirror, &proxy);
+        let (cpu, wall, memory) = learn(mirror, proxy);
         table.row(&[
             name.to_owned(),
             format!("{cpu:.2}"),
@@ -37,8 +61,6 @@ pub fn run() {
         ]);
     }
     table.print();
-    hits_meanwhile(&mirror, &proxy);
-    look_ups();
 }
 
 /// `changed` packages have another version than at first.
@@ -116,9 +138,7 @@ fn hits_meanwhile(mirror: &Mirror, proxy: &Proxy) {
     );
 }
 
-fn look_ups() {
-    let folder = tempfile::tempdir().unwrap();
-    let index = SqliteIndex::open(&Config::File(folder.path().join("index.sqlite"))).unwrap();
+fn look_ups(make: &str, index: &impl Index) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let key =
         |number: usize| format!("http://mirror.example.org/debian/pool/main/p/package{number}.deb");
@@ -142,6 +162,6 @@ fn look_ups() {
         }
         times.sort_by(f64::total_cmp);
         let (middle, high) = (times[LOOKUPS / 2], times[LOOKUPS / 100 * 99]);
-        println!("  look-ups among {MANY} expectations: median {middle:.0} us, 99th percentile {high:.0} us");
+        println!("  {make}: look-ups among {MANY} expectations: median {middle:.0} us, 99th percentile {high:.0} us");
     });
 }

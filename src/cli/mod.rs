@@ -4,6 +4,7 @@ mod client_config;
 mod config;
 mod evict;
 mod import;
+mod migrate;
 mod progress;
 mod scrub;
 mod serve;
@@ -35,6 +36,13 @@ struct Command {
 enum Verb {
     /// Serve apt clients (the default).
     Serve,
+    /// Bring the schema of the index's database up to date; several at once are safe. A PostgreSQL
+    /// index needs it before its first use, and after an update that says so.
+    Migrate {
+        /// Only tell whether it is: exit code 1 if not.
+        #[arg(long)]
+        check: bool,
+    },
     /// Print the effective settings, with what each is for.
     Config,
     /// Print a script that points a client's apt at this cache, falling back to the mirrors
@@ -84,7 +92,8 @@ struct SettingFlags {
     /// Folder for blobs and index.
     #[arg(long, global = true, value_name = "DIR")]
     data: Option<String>,
-    /// The index, sqlite:PATH.
+    /// The index, `sqlite:PATH` or `postgres://USER@HOST/DATABASE`; a password is safer in the
+    /// environment.
     #[arg(long, global = true, value_name = "URL")]
     index: Option<String>,
     /// How log lines look: text or json.
@@ -124,6 +133,7 @@ fn execute(verb: Verb, config: Config, sources: Sources) -> anyhow::Result<()> {
     match verb {
         Verb::Serve => serve::run(config, sources),
         Verb::Config => config::print(&config),
+        Verb::Migrate { check } => migrate::run(&config, check),
         Verb::ClientConfig { url } => client_config::print(&config, url),
         Verb::Status => status::print(&config),
         Verb::Import { paths } => import::run(&config, paths),

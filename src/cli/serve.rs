@@ -37,7 +37,7 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     let (drain, draining) = watch::channel(false);
     // Operators look on while clients are seen off, and lists are learnt: nobody waits for these.
     let background = TaskTracker::new();
-    let parts = wiring::build(&config, &draining, &background)?;
+    let parts = wiring::build(&config, &draining, &background).await?;
     let connections = TaskTracker::new();
 
     let mut proxy_addresses = Vec::new();

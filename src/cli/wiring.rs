@@ -13,8 +13,10 @@ use crate::engine::Engine;
 use crate::engine::volume::import::Importer;
 use crate::engine::volume::inspect::Inspector;
 use crate::engine::volume::room::Room;
-use crate::index::Index;
+use crate::index::postgres::PostgresIndex;
+use crate::index::postgres::schema::SchemaMismatch;
 use crate::index::sqlite::{self, SqliteIndex};
+use crate::index::{self, Index, IndexError};
 use crate::mirror::Mirror;
 use crate::store::Store;
 use crate::telemetry::metrics::Metrics;
@@ -30,7 +32,7 @@ pub(super) struct Parts {
 }
 
 /// What nobody waits for when the process stops runs on `background`.
-pub(super) fn build(
+pub(super) async fn build(
     config: &Config,
     draining: &watch::Receiver<bool>,
     background: &TaskTracker,
@@ -40,7 +42,7 @@ pub(super) fn build(
     let mirror = Arc::new(Mirror::new(&config.mirror, &metrics)?);
     let engine = Engine::new(
         &config.engine,
-        open_index(&config.index)?,
+        open_index(&config.index).await?,
         store,
         Arc::clone(&mirror),
         &metrics,
@@ -85,13 +87,16 @@ fn ensure_owner(folder: &Path) -> anyhow::Result<()> {
 }
 
 fn index_of(config: &Config) -> anyhow::Result<Arc<dyn Index>> {
-    let index = SqliteIndex::open(&config.index);
-    Ok(Arc::new(index.map_err(|error| anyhow!("{error}: {}", error.source))?))
+    let in_words = |error: IndexError| anyhow!("{error}: {}", error.source);
+    Ok(match &config.index {
+        index::Config::Sqlite(file) => Arc::new(SqliteIndex::open(file).map_err(in_words)?),
+        index::Config::Postgres(server) => Arc::new(PostgresIndex::new(server).map_err(in_words)?),
+    })
 }
 
 /// The bounds of the volume and who keeps them, without a cache around.
 pub(super) fn room(config: &Config) -> anyhow::Result<Arc<Room>> {
-    if let sqlite::Config::File(path) = &config.index {
+    if let index::Config::Sqlite(sqlite::Config::File(path)) = &config.index {
         ensure!(path.exists(), "there is no index at {}", path.display());
     }
     ensure_owner(&config.store.dir)?;
@@ -101,8 +106,31 @@ pub(super) fn room(config: &Config) -> anyhow::Result<Arc<Room>> {
     Ok(Room::new(&config.engine.room, &index, &store, &Arc::default(), &metrics))
 }
 
+async fn open_index(config: &index::Config) -> anyhow::Result<Arc<dyn Index>> {
+    match config {
+        index::Config::Sqlite(file) => open_sqlite(file),
+        index::Config::Postgres(server) => {
+            let index = PostgresIndex::new(server).map_err(|error| anyhow!(error.source))?;
+            open_postgres(index).await
+        }
+    }
+}
+
+/// A server that is away may come back; one with another schema has to be seen to.
+async fn open_postgres(index: PostgresIndex) -> anyhow::Result<Arc<dyn Index>> {
+    match index.verify().await {
+        Err(error) if error.source.is::<SchemaMismatch>() => Err(anyhow!(error.source)),
+        Err(error) => {
+            let source = &error.source;
+            tracing::warn!(%error, %source, "starting without the index, until it is there");
+            Ok(Arc::new(index))
+        }
+        Ok(()) => Ok(Arc::new(index)),
+    }
+}
+
 /// An index that can not be opened costs what it would have learnt, not the service.
-fn open_index(config: &sqlite::Config) -> anyhow::Result<Arc<dyn Index>> {
+fn open_sqlite(config: &sqlite::Config) -> anyhow::Result<Arc<dyn Index>> {
     match (SqliteIndex::open(config), config) {
         (Ok(index), _) => Ok(Arc::new(index)),
         (Err(error), sqlite::Config::File(path)) => {

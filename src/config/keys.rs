@@ -75,7 +75,7 @@ impl Key {
 }
 
 /// All settings.
-pub static KEYS: [Key; 28] = [
+pub static KEYS: [Key; 30] = [
     key(
         "listen.proxy",
         "127.0.0.1:9977",
@@ -106,10 +106,25 @@ pub static KEYS: [Key; 28] = [
     key(
         "index.url",
         "",
-        "The index: `sqlite:PATH`. Empty: `index.sqlite` in the data folder. Set it to keep the \
-         index on a faster or more local disk than the blobs.",
+        "The index: `sqlite:PATH`, for one process; or `postgres://USER:PASSWORD@HOST/DATABASE`, for \
+         any number of them on one volume, after `aptmesh migrate`. As with `libpq`, `sslmode` and \
+         `sslrootcert` (a CA file) say how the connection is secured, `connect_timeout` how long it \
+         may take to be made. Empty: `index.sqlite` in the data folder.",
     )
-    .flag("--index"),
+    .flag("--index")
+    .secret(),
+    key(
+        "index.pool",
+        "16",
+        "Connections to PostgreSQL, at most; background work takes up to half of them. All processes' \
+         together must be fewer than the server's `max_connections`, unless a pooler is in between.",
+    ),
+    key(
+        "index.timeout",
+        "10s",
+        "For how long background work, such as learning lists, waits for a statement in PostgreSQL. \
+         What clients wait for waits 200 ms, and then goes on without the index.",
+    ),
     key(
         "store.quota",
         "",

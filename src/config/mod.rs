@@ -18,12 +18,13 @@ pub use self::keys::{KEYS, Key};
 pub use self::sources::{Flags, Sources};
 use crate::archive::groups::Groups;
 use crate::engine::prefetch;
-use crate::index::sqlite;
 use crate::telemetry::logs;
-use crate::{engine, mirror, store};
+use crate::{engine, index, mirror, store};
 
 /// More connections than one process can serve.
 const CONNECTIONS_MAX: usize = 1_000_000;
+/// More connections to the database than its server is well with.
+const POOL_MAX: usize = 1000;
 
 /// Every component's settings.
 #[derive(Clone, Debug)]
@@ -35,7 +36,7 @@ pub struct Config {
     /// Where blobs lie.
     pub store: store::Config,
     /// Which index.
-    pub index: sqlite::Config,
+    pub index: index::Config,
     /// How mirrors are asked.
     pub mirror: mirror::Config,
     /// How requests are answered.

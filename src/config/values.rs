@@ -11,11 +11,13 @@ use url::Url;
 
 use crate::archive::groups::Groups;
 use crate::archive::signature::Keyring;
+use crate::config::POOL_MAX;
 use crate::config::bytes::Bytes;
 use crate::config::keyrings;
 use crate::engine::suites::judge::Verify;
 use crate::engine::volume::limits::MinFree;
-use crate::index::sqlite;
+use crate::index::postgres::{CLIENT_PATIENCE, Patience};
+use crate::index::{self, postgres, sqlite};
 use crate::telemetry::logs;
 
 /// Reads values by key and notes their faults. A value with a fault is stood in for by one that is
@@ -144,16 +146,27 @@ impl Reader<'_> {
         duration
     }
 
-    pub(super) fn index(&mut self, key: &str, data: &Path) -> sqlite::Config {
+    pub(super) fn index(&mut self, key: &str, data: &Path) -> index::Config {
         let text = self.text(key);
-        match text.strip_prefix("sqlite:") {
-            Some(path) if !path.is_empty() => sqlite::Config::File(path.into()),
-            _ if text.is_empty() => sqlite::Config::File(data.join("index.sqlite")),
-            _ => {
-                self.fault(key, &text, "write sqlite:PATH");
-                sqlite::Config::Memory
+        let pool = self.number("index.pool", POOL_MAX);
+        let background = self.some_time("index.timeout");
+        let patience = Patience { client: CLIENT_PATIENCE, background };
+        let parsed = match (text.split_once(':'), text.is_empty()) {
+            (_, true) => Ok(index::Config::Sqlite(sqlite::Config::File(data.join("index.sqlite")))),
+            (Some(("sqlite", path)), _) if !path.is_empty() => {
+                Ok(index::Config::Sqlite(sqlite::Config::File(path.into())))
             }
-        }
+            (Some(("postgres" | "postgresql", _)), _) => {
+                let config = postgres::Config::parse(&text, pool, patience);
+                config.map(|config| index::Config::Postgres(Box::new(config)))
+            }
+            _ => Err("write sqlite:PATH or postgres://USER@HOST/DATABASE".to_owned()),
+        };
+        parsed.unwrap_or_else(|why| {
+            // The text may hold a password.
+            self.faults.push(format!("{key}: {why}"));
+            index::Config::Sqlite(sqlite::Config::Memory)
+        })
     }
 
     pub(super) fn quota(&mut self, key: &str) -> Option<u64> {

@@ -504,7 +504,9 @@ impl Engine {
 }
 
 fn without_index<T>(error: &IndexError) -> Option<T> {
-    tracing::warn!(%error, source = %error.source, "going on without the index");
+    if !error.is_old_news() {
+        tracing::warn!(%error, source = %error.source, "going on without the index");
+    }
     None
 }
 

@@ -1,6 +1,7 @@
 //! The index: what the site knows of resources. A cache of facts: losing it costs speed, never
 //! correctness.
 
+pub mod postgres;
 pub mod sqlite;
 
 use std::error::Error;
@@ -11,6 +12,15 @@ use thiserror::Error;
 
 use crate::content::digest::{Expected, Sha256};
 use crate::content::validators::Validators;
+
+/// Which make, and where.
+#[derive(Clone, Debug)]
+pub enum Config {
+    /// A file, for one process.
+    Sqlite(sqlite::Config),
+    /// A server, for a fleet.
+    Postgres(Box<postgres::Config>),
+}
 
 /// What the index knows of one resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -276,6 +286,9 @@ pub trait Index: Send + Sync {
     /// All that `blob` says of `list` is learnt; at `now`, in seconds since 1970.
     async fn finish(&self, list: &str, blob: &Sha256, now: i64) -> Result<(), IndexError>;
 
+    /// A number that changes whenever a list is finished or unlearnt, by whatever process.
+    async fn knowledge(&self) -> Result<u64, IndexError>;
+
     /// Somebody asked for `list` at `now`, and with `below` for a release file, so that all lists
     /// whose keys begin with that are in use.
     async fn asked(&self, list: &str, below: Option<&str>, now: i64) -> Result<(), IndexError>;
@@ -328,6 +341,16 @@ pub struct Totals {
     pub expectations: u64,
 }
 
+/// What is below a folder stands between `FOLDER/` and `FOLDER0`, "0" being the character after the
+/// slash.
+const BOUNDS: [&str; 2] = ["/", "0"];
+
+/// What all keys below `folder`, which may end with a slash, stand between.
+fn bounds_of(folder: &str) -> (String, String) {
+    let folder = folder.trim_end_matches('/');
+    BOUNDS.map(|end| [folder, end].concat()).into()
+}
+
 /// An index that could not do what it was asked. To a request that is the same as not knowing.
 #[derive(Debug, Error)]
 #[error("could not {operation}")]
@@ -337,4 +360,12 @@ pub struct IndexError {
     /// What the backend said.
     #[source]
     pub source: Box<dyn Error + Send + Sync>,
+}
+
+impl IndexError {
+    /// Whether it only says again that the index is away, which was told already.
+    #[must_use]
+    pub fn is_old_news(&self) -> bool {
+        self.source.is::<postgres::Away>()
+    }
 }

@@ -19,6 +19,7 @@ mod lifecycle;
 mod misbehaviour;
 mod offline;
 mod pipelining;
+mod postgres;
 mod prefetch;
 mod quota;
 mod signatures;

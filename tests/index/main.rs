@@ -1,6 +1,8 @@
 //! What every index must do, shown on every make of it.
 
 mod conformance;
+mod kit;
+mod postgres;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};

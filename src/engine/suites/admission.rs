@@ -253,11 +253,18 @@ impl Transfer {
         };
         let plain = signature_key(&self.target);
         let folder = plain.rsplit_once('/').map_or("", |(folder, _)| folder);
-        for key in [signature_url(folder, release), plain.clone()] {
-            self.engine.record(&key, &entry).await;
-            self.engine.memory.hold(&key, Arc::clone(&known));
+        let keys = [signature_url(folder, release), plain];
+        for key in &keys {
+            self.engine.memory.hold(key, Arc::clone(&known));
         }
-        drop((arriving, promise));
+        // Clients wait for its release file: not for an index that is slow.
+        let engine = Arc::clone(&self.engine);
+        self.engine.tasks.spawn(async move {
+            for key in &keys {
+                engine.record(key, &entry).await;
+            }
+            drop((arriving, promise));
+        });
     }
 
     /// What clients get when a release file is not admitted.

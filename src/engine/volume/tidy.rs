@@ -2,6 +2,7 @@
 //! used, and let go of what others removed.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -18,6 +19,9 @@ const ROOM_EVERY: Duration = Duration::from_secs(1);
 const ROOM_PAUSE: Duration = Duration::from_secs(30);
 /// How often uses are told: what a crash loses of them is no loss.
 const USES_EVERY: Duration = Duration::from_secs(3);
+/// How often it is looked up whether another process learnt something: a client that was told of a
+/// new list by that process, and asks this one, came through a network.
+const KNOWLEDGE_EVERY: Duration = Duration::from_secs(1);
 /// How often it is told which lists were asked for: it is days that count there.
 const ASKED_EVERY: Duration = Duration::from_mins(10);
 
@@ -27,6 +31,7 @@ pub(in crate::engine) struct Tidying {
     memory: Arc<Memory>,
     room: Arc<Room>,
     uses: Arc<Uses>,
+    knowledge: Arc<AtomicU64>,
 }
 
 impl Engine {
@@ -36,6 +41,7 @@ impl Engine {
             memory: Arc::clone(&self.memory),
             room: Arc::clone(&self.room),
             uses: Arc::clone(&self.uses),
+            knowledge: Arc::clone(&self.knowledge),
         }
     }
 }
@@ -52,6 +58,7 @@ impl Tidying {
         };
         let (mut room, mut uses, mut asked) =
             (every(ROOM_EVERY), every(USES_EVERY), every(ASKED_EVERY));
+        let (mut news, mut heard) = (every(KNOWLEDGE_EVERY), None);
         loop {
             tokio::select! {
                 _ = room.tick() => {
@@ -66,9 +73,21 @@ impl Tidying {
                     // It ends well, or its loss is no loss.
                     drop(tokio::task::spawn_blocking(move || memory.forget_removed()).await);
                 }
+                _ = news.tick() => heard = self.hear_news(heard).await,
                 _ = asked.tick() => note(self.uses.tell_asked(&*self.index).await),
             }
         }
+    }
+
+    /// What was checked against lists has to be checked again when any process learnt something since
+    /// `heard`, or may have, since the index was away: then lists may be left to learn, too. What is
+    /// heard now.
+    async fn hear_news(&self, heard: Option<u64>) -> Option<u64> {
+        let now = self.index.knowledge().await.ok();
+        if now.is_some() && now != heard {
+            self.knowledge.fetch_add(1, Ordering::Release);
+        }
+        now
     }
 
     /// Tells the index all that it should know before the process ends.

@@ -4,8 +4,8 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 
 use crate::content::digest::{Expected, Sha256};
-use crate::index::sqlite::{blobs, bounds_of, signed};
-use crate::index::{Change, Expectation};
+use crate::index::sqlite::{blobs, signed, unsigned};
+use crate::index::{Change, Expectation, bounds_of};
 
 /// Lists that are half learnt do not count; and where lists disagree, one of them is out of date, and
 /// it can not be told which.
@@ -146,7 +146,19 @@ pub(super) fn finish(
         blobs::unrefer(&transaction, before.as_bytes(), now)?;
     }
     blobs::refer(&transaction, blob.as_bytes())?;
+    learnt_anew(&transaction)?;
     transaction.commit()
+}
+
+fn learnt_anew(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+    transaction.prepare_cached("UPDATE knowledge SET version = version + 1")?.execute([]).map(drop)
+}
+
+/// How often lists were learnt or forgotten.
+pub(super) fn knowledge(connection: &Connection) -> rusqlite::Result<u64> {
+    connection
+        .prepare_cached("SELECT version FROM knowledge")?
+        .query_row([], |row| unsigned(row, 0))
 }
 
 pub(super) fn asked(
@@ -199,6 +211,7 @@ pub(super) fn unlearn(
     if let Some(blob) = blob {
         blobs::unrefer(&transaction, blob.as_bytes(), now)?;
     }
+    learnt_anew(&transaction)?;
     transaction.commit()?;
     Ok(true)
 }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use crate::content::digest::Sha256;
-use crate::index::sqlite::{BOUNDS, digest_from, signed, unsigned};
-use crate::index::{HashedFile, Identity};
+use crate::index::sqlite::{digest_from, signed, unsigned};
+use crate::index::{BOUNDS, HashedFile, Identity};
 
 const COLUMNS: &str = "path, size, modified, changed, inode, digest";
 

@@ -16,7 +16,7 @@ use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::index::{
     Change, Class, Entry, Expectation, HashedFile, Index, IndexError, Names, Stored, Totals, Use,
-    Volume,
+    Volume, bounds_of,
 };
 
 /// Where the embedded index is kept.
@@ -366,6 +366,10 @@ impl Index for SqliteIndex {
         self.writer.call("finish a list", move |c| expectations::finish(c, &list, blob, now)).await
     }
 
+    async fn knowledge(&self) -> Result<u64, IndexError> {
+        self.reader.call("look up what is new", |c| expectations::knowledge(c)).await
+    }
+
     async fn asked(&self, list: &str, below: Option<&str>, now: i64) -> Result<(), IndexError> {
         let (list, below) = (list.to_owned(), below.map(str::to_owned));
         self.writer
@@ -442,16 +446,6 @@ impl Index for SqliteIndex {
             })
             .await
     }
-}
-
-/// What is below a folder stands between `FOLDER/` and `FOLDER0`, "0" being the character after the
-/// slash.
-const BOUNDS: [&str; 2] = ["/", "0"];
-
-/// What all keys below `folder`, which may end with a slash, stand between.
-fn bounds_of(folder: &str) -> (String, String) {
-    let folder = folder.trim_end_matches('/');
-    BOUNDS.map(|end| [folder, end].concat()).into()
 }
 
 fn entry_from(row: &Row<'_>) -> rusqlite::Result<Entry> {

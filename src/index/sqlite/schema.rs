@@ -9,12 +9,13 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use crate::index::IndexError;
 
 /// Each brings the schema one version up; the version is SQLite's `user_version`.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     include_str!("../../../migrations/sqlite/0001_resources.sql"),
     include_str!("../../../migrations/sqlite/0002_expectations.sql"),
     include_str!("../../../migrations/sqlite/0003_blobs.sql"),
     include_str!("../../../migrations/sqlite/0004_files.sql"),
     include_str!("../../../migrations/sqlite/0005_absent.sql"),
+    include_str!("../../../migrations/sqlite/0006_knowledge.sql"),
 ];
 
 /// For how long a statement waits for another connection's lock.

@@ -1,6 +1,9 @@
 //! A certificate authority that lives as long as one test.
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use std::sync::Arc;
@@ -28,8 +31,13 @@ impl Ca {
         &self.pem
     }
 
-    /// What a server needs to answer as `names`, 127.0.0.1 and localhost.
-    pub fn server_config(&self, names: &[&str]) -> Arc<ServerConfig> {
+    /// Certificate and key for `names`, 127.0.0.1 and localhost, as PEM.
+    pub fn certificate(&self, names: &[&str]) -> (String, String) {
+        let (certificate, key) = self.signed(names);
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    fn signed(&self, names: &[&str]) -> (Certificate, KeyPair) {
         let mut all = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
         all.extend(names.iter().map(|name| (*name).to_owned()));
         let key = KeyPair::generate().expect("a key");
@@ -37,6 +45,12 @@ impl Ca {
             .expect("valid names")
             .signed_by(&key, &self.issuer)
             .expect("a certificate");
+        (certificate, key)
+    }
+
+    /// What a server needs to answer as `names`, 127.0.0.1 and localhost.
+    pub fn server_config(&self, names: &[&str]) -> Arc<ServerConfig> {
+        let (certificate, key) = self.signed(names);
         let mut config =
             ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
                 .with_safe_default_protocol_versions()

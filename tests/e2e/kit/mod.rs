@@ -12,6 +12,7 @@ pub mod client;
 pub mod door;
 pub mod link;
 pub mod mirror;
+pub mod postgres;
 pub mod proxy;
 mod selftest;
 pub mod signer;
@@ -21,6 +22,7 @@ pub use ca::Ca;
 pub use client::{Connection, Head, Reply, download_hash, get, request};
 pub use link::Link;
 pub use mirror::{Fault, File, Mirror, Seen};
+pub use postgres::{PgBouncer, Postgres};
 pub use proxy::{Proxy, aptmesh};
 pub use signer::Signer;
 

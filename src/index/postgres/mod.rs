@@ -1,0 +1,249 @@
+//! The index of a fleet: one PostgreSQL database, for all processes of a site.
+
+mod blobs;
+mod calls;
+mod expectations;
+mod files;
+mod health;
+mod resources;
+mod rows;
+pub mod schema;
+mod tls;
+mod url;
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+
+pub use self::calls::{Away, CLIENT_PATIENCE};
+use self::calls::{Calls, Purpose};
+pub use self::url::{Config, Patience};
+use crate::content::digest::Sha256;
+use crate::index::{
+    Change, Class, Entry, Expectation, HashedFile, Index, IndexError, Names, Stored, Totals, Use,
+    Volume,
+};
+
+/// An [`Index`] in PostgreSQL. Calls that clients wait for fail when their time is up, and at once
+/// while the server is away.
+pub struct PostgresIndex {
+    calls: Calls,
+}
+
+impl PostgresIndex {
+    /// Connects to nobody yet: that is done by the first call, and whenever there is need.
+    ///
+    /// # Errors
+    /// When the CA file can not be read.
+    pub fn new(config: &Config) -> Result<Self, IndexError> {
+        Ok(Self { calls: Calls::new(config)? })
+    }
+
+    /// Whether the database can be reached, and has the schema that this program works with.
+    ///
+    /// # Errors
+    /// When not; where the schema is another, [`schema::SchemaMismatch`] is the source.
+    pub async fn verify(&self) -> Result<(), IndexError> {
+        let purpose = Purpose::read("use the database").in_background();
+        self.calls.rows(purpose, "SELECT 1", &[]).await.map(drop)
+    }
+}
+
+#[async_trait]
+impl Index for PostgresIndex {
+    async fn look_up(&self, key: &str) -> Result<Option<Entry>, IndexError> {
+        resources::look_up(&self.calls, key).await
+    }
+
+    async fn record(&self, key: &str, entry: &Entry) -> Result<(), IndexError> {
+        resources::record(&self.calls, key, entry).await
+    }
+
+    async fn confirm(&self, key: &str, blob: &Sha256, checked_at: i64) -> Result<(), IndexError> {
+        resources::confirm(&self.calls, key, blob, checked_at).await
+    }
+
+    async fn by_blob(&self, blob: &Sha256) -> Result<Option<Entry>, IndexError> {
+        resources::by_blob(&self.calls, blob).await
+    }
+
+    async fn add_blob(&self, blob: &Sha256, size: u64, now: i64) -> Result<(), IndexError> {
+        blobs::add(&self.calls, blob, size, now).await
+    }
+
+    async fn forget_blobs(&self, blobs: &[Sha256]) -> Result<(), IndexError> {
+        blobs::forget(&self.calls, blobs).await
+    }
+
+    async fn blob(&self, blob: &Sha256) -> Result<Option<Stored>, IndexError> {
+        blobs::get(&self.calls, blob).await
+    }
+
+    async fn blobs_after(
+        &self,
+        after: Option<Sha256>,
+        limit: usize,
+    ) -> Result<Vec<Stored>, IndexError> {
+        blobs::after(&self.calls, after, limit).await
+    }
+
+    async fn blobs_to_check(&self, limit: usize) -> Result<Vec<Stored>, IndexError> {
+        blobs::to_check(&self.calls, limit).await
+    }
+
+    async fn blob_checked(&self, blob: &Sha256, now: i64) -> Result<(), IndexError> {
+        blobs::checked(&self.calls, blob, now).await
+    }
+
+    async fn touch(&self, uses: &[Use]) -> Result<(), IndexError> {
+        blobs::touch(&self.calls, uses).await
+    }
+
+    async fn victims(
+        &self,
+        class: Class,
+        after: Option<&Stored>,
+        limit: usize,
+    ) -> Result<Vec<Stored>, IndexError> {
+        blobs::victims(&self.calls, class, after, limit).await
+    }
+
+    async fn raise_floor(&self, floor: f64) -> Result<(), IndexError> {
+        blobs::raise_floor(&self.calls, floor).await
+    }
+
+    async fn names(&self, blobs: &[Sha256]) -> Result<Vec<Names>, IndexError> {
+        blobs::names(&self.calls, blobs).await
+    }
+
+    async fn pin(&self, blobs: &[Sha256]) -> Result<(), IndexError> {
+        blobs::pin(&self.calls, blobs).await
+    }
+
+    async fn unpin(&self) -> Result<(), IndexError> {
+        blobs::unpin(&self.calls).await
+    }
+
+    async fn volume(&self) -> Result<Volume, IndexError> {
+        blobs::volume(&self.calls).await
+    }
+
+    async fn names_below(&self, folder: &str, limit: usize) -> Result<Vec<String>, IndexError> {
+        resources::names_below(&self.calls, folder, limit).await
+    }
+
+    async fn note_absent(&self, key: &str) -> Result<(), IndexError> {
+        resources::note_absent(&self.calls, key).await
+    }
+
+    async fn is_absent(&self, key: &str) -> Result<bool, IndexError> {
+        resources::is_absent(&self.calls, key).await
+    }
+
+    async fn uses_below(
+        &self,
+        folder: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<(String, i64)>, IndexError> {
+        resources::uses_below(&self.calls, folder, after, limit).await
+    }
+
+    async fn expectation(&self, key: &str) -> Result<Option<Expectation>, IndexError> {
+        expectations::of(&self.calls, key).await
+    }
+
+    async fn lists_naming(&self, key: &str) -> Result<Vec<String>, IndexError> {
+        expectations::lists_naming(&self.calls, key).await
+    }
+
+    async fn learnt(&self, list: &str) -> Result<Option<Sha256>, IndexError> {
+        expectations::learnt(&self.calls, list).await
+    }
+
+    async fn said_by(
+        &self,
+        list: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Vec<(String, Expectation)>, IndexError> {
+        expectations::said_by(&self.calls, list, after, limit).await
+    }
+
+    async fn learn(&self, list: &str, change: Change, now: i64) -> Result<(), IndexError> {
+        expectations::learn(&self.calls, list, &change, now).await
+    }
+
+    async fn finish(&self, list: &str, blob: &Sha256, now: i64) -> Result<(), IndexError> {
+        expectations::finish(&self.calls, list, blob, now).await
+    }
+
+    async fn asked(&self, list: &str, below: Option<&str>, now: i64) -> Result<(), IndexError> {
+        expectations::asked(&self.calls, list, below, now).await
+    }
+
+    async fn disused_lists(&self, before: i64, limit: usize) -> Result<Vec<String>, IndexError> {
+        expectations::disused(&self.calls, before, limit).await
+    }
+
+    async fn unlearn(&self, list: &str, limit: usize, now: i64) -> Result<bool, IndexError> {
+        expectations::unlearn(&self.calls, list, limit, now).await
+    }
+
+    async fn file(&self, path: &Path) -> Result<Option<HashedFile>, IndexError> {
+        files::get(&self.calls, path).await
+    }
+
+    async fn files_with(
+        &self,
+        digest: &Sha256,
+        limit: usize,
+    ) -> Result<Vec<HashedFile>, IndexError> {
+        files::with(&self.calls, digest, limit).await
+    }
+
+    async fn files_below(
+        &self,
+        folder: &Path,
+        after: Option<&Path>,
+        limit: usize,
+    ) -> Result<Vec<HashedFile>, IndexError> {
+        files::below(&self.calls, folder, after, limit).await
+    }
+
+    async fn record_files(&self, files: &[HashedFile]) -> Result<(), IndexError> {
+        files::record(&self.calls, files).await
+    }
+
+    async fn forget_files(&self, paths: &[PathBuf]) -> Result<(), IndexError> {
+        files::forget(&self.calls, paths).await
+    }
+
+    async fn knowledge(&self) -> Result<u64, IndexError> {
+        expectations::knowledge(&self.calls).await
+    }
+
+    async fn totals(&self) -> Result<Totals, IndexError> {
+        let purpose = Purpose::read("count resources").in_background();
+        let rows = self
+            .calls
+            .rows(
+                purpose,
+                "SELECT (SELECT count(*) FROM resources), blobs, bytes,
+                     (SELECT count(*) FROM expectations)
+                 FROM volume",
+                &[],
+            )
+            .await?;
+        let number = |at| match rows.first() {
+            Some(row) => rows::unsigned(row, at).map_err(rows::corrupt(purpose)),
+            None => Ok(0),
+        };
+        Ok(Totals {
+            resources: number(0)?,
+            blobs: number(1)?,
+            bytes: number(2)?,
+            expectations: number(3)?,
+        })
+    }
+}

@@ -1,0 +1,170 @@
+//! Statements about what resources were.
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use crate::content::digest::Sha256;
+use crate::content::validators::Validators;
+use crate::index::postgres::blobs::{ADDED, REFERRED};
+use crate::index::postgres::calls::{Calls, Purpose, Statement};
+use crate::index::postgres::rows::{column, corrupt, digest, limit_of, signed, unsigned};
+use crate::index::{Entry, IndexError, ROUND_TRIP, bounds_of};
+
+pub(super) async fn look_up(calls: &Calls, key: &str) -> Result<Option<Entry>, IndexError> {
+    let purpose = Purpose::read("look up a resource");
+    let rows = calls
+        .rows(
+            purpose,
+            "SELECT blob, size, last_modified, etag, content_type, checked_at
+             FROM resources WHERE key = $1",
+            &[(&key, Type::TEXT)],
+        )
+        .await?;
+    rows.first().map(entry_from).transpose().map_err(corrupt(purpose))
+}
+
+/// The name first, then the blob, then the volume: all that lock more than one go in this order. Its
+/// clients have their bytes by then, or follow the flight that still has them.
+pub(super) async fn record(calls: &Calls, key: &str, entry: &Entry) -> Result<(), IndexError> {
+    let (blob, size) = (entry.blob.as_bytes().as_slice(), signed(entry.size));
+    let Validators { last_modified, etag } = &entry.validators;
+    let sql = format!(
+        "WITH {ADDED},
+         counted AS (
+             UPDATE volume SET blobs = blobs + 1, bytes = bytes + added.size
+             FROM added WHERE added.is_new)
+         INSERT INTO resources (key, blob, size, last_modified, etag, content_type, checked_at)
+         VALUES ($5, $1, $2, $6, $7, $8, $3)
+         ON CONFLICT (key) DO UPDATE SET
+             blob = excluded.blob, size = excluded.size,
+             last_modified = excluded.last_modified, etag = excluded.etag,
+             content_type = excluded.content_type, checked_at = excluded.checked_at"
+    );
+    let statements = [
+        Statement {
+            sql: &sql,
+            parameters: &[
+                (&blob, Type::BYTEA),
+                (&size, Type::INT8),
+                (&entry.checked_at, Type::INT8),
+                (&ROUND_TRIP, Type::FLOAT8),
+                (&key, Type::TEXT),
+                (last_modified, Type::INT8),
+                (etag, Type::TEXT),
+                (&entry.content_type, Type::TEXT),
+            ],
+        },
+        Statement { sql: REFERRED, parameters: &[(&vec![blob], Type::BYTEA_ARRAY)] },
+    ];
+    let purpose = Purpose::write("record a resource").in_background();
+    calls.rows_of_last(purpose, &statements).await.map(drop)
+}
+
+pub(super) async fn confirm(
+    calls: &Calls,
+    key: &str,
+    blob: &Sha256,
+    checked_at: i64,
+) -> Result<(), IndexError> {
+    calls
+        .rows(
+            Purpose::write("confirm a resource"),
+            "UPDATE resources SET checked_at = $3 WHERE key = $1 AND blob = $2",
+            &[
+                (&key, Type::TEXT),
+                (&blob.as_bytes().as_slice(), Type::BYTEA),
+                (&checked_at, Type::INT8),
+            ],
+        )
+        .await
+        .map(drop)
+}
+
+/// With a mark, if there is one of that; under no name, if there is no name.
+pub(super) async fn by_blob(calls: &Calls, blob: &Sha256) -> Result<Option<Entry>, IndexError> {
+    let purpose = Purpose::read("look up a blob");
+    let rows = calls
+        .rows(
+            purpose,
+            "(SELECT blob, size, last_modified, etag, content_type, checked_at,
+                  CASE WHEN last_modified IS NULL THEN 1 ELSE 0 END AS place
+              FROM resources WHERE blob = $1 ORDER BY place LIMIT 1)
+             UNION ALL
+             SELECT digest, size, NULL, NULL, NULL, 0, 2 FROM blobs WHERE digest = $1
+             ORDER BY place LIMIT 1",
+            &[(&blob.as_bytes().as_slice(), Type::BYTEA)],
+        )
+        .await?;
+    rows.first().map(entry_from).transpose().map_err(corrupt(purpose))
+}
+
+pub(super) async fn names_below(
+    calls: &Calls,
+    folder: &str,
+    limit: usize,
+) -> Result<Vec<String>, IndexError> {
+    let purpose = Purpose::read("look up names");
+    let (from, to) = bounds_of(folder);
+    let rows = calls
+        .rows(
+            purpose,
+            "SELECT key FROM resources
+             WHERE key > $1 AND key < $2 AND key NOT LIKE '%/by-hash/%'
+             ORDER BY key LIMIT $3",
+            &[(&from, Type::TEXT), (&to, Type::TEXT), (&limit_of(limit), Type::INT8)],
+        )
+        .await?;
+    rows.iter().map(|row| column(row, 0)).collect::<Result<_, _>>().map_err(corrupt(purpose))
+}
+
+pub(super) async fn uses_below(
+    calls: &Calls,
+    folder: &str,
+    after: &str,
+    limit: usize,
+) -> Result<Vec<(String, i64)>, IndexError> {
+    let purpose = Purpose::read("look up uses").in_background();
+    let (from, to) = bounds_of(folder);
+    let rows = calls
+        .rows(
+            purpose,
+            "SELECT key, used_at FROM resources JOIN blobs ON digest = blob
+             WHERE key > $1 AND key < $2 ORDER BY key LIMIT $3",
+            &[
+                (&from.as_str().max(after), Type::TEXT),
+                (&to, Type::TEXT),
+                (&limit_of(limit), Type::INT8),
+            ],
+        )
+        .await?;
+    let uses = rows.iter().map(|row| Ok((column(row, 0)?, column(row, 1)?)));
+    uses.collect::<Result<_, _>>().map_err(corrupt(purpose))
+}
+
+pub(super) async fn note_absent(calls: &Calls, key: &str) -> Result<(), IndexError> {
+    calls
+        .rows(
+            Purpose::write("note what is absent"),
+            "INSERT INTO absent (key) VALUES ($1) ON CONFLICT (key) DO NOTHING",
+            &[(&key, Type::TEXT)],
+        )
+        .await
+        .map(drop)
+}
+
+pub(super) async fn is_absent(calls: &Calls, key: &str) -> Result<bool, IndexError> {
+    let purpose = Purpose::read("look up what is absent");
+    let found =
+        calls.rows(purpose, "SELECT 1 FROM absent WHERE key = $1", &[(&key, Type::TEXT)]).await?;
+    Ok(!found.is_empty())
+}
+
+fn entry_from(row: &Row) -> Result<Entry, super::calls::Trouble> {
+    Ok(Entry {
+        blob: digest(row, 0)?,
+        size: unsigned(row, 1)?,
+        validators: Validators { last_modified: column(row, 2)?, etag: column(row, 3)? },
+        content_type: column(row, 4)?,
+        checked_at: column(row, 5)?,
+    })
+}

@@ -1,0 +1,445 @@
+//! The index in PostgreSQL, on real servers.
+
+use std::future::Future;
+use std::net::{Ipv4Addr, TcpListener};
+use std::time::{Duration, Instant};
+
+use aptmesh::content::digest::{Expected, Sha256};
+use aptmesh::index::postgres::schema::{self, MIGRATIONS, SchemaMismatch};
+use aptmesh::index::postgres::{CLIENT_PATIENCE, Config, Patience, PostgresIndex};
+use aptmesh::index::{Change, Entry, Expectation, Index, IndexError, Use};
+
+use crate::conformance;
+use crate::kit::Ca;
+use crate::kit::postgres::{PgBouncer, Postgres, database_of};
+
+/// Bounds what must not hang, on a machine that is busy with other things.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// With more patience than it has in the product: how fast this machine is, is no matter here.
+fn config(url: &str) -> Config {
+    let patience = Patience { client: PATIENCE / 2, background: PATIENCE / 2 };
+    Config::parse(url, 8, patience).unwrap()
+}
+
+/// With as much patience as in the product.
+fn hasty(url: &str) -> PostgresIndex {
+    let patience = Patience { client: CLIENT_PATIENCE, background: PATIENCE / 2 };
+    PostgresIndex::new(&Config::parse(url, 8, patience).unwrap()).unwrap()
+}
+
+fn open(url: &str) -> PostgresIndex {
+    PostgresIndex::new(&config(url)).unwrap()
+}
+
+/// A server, and a migrated database on it that others may be copied from.
+fn migrated() -> (Postgres, String) {
+    let server = Postgres::start();
+    let url = server.database();
+    assert_eq!(schema::migrate(&config(&url)).unwrap().len(), MIGRATIONS.len());
+    let name = database_of(&url).to_owned();
+    (server, name)
+}
+
+fn wait<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(PATIENCE, future).await.expect("no hanging") })
+}
+
+#[test]
+fn postgres_conforms() {
+    let (server, template) = migrated();
+    conformance::run(|| open(&server.copy_of(&template)));
+}
+
+#[test]
+fn postgres_behind_pgbouncer_conforms() {
+    let (server, template) = migrated();
+    let bouncer = PgBouncer::before(&server);
+    conformance::run(|| open(&bouncer.url_for(&server.copy_of(&template))));
+}
+
+#[test]
+fn postgres_survives_its_clients() {
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    conformance::survives(|| open(&url));
+}
+
+#[test]
+fn migrating_is_possible_behind_pgbouncer() {
+    let server = Postgres::start();
+    let bouncer = PgBouncer::before(&server);
+    let url = bouncer.url_for(&server.database());
+    assert_eq!(schema::migrate(&config(&url)).unwrap().len(), MIGRATIONS.len());
+    schema::verify(&config(&url)).unwrap();
+}
+
+#[test]
+fn several_may_migrate_at_once() {
+    let server = Postgres::start();
+    let config = config(&server.database());
+    let taken: usize = std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..6).map(|_| scope.spawn(|| schema::migrate(&config))).collect();
+        runs.into_iter().map(|run| run.join().unwrap().unwrap().len()).sum()
+    });
+    assert_eq!(taken, MIGRATIONS.len(), "each step once");
+    schema::verify(&config).unwrap();
+}
+
+#[test]
+fn what_an_older_version_stored_is_counted() {
+    let server = Postgres::start();
+    let url = server.database();
+    let database = database_of(&url);
+    server.sql(database, "CREATE TABLE schema_versions (version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at TIMESTAMPTZ NOT NULL DEFAULT now())");
+    server.sql(database, include_str!("../../migrations/postgres/0001_resources.sql"));
+    server.sql(database, include_str!("../../migrations/postgres/0002_expectations.sql"));
+    server.sql(
+        database,
+        "INSERT INTO schema_versions VALUES (1, 'resources'), (2, 'expectations');
+         INSERT INTO resources SELECT key, sha256(body::bytea), size, NULL, NULL, NULL, 9
+             FROM (VALUES ('m/a', 'a', 7), ('n/a', 'a', 7), ('m/b', 'b', 5)) AS r (key, body, size);
+         INSERT INTO lists (key, blob, learnt_at) VALUES ('m/list', NULL, 0);
+         INSERT INTO expectations SELECT id, 'm/a', 7, sha256('a') FROM lists",
+    );
+    assert_eq!(schema::migrate(&config(&url)).unwrap().len(), MIGRATIONS.len() - 2);
+    let index = open(&url);
+    wait(async {
+        let volume = index.volume().await.unwrap();
+        assert_eq!((volume.blobs, volume.bytes), (2, 12));
+        let named = index.blob(&Sha256::of(b"a")).await.unwrap().unwrap();
+        assert_eq!((named.size, named.unreferenced_since), (7, None));
+        let other = index.blob(&Sha256::of(b"b")).await.unwrap().unwrap();
+        assert!(other.unreferenced_since.is_some_and(|since| since > 1_700_000_000));
+    });
+}
+
+#[test]
+fn another_schema_is_refused_until_it_is_right() {
+    let server = Postgres::start();
+    let url = server.database();
+    let index = open(&url);
+    let refused = |error: IndexError| {
+        assert!(error.source.is::<SchemaMismatch>(), "{}", error.source);
+        error.source.to_string()
+    };
+    let why = refused(wait(index.look_up("m/a")).unwrap_err());
+    assert!(why.contains("version 0") && why.contains("aptmesh migrate"), "{why}");
+    refused(schema::verify(&config(&url)).unwrap_err());
+    schema::migrate(&config(&url)).unwrap();
+    assert_eq!(wait(index.look_up("m/a")).unwrap(), None, "without a restart");
+
+    server.sql(database_of(&url), "INSERT INTO schema_versions VALUES (1000, 'of the future')");
+    let why = refused(wait(open(&url).verify()).unwrap_err());
+    assert!(why.contains("1000") && why.contains("newer aptmesh"), "{why}");
+    refused(schema::migrate(&config(&url)).unwrap_err());
+}
+
+#[test]
+fn both_makes_have_the_same_migrations() {
+    let names = |make: &str| {
+        let folder = format!("{}/migrations/{make}", env!("CARGO_MANIFEST_DIR"));
+        let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name());
+        let mut names: Vec<String> = files.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names("postgres"), names("sqlite"));
+    let numbered = MIGRATIONS.iter().zip(1..);
+    let run: Vec<String> =
+        numbered.map(|(step, at)| format!("{at:04}_{}.sql", step.name)).collect();
+    assert_eq!(names("postgres"), run);
+}
+
+#[test]
+fn the_right_server_is_told_from_others() {
+    let (ca, other_ca) = (Ca::new(), Ca::new());
+    let server = Postgres::start_with_tls(&ca);
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, ca: &Ca| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, ca.pem()).unwrap();
+        path.display().to_string()
+    };
+    let (right, wrong) = (file("right.pem", &ca), file("wrong.pem", &other_ca));
+    let url = server.database();
+    schema::migrate(&config(&url)).unwrap();
+    // Another name of the same server, which its certificate does not have.
+    let misnamed = url.replace("127.0.0.1", "127.0.0.2");
+    server.stop();
+    server.listen_everywhere();
+    server.resume();
+
+    let verified = |url: &str, parameters: &str| {
+        let config = config(&format!("{url}?{parameters}"));
+        (wait(PostgresIndex::new(&config).unwrap().verify()), schema::verify(&config))
+    };
+    let accepted = [
+        (&url, "sslmode=disable".to_owned()),
+        (&url, "sslmode=prefer".to_owned()),
+        (&misnamed, "sslmode=require".to_owned()),
+        (&misnamed, format!("sslmode=verify-ca&sslrootcert={right}")),
+        (&url, format!("sslmode=verify-full&sslrootcert={right}")),
+    ];
+    for (url, parameters) in accepted {
+        let (by_pool, by_command) = verified(url, &parameters);
+        assert!(by_pool.is_ok() && by_command.is_ok(), "{parameters}: {by_pool:?} {by_command:?}");
+    }
+    let refused = [
+        (&misnamed, format!("sslmode=verify-full&sslrootcert={right}"), "not valid for name"),
+        (&url, format!("sslmode=verify-full&sslrootcert={wrong}"), "invalid peer certificate"),
+        (&url, format!("sslmode=verify-ca&sslrootcert={wrong}"), "invalid peer certificate"),
+        (&url, format!("sslmode=require&sslrootcert={wrong}"), "invalid peer certificate"),
+    ];
+    for (url, parameters, why) in refused {
+        let (by_pool, by_command) = verified(url, &parameters);
+        let told = by_pool.unwrap_err().source.to_string();
+        assert!(told.contains(why), "{parameters}: {told}");
+        assert!(by_command.is_err(), "{parameters}");
+    }
+    let plain = Postgres::start();
+    let (by_pool, _) = verified(&plain.database(), "sslmode=require");
+    assert!(by_pool.unwrap_err().source.to_string().contains("TLS"), "no TLS, no connection");
+    let missing = config(&format!("{url}?sslmode=verify-full&sslrootcert=/nowhere.pem"));
+    assert!(
+        PostgresIndex::new(&missing).err().unwrap().source.to_string().contains("/nowhere.pem")
+    );
+}
+
+#[test]
+fn what_can_not_be_reached_is_an_error_soon() {
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    let wrong = url.replace("sesame", "barley");
+    // Takes connections, and never says a word.
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let of_port = |port: u16| url.replace(&format!(":{}/", server.port()), &format!(":{port}/"));
+    let (mute, nobody) = (of_port(silent.local_addr().unwrap().port()), of_port(1));
+    let all = [(open(&wrong), "password"), (hasty(&mute), "200ms"), (open(&nobody), "refused")];
+    for (index, why) in all {
+        let begun = Instant::now();
+        let first = wait(index.look_up("m/a")).unwrap_err().source.to_string();
+        assert!(first.contains(why), "{first}");
+        let second = wait(index.look_up("m/a")).unwrap_err().source.to_string();
+        assert!(second.contains("away"), "nobody waits again: {second}");
+        assert!(begun.elapsed() < PATIENCE / 3, "{:?}", begun.elapsed());
+        assert!(!format!("{first}{second}").contains("barley"));
+    }
+}
+
+#[test]
+fn a_request_waits_no_longer_than_its_budget() {
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    let bouncer = PgBouncer::before(&server);
+    for url in [url.clone(), bouncer.url_for(&url)] {
+        let index = hasty(&url);
+        wait(async {
+            index.record("m/a", &entry("a")).await.unwrap();
+            let lock = server.session(database_of(&url), "SELECT FROM resources FOR UPDATE");
+            let error = index.confirm("m/a", &Sha256::of(b"a"), 5).await.unwrap_err();
+            assert!(error.source.to_string().contains("200ms"), "{}", error.source);
+            // It was a lock: the server is well.
+            until("others are answered", async || index.look_up("m/a").await.is_ok()).await;
+            nobody_waits(&server, database_of(&url)).await;
+            drop(lock);
+
+            let lock = server.session(database_of(&url), "LOCK TABLE resources");
+            let error = index.look_up("m/a").await.unwrap_err();
+            assert!(error.source.to_string().contains("200ms"), "{}", error.source);
+            let error = index.volume().await.unwrap_err();
+            assert!(error.source.to_string().contains("away"), "{}", error.source);
+            nobody_waits(&server, database_of(&url)).await;
+            drop(lock);
+            until("the index is back", async || index.look_up("m/a").await.is_ok()).await;
+        });
+    }
+}
+
+/// What nobody waits for any more does not go on in the server.
+async fn nobody_waits(server: &Postgres, database: &str) {
+    let waiting = format!(
+        "SELECT count(*) FROM pg_stat_activity
+         WHERE datname = '{database}' AND wait_event_type = 'Lock'"
+    );
+    until("late statements are given up", async || server.sql(database, &waiting) == "0").await;
+}
+
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE / 2;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
+fn a_server_that_comes_back_is_used_again() {
+    let (server, template) = migrated();
+    let index = open(&server.copy_of(&template));
+    wait(async {
+        index.record("m/a", &entry("a")).await.unwrap();
+        server.stop();
+        until("it is noticed", async || index.look_up("m/a").await.is_err()).await;
+        server.resume();
+        until("it is back", async || index.look_up("m/a").await.is_ok()).await;
+        assert_eq!(index.look_up("m/a").await.unwrap(), Some(entry("a")));
+    });
+}
+
+#[test]
+fn a_server_without_room_for_more_connections_keeps_those_there_are() {
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    let index = open(&url);
+    wait(async {
+        index.record("m/a", &entry("a")).await.unwrap();
+        let only_these = format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", database_of(&url));
+        server.sql("postgres", &only_these);
+        until("one of many finds the connection", async || {
+            let many = futures_util::future::join_all((0..20).map(|_| index.look_up("m/a"))).await;
+            many.iter().any(Result::is_err) && many.iter().any(Result::is_ok)
+        })
+        .await;
+        until("it is still there", async || index.look_up("m/a").await.is_ok()).await;
+    });
+}
+
+#[test]
+fn background_work_leaves_connections_to_clients() {
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    let index = open(&url);
+    wait(async {
+        index.add_blob(&Sha256::of(b"a"), 1, 1).await.unwrap();
+        let lock = server.session(database_of(&url), "SELECT FROM blobs FOR UPDATE");
+        let used = [Use { digest: Sha256::of(b"a"), uses: 1, used_at: 2 }];
+        let touching = futures_util::future::join_all((0..20).map(|_| index.touch(&used)));
+        let looking = async {
+            for _ in 0..20 {
+                until("clients are answered", async || index.look_up("m/a").await.is_ok()).await;
+            }
+            drop(lock);
+        };
+        let (touched, ()) = futures_util::future::join(touching, looking).await;
+        for touched in touched {
+            touched.unwrap();
+        }
+        assert_eq!(index.blob(&Sha256::of(b"a")).await.unwrap().unwrap().uses, 21);
+    });
+}
+
+/// The one that stores does not see what the other learns, and is held up until it has learnt it.
+#[test]
+fn what_is_stored_while_it_is_learnt_is_referenced() {
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    let index = open(&url);
+    let learning = server.slow(
+        database_of(&url),
+        "INSERT INTO lists (key, learnt_at) VALUES ('m/list', 1);
+         INSERT INTO expectations SELECT id, 'm/a', 1, sha256('a') FROM lists;
+         UPDATE volume SET floor = floor",
+        2,
+    );
+    wait(index.record("m/a", &entry("a"))).unwrap();
+    let said = server.sql(database_of(&url), "SELECT count(*) FROM expectations");
+    assert_eq!(said, "1", "it was held up until the other had learnt");
+    let stored = wait(index.blob(&Sha256::of(b"a"))).unwrap().unwrap();
+    assert_eq!(stored.unreferenced_since, None);
+    drop(learning);
+}
+
+/// Two processes' worth of everything at once: nothing fails, and all sums are right.
+#[test]
+#[allow(clippy::excessive_nesting, reason = "four things at once, in two processes")]
+fn many_processes_do_not_get_in_each_others_way() {
+    const BLOBS: u64 = 60;
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    let indexes = [open(&url), open(&url)];
+    let body = |number: u64| number.to_string().into_bytes();
+    let digests: Vec<Sha256> = (0..BLOBS).map(|number| Sha256::of(&body(number))).collect();
+    let patient = |result: Result<(), IndexError>| {
+        // A busy machine may be late; nothing else may happen.
+        if let Err(error) = result {
+            let why = error.source.to_string();
+            assert!(why.contains("within") || why.contains("away"), "{why}");
+        }
+    };
+    wait(async {
+        let work = indexes.iter().enumerate().map(|(process, index)| {
+            let digests = &digests;
+            async move {
+                let storing = async {
+                    for number in (0..BLOBS).chain(0..BLOBS) {
+                        let key = format!("m/{process}/{number}");
+                        let text = String::from_utf8(body(number)).unwrap();
+                        patient(index.record(&key, &entry(&text)).await);
+                    }
+                };
+                let forgetting = async {
+                    for some in digests.chunks(7).chain(digests.chunks(5)) {
+                        let mut some = some.to_vec();
+                        if process == 1 {
+                            some.reverse();
+                        }
+                        patient(index.forget_blobs(&some).await);
+                    }
+                };
+                let using = async {
+                    for _ in 0..40 {
+                        let uses = digests.iter().map(|digest| Use {
+                            digest: *digest,
+                            uses: 1,
+                            used_at: 2_000_000_000,
+                        });
+                        let mut uses: Vec<Use> = uses.collect();
+                        if process == 1 {
+                            uses.reverse();
+                        }
+                        patient(index.touch(&uses).await);
+                    }
+                };
+                let learning = async {
+                    for round in 0..20_u64 {
+                        let said = (0..BLOBS).filter(|number| number % 3 == round % 3);
+                        let says = |number: u64| Expectation {
+                            size: Some(1),
+                            digest: Expected::Sha256(Sha256::of(&body(number))),
+                        };
+                        let set: Vec<(String, Expectation)> = said
+                            .clone()
+                            .map(|number| (format!("m/{number}"), says(number)))
+                            .collect();
+                        let unset = set.iter().step_by(2).map(|(key, _)| key.clone()).collect();
+                        let list = format!("m/list{process}");
+                        let change = Change { set, unset: Vec::new() };
+                        patient(index.learn(&list, change, 5).await);
+                        patient(index.learn(&list, Change { set: Vec::new(), unset }, 6).await);
+                        patient(index.finish(&list, &digests[0], 7).await);
+                    }
+                };
+                futures_util::join!(storing, forgetting, using, learning);
+            }
+        });
+        futures_util::future::join_all(work).await;
+    });
+    let database = database_of(&url);
+    let sums = server.sql(
+        database,
+        "SELECT volume.blobs - (SELECT count(*) FROM blobs),
+             volume.bytes - (SELECT coalesce(sum(size), 0) FROM blobs) FROM volume",
+    );
+    assert_eq!(sums, "0|0");
+    let forgotten = "SELECT count(*) FROM blobs WHERE unreferenced_since IS NOT NULL
+         AND EXISTS (SELECT FROM expectations WHERE expectations.digest = blobs.digest)";
+    assert_eq!(server.sql(database, forgotten), "0", "each named blob is referenced");
+    let deadlocks = server.log().matches("deadlock detected").count();
+    assert_eq!(deadlocks, 0, "locks are taken in order");
+}
+
+fn entry(body: &str) -> Entry {
+    Entry { checked_at: 3, ..Entry::nameless(Sha256::of(body.as_bytes()), body.len() as u64) }
+}
