@@ -5,6 +5,7 @@ mod count;
 pub mod flight;
 mod known;
 mod learn;
+mod leases;
 pub mod memory;
 mod metrics;
 pub mod outcome;
@@ -35,6 +36,7 @@ use crate::engine::flight::writer::TAIL;
 use crate::engine::flight::{Boarding, Flights, Interest, Landing, NotBoarded};
 use crate::engine::learn::Learner;
 use crate::engine::learn::doubt::Doubts;
+use crate::engine::leases::Leases;
 use crate::engine::memory::{Known, Memory};
 pub use crate::engine::metrics::EngineMetrics;
 use crate::engine::outcome::{Content, Failure, Outcome, Served};
@@ -95,6 +97,7 @@ pub struct Engine {
     prefetcher: Arc<Prefetcher>,
     judge: Judge,
     flights: Arc<Flights>,
+    leases: Arc<Leases>,
     recheck_after_millis: AtomicU64,
     doubts: Doubts,
     suites: Suites,
@@ -132,6 +135,7 @@ impl Engine {
         let inspector = Inspector::new(&index, &store, moves, room.unadopted(), metrics);
         let inspector = Arc::new(inspector);
         let folders = Folders::new(&config.folders, &index, &inspector, metrics);
+        let leases = Leases::new(&index);
         let engine = Arc::new(Self {
             index,
             store,
@@ -147,6 +151,7 @@ impl Engine {
             prefetcher,
             judge: Judge::new(config.judge.clone(), metrics),
             flights: Arc::default(),
+            leases,
             recheck_after_millis: AtomicU64::new(0),
             doubts: Doubts::default(),
             suites: Suites::default(),
@@ -160,6 +165,7 @@ impl Engine {
         }
         engine.set_recheck_after(config.recheck_after);
         background.spawn(engine.tidying().run());
+        background.spawn(Arc::clone(&engine.leases).run());
         background.spawn(upkeep::scrub(Arc::clone(&engine.inspector), config.scrub));
         background.spawn(upkeep::adopt(Arc::clone(&engine.inspector)));
         background.spawn(Arc::clone(&engine.folders).watch());
@@ -498,6 +504,7 @@ impl Engine {
     pub async fn drain(&self, until: Instant) -> bool {
         self.tasks.close();
         let landed = timeout_at(until, self.tasks.wait()).await.is_ok();
+        self.leases.release_all().await;
         self.tidying().tell().await;
         landed
     }
