@@ -1,6 +1,7 @@
 //! The index: what the site knows of resources. A cache of facts: losing it costs speed, never
 //! correctness.
 
+mod fellow;
 mod lease;
 pub mod postgres;
 pub mod sqlite;
@@ -14,6 +15,7 @@ use thiserror::Error;
 
 use crate::content::digest::{Expected, Sha256};
 use crate::content::validators::Validators;
+pub use crate::index::fellow::{FELLOWS_MAX, Holders, Presence, Site};
 pub use crate::index::lease::{Holding, Lease, Renewal, Renewed, Taken, WANTED_SECONDS};
 
 /// Which make, and where.
@@ -173,7 +175,10 @@ pub struct HashedFile {
     pub digest: Sha256,
 }
 
-/// Facts by resource key. Every call may be repeated, but for [`Index::touch`], which counts.
+/// Facts by resource key. Where processes have volumes of their own, each has an index of its own as
+/// far as bytes go (blobs, what they are worth, pins, sums, files that lie elsewhere), and all have
+/// the same as far as names and lists go: a name is known while some volume has what it stands for.
+/// Every call may be repeated, but for [`Index::touch`], which counts.
 ///
 /// A blob is referenced while a list, learnt in full or in part, names its SHA-256, or was learnt from
 /// it.
@@ -197,7 +202,8 @@ pub trait Index: Send + Sync {
     /// name is not known. Nothing happens if it is known already.
     async fn add_blob(&self, blob: &Sha256, size: u64, now: i64) -> Result<(), IndexError>;
 
-    /// Forgets blobs that are gone or about to be, and every resource whose content they are.
+    /// Forgets blobs that are gone or about to be, and every resource whose content they are, unless
+    /// another volume has it.
     async fn forget_blobs(&self, blobs: &[Sha256]) -> Result<(), IndexError>;
 
     /// What is known of a blob on the volume.
@@ -348,6 +354,16 @@ pub trait Index: Send + Sync {
         key: &str,
         entry: &Entry,
     ) -> Result<bool, IndexError>;
+
+    /// Where `blob` lies: on our volume, and on those of fellows that can be reached.
+    async fn holders(&self, blob: &Sha256) -> Result<Holders, IndexError>;
+
+    /// Tells fellows that this process is there, for some seconds; what it should know of them. `None`:
+    /// this index is for one volume, and there are none.
+    async fn meet(&self, here: &Presence) -> Result<Option<Site>, IndexError>;
+
+    /// Tells fellows that this process is going.
+    async fn part(&self, here: &Presence) -> Result<(), IndexError>;
 
     /// How much is known.
     async fn totals(&self) -> Result<Totals, IndexError>;

@@ -340,7 +340,7 @@ fn what_is_stored_while_it_is_learnt_is_referenced() {
         database_of(&url),
         "INSERT INTO lists (key, learnt_at) VALUES ('m/list', 1);
          INSERT INTO expectations SELECT id, 'm/a', 1, sha256('a') FROM lists;
-         UPDATE volume SET floor = floor",
+         UPDATE volumes SET floor = floor",
         2,
     );
     wait(index.record("m/a", &entry("a"))).unwrap();
@@ -429,8 +429,8 @@ fn many_processes_do_not_get_in_each_others_way() {
     let database = database_of(&url);
     let sums = server.sql(
         database,
-        "SELECT volume.blobs - (SELECT count(*) FROM blobs),
-             volume.bytes - (SELECT coalesce(sum(size), 0) FROM blobs) FROM volume",
+        "SELECT volumes.blobs - (SELECT count(*) FROM blobs),
+             volumes.bytes - (SELECT coalesce(sum(size), 0) FROM blobs) FROM volumes",
     );
     assert_eq!(sums, "0|0");
     let forgotten = "SELECT count(*) FROM blobs WHERE unreferenced_since IS NOT NULL

@@ -1,7 +1,8 @@
-//! Statements about what lies on the volume, and what it is worth.
+//! Statements about what lies on this process's volume, and what it is worth.
 //!
 //! Several processes run them at once. So whatever locks several rows locks them in the order of
-//! their keys, and of what locks rows of several tables, names come first, then blobs, then the volume.
+//! their keys, and of what locks rows of several tables, names come first, then blobs, then
+//! volumes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,29 +17,38 @@ use crate::index::{Class, IndexError, NAMES_MAX, Names, ROUND_TRIP, Stored, Use,
 const COLUMNS: &str =
     "digest, size, stored_at, used_at, uses, rank, checked_at, unreferenced_since";
 
-/// Makes sure that blob `$1` of `$2` bytes is known, since `$3`; `$4` is [`ROUND_TRIP`]. A new one
-/// counts as used once. That a known one is written, as it is, makes this wait for who is forgetting
-/// it. Of a new row, `xmax`, who locked or replaced it, is nobody.
-pub(super) const ADDED: &str = "added AS (
-    INSERT INTO blobs (digest, size, stored_at, used_at, uses, rank, checked_at, unreferenced_since)
-    SELECT $1, $2, $3, $3, 1, floor + 1.0 + $4 / ($2 + 1), $3,
+/// Makes sure that blob `$1` of `$2` bytes is known on this volume, since `$3`; `$4` is
+/// [`ROUND_TRIP`]. A new one counts as used once. That a known one is written, as it is, makes this
+/// wait for who is forgetting it. Of a new row, `xmax`, who locked or replaced it, is nobody.
+pub(super) fn added(own: &str) -> String {
+    format!(
+        "added AS (
+    INSERT INTO blobs (volume, digest, size, stored_at, used_at, uses, rank, checked_at,
+        unreferenced_since)
+    SELECT id, $1, $2, $3, $3, 1, floor + 1.0 + $4 / ($2 + 1), $3,
         CASE WHEN EXISTS (SELECT 1 FROM expectations WHERE expectations.digest = $1)
                OR EXISTS (SELECT 1 FROM lists WHERE lists.blob = $1)
              THEN NULL ELSE $3 END
-    FROM volume
-    ON CONFLICT (digest) DO UPDATE SET size = blobs.size
-    RETURNING size, xmax = 0 AS is_new)";
+    FROM volumes WHERE id = {own}
+    ON CONFLICT (digest, volume) DO UPDATE SET size = blobs.size
+    RETURNING volume, size, xmax = 0 AS is_new)"
+    )
+}
 
-/// Blobs `$1` that lists name are referenced. A list that is being learnt and a blob that is being
+/// Sums up what is `added`.
+pub(super) const COUNT: &str = "UPDATE volumes SET blobs = blobs + 1, bytes = bytes + added.size
+    FROM added WHERE added.is_new AND volumes.id = added.volume";
+
+/// Blobs `$1` that lists name are referenced, on whatever volume. A list that is being learnt and a blob that is being
 /// stored do not see each other: so both look again when they are done, and the later one sees both.
 pub(super) const REFERRED: &str = "WITH referred AS MATERIALIZED (
-        SELECT digest FROM blobs
+        SELECT digest, volume FROM blobs
         WHERE digest = ANY($1) AND unreferenced_since IS NOT NULL
             AND (EXISTS (SELECT 1 FROM expectations WHERE expectations.digest = blobs.digest)
                 OR EXISTS (SELECT 1 FROM lists WHERE lists.blob = blobs.digest))
-        ORDER BY digest FOR NO KEY UPDATE)
+        ORDER BY digest, volume FOR NO KEY UPDATE)
     UPDATE blobs SET unreferenced_since = NULL
-    FROM referred WHERE blobs.digest = referred.digest";
+    FROM referred WHERE blobs.digest = referred.digest AND blobs.volume = referred.volume";
 
 pub(super) async fn add(
     calls: &Calls,
@@ -47,10 +57,7 @@ pub(super) async fn add(
     now: i64,
 ) -> Result<(), IndexError> {
     let (blob, size) = (blob.as_bytes().as_slice(), signed(size));
-    let sql = format!(
-        "WITH {ADDED} UPDATE volume SET blobs = blobs + 1, bytes = bytes + added.size
-         FROM added WHERE added.is_new"
-    );
+    let sql = format!("WITH {} {COUNT}", added(calls.volume()));
     let statements = [
         Statement {
             sql: &sql,
@@ -67,28 +74,36 @@ pub(super) async fn add(
 }
 
 /// One statement: no blob is half forgotten. The names go first, being what the statement itself does;
-/// then what it takes to count.
+/// then what it takes to count. What another volume holds keeps its names.
 pub(super) async fn forget(calls: &Calls, digests: &[Sha256]) -> Result<(), IndexError> {
-    let sql = "WITH names AS MATERIALIZED (
-            SELECT key FROM resources WHERE blob = ANY($1) ORDER BY key FOR UPDATE),
+    let own = calls.volume();
+    let sql = format!(
+        "WITH names AS MATERIALIZED (
+            SELECT key FROM resources
+            WHERE blob = ANY($1) AND NOT EXISTS (
+                SELECT 1 FROM blobs WHERE digest = resources.blob AND volume <> {own})
+            ORDER BY key FOR UPDATE),
         locked AS MATERIALIZED (
-            SELECT digest FROM blobs WHERE digest = ANY($1) ORDER BY digest FOR UPDATE),
+            SELECT digest FROM blobs WHERE digest = ANY($1) AND volume = {own}
+            ORDER BY digest FOR UPDATE),
         forgotten AS (
-            DELETE FROM blobs USING locked WHERE blobs.digest = locked.digest RETURNING size),
+            DELETE FROM blobs USING locked
+            WHERE blobs.digest = locked.digest AND volume = {own} RETURNING size),
         counted AS (
-            UPDATE volume SET blobs = blobs - gone.number, bytes = bytes - gone.sum
+            UPDATE volumes SET blobs = blobs - gone.number, bytes = bytes - gone.sum
             FROM (SELECT count(*) AS number, coalesce(sum(size), 0)::BIGINT AS sum
                   FROM forgotten) AS gone
-            WHERE gone.number > 0)
-        DELETE FROM resources USING names WHERE resources.key = names.key";
+            WHERE gone.number > 0 AND volumes.id = {own})
+        DELETE FROM resources USING names WHERE resources.key = names.key"
+    );
     let parameters: [Parameter<'_>; 1] = [(&sorted(digests), Type::BYTEA_ARRAY)];
-    calls.rows(Purpose::write("forget blobs"), sql, &parameters).await.map(drop)
+    calls.rows(Purpose::write("forget blobs"), &sql, &parameters).await.map(drop)
 }
 
 pub(super) async fn get(calls: &Calls, digest: &Sha256) -> Result<Option<Stored>, IndexError> {
     let purpose = Purpose::read("look up a blob");
     let parameters: [Parameter<'_>; 1] = [(&digest.as_bytes().as_slice(), Type::BYTEA)];
-    Ok(page(calls, purpose, "WHERE digest = $1", &parameters).await?.pop())
+    Ok(page(calls, purpose, "AND digest = $1", &parameters).await?.pop())
 }
 
 pub(super) async fn after(
@@ -100,7 +115,7 @@ pub(super) async fn after(
     page(
         calls,
         Purpose::read("page through blobs").in_background(),
-        "WHERE digest > $1 ORDER BY digest LIMIT $2",
+        "AND digest > $1 ORDER BY digest LIMIT $2",
         &[(&after, Type::BYTEA), (&limit_of(limit), Type::INT8)],
     )
     .await
@@ -120,7 +135,10 @@ pub(super) async fn checked(calls: &Calls, digest: &Sha256, now: i64) -> Result<
     calls
         .rows(
             Purpose::write("note that a blob was checked").in_background(),
-            "UPDATE blobs SET checked_at = $2 WHERE digest = $1",
+            &format!(
+                "UPDATE blobs SET checked_at = $2 WHERE digest = $1 AND volume = {}",
+                calls.volume()
+            ),
             &[(&digest.as_bytes().as_slice(), Type::BYTEA), (&now, Type::INT8)],
         )
         .await
@@ -136,20 +154,24 @@ pub(super) async fn touch(calls: &Calls, uses: &[Use]) -> Result<(), IndexError>
     }
     let digests: Vec<&[u8]> = sums.keys().copied().collect();
     let (numbers, times): (Vec<i64>, Vec<i64>) = sums.values().copied().unzip();
+    let own = calls.volume();
     calls
         .rows(
             Purpose::write("note uses").in_background(),
-            "WITH used AS MATERIALIZED (
+            &format!(
+                "WITH used AS MATERIALIZED (
                  SELECT blobs.digest, told.number, told.at
                  FROM unnest($1, $2, $3) AS told (digest, number, at)
-                 JOIN blobs ON blobs.digest = told.digest
+                 JOIN blobs ON blobs.digest = told.digest AND volume = {own}
                  ORDER BY blobs.digest FOR NO KEY UPDATE OF blobs)
              UPDATE blobs SET uses = uses + used.number,
                  used_at = greatest(used_at, used.at),
                  rank = floor + (uses + used.number) * (1.0 + $4 / (size + 1)),
                  unreferenced_since = CASE WHEN unreferenced_since < used.at THEN used.at
                                            ELSE unreferenced_since END
-             FROM used, volume WHERE blobs.digest = used.digest",
+             FROM used, volumes
+             WHERE blobs.digest = used.digest AND volume = {own} AND volumes.id = {own}"
+            ),
             &[
                 (&digests, Type::BYTEA_ARRAY),
                 (&numbers, Type::INT8_ARRAY),
@@ -180,7 +202,7 @@ pub(super) async fn victims(
             page(
                 calls,
                 purpose,
-                "WHERE unreferenced_since IS NOT NULL AND NOT pinned AND unreferenced_since < $1
+                "AND unreferenced_since IS NOT NULL AND NOT pinned AND unreferenced_since < $1
                      AND (unreferenced_since, digest) > ($2, $3)
                  ORDER BY unreferenced_since, digest LIMIT $4",
                 &[
@@ -196,7 +218,7 @@ pub(super) async fn victims(
             page(
                 calls,
                 purpose,
-                "WHERE unreferenced_since IS NOT NULL AND NOT pinned AND (rank, digest) > ($1, $2)
+                "AND unreferenced_since IS NOT NULL AND NOT pinned AND (rank, digest) > ($1, $2)
                  ORDER BY rank, digest LIMIT $3",
                 &by_rank,
             )
@@ -206,7 +228,7 @@ pub(super) async fn victims(
             page(
                 calls,
                 purpose,
-                "WHERE unreferenced_since IS NULL AND NOT pinned AND (rank, digest) > ($1, $2)
+                "AND unreferenced_since IS NULL AND NOT pinned AND (rank, digest) > ($1, $2)
                  ORDER BY rank, digest LIMIT $3",
                 &by_rank,
             )
@@ -219,7 +241,7 @@ pub(super) async fn raise_floor(calls: &Calls, floor: f64) -> Result<(), IndexEr
     calls
         .rows(
             Purpose::write("raise the floor").in_background(),
-            "UPDATE volume SET floor = $1 WHERE floor < $1",
+            &format!("UPDATE volumes SET floor = $1 WHERE floor < $1 AND id = {}", calls.volume()),
             &[(&floor, Type::FLOAT8)],
         )
         .await
@@ -266,13 +288,17 @@ fn name_from(row: &Row) -> Result<(usize, bool, String), Trouble> {
 }
 
 pub(super) async fn pin(calls: &Calls, digests: &[Sha256]) -> Result<(), IndexError> {
+    let own = calls.volume();
     calls
         .rows(
             Purpose::write("pin blobs").in_background(),
-            "WITH locked AS MATERIALIZED (
-                 SELECT digest FROM blobs WHERE digest = ANY($1)
-                 ORDER BY digest FOR NO KEY UPDATE)
-             UPDATE blobs SET pinned = true FROM locked WHERE blobs.digest = locked.digest",
+            &format!(
+                "WITH locked AS MATERIALIZED (
+                     SELECT digest FROM blobs WHERE digest = ANY($1) AND volume = {own}
+                     ORDER BY digest FOR NO KEY UPDATE)
+                 UPDATE blobs SET pinned = true FROM locked
+                 WHERE blobs.digest = locked.digest AND volume = {own}"
+            ),
             &[(&sorted(digests), Type::BYTEA_ARRAY)],
         )
         .await
@@ -280,12 +306,17 @@ pub(super) async fn pin(calls: &Calls, digests: &[Sha256]) -> Result<(), IndexEr
 }
 
 pub(super) async fn unpin(calls: &Calls) -> Result<(), IndexError> {
+    let own = calls.volume();
     calls
         .rows(
             Purpose::write("unpin blobs").in_background(),
-            "WITH locked AS MATERIALIZED (
-                 SELECT digest FROM blobs WHERE pinned ORDER BY digest FOR NO KEY UPDATE)
-             UPDATE blobs SET pinned = false FROM locked WHERE blobs.digest = locked.digest",
+            &format!(
+                "WITH locked AS MATERIALIZED (
+                     SELECT digest FROM blobs WHERE pinned AND volume = {own}
+                     ORDER BY digest FOR NO KEY UPDATE)
+                 UPDATE blobs SET pinned = false FROM locked
+                 WHERE blobs.digest = locked.digest AND volume = {own}"
+            ),
             &[],
         )
         .await
@@ -294,8 +325,10 @@ pub(super) async fn unpin(calls: &Calls) -> Result<(), IndexError> {
 
 pub(super) async fn volume(calls: &Calls) -> Result<Volume, IndexError> {
     let purpose = Purpose::read("sum up the volume");
-    let rows = calls.rows(purpose, "SELECT blobs, bytes, floor FROM volume", &[]).await?;
-    let row = rows.first().ok_or(Trouble::Corrupt("no sum")).map_err(corrupt(purpose))?;
+    let sql = format!("SELECT blobs, bytes, floor FROM volumes WHERE id = {}", calls.volume());
+    let rows = calls.rows(purpose, &sql, &[]).await?;
+    // One that this database does not know yet is empty to it.
+    let Some(row) = rows.first() else { return Ok(Volume::default()) };
     let read = || {
         Ok(Volume { blobs: unsigned(row, 0)?, bytes: unsigned(row, 1)?, floor: column(row, 2)? })
     };
@@ -308,7 +341,7 @@ async fn page(
     rest: &str,
     parameters: &[Parameter<'_>],
 ) -> Result<Vec<Stored>, IndexError> {
-    let sql = format!("SELECT {COLUMNS} FROM blobs {rest}");
+    let sql = format!("SELECT {COLUMNS} FROM blobs WHERE volume = {} {rest}", calls.volume());
     let rows = calls.rows(purpose, &sql, parameters).await?;
     rows.iter().map(stored_from).collect::<Result<_, _>>().map_err(corrupt(purpose))
 }

@@ -26,6 +26,7 @@ use crate::index::postgres::health::{Health, reasons};
 use crate::index::postgres::schema::{self, SchemaMismatch};
 use crate::index::postgres::tls;
 use crate::index::postgres::url::{Config, Patience};
+use crate::index::postgres::volumes::{self, Own};
 
 /// For how long a request waits for the database before it goes on without: what apt's users would
 /// not notice, and longer than any statement of a request takes on a database that is well.
@@ -165,6 +166,7 @@ pub(super) struct Calls {
     /// Connections that background work may take, so that clients find some.
     background: Semaphore,
     schema_is_right: AtomicBool,
+    volume: Own,
     tasks: TaskTracker,
 }
 
@@ -188,8 +190,19 @@ impl Calls {
             patience: config.patience,
             background: Semaphore::new((config.connections / 2).max(1)),
             schema_is_right: AtomicBool::new(false),
+            volume: Own::new(config.volume),
             tasks: TaskTracker::new(),
         })
+    }
+
+    /// The number of this process's volume, as an expression.
+    pub(super) fn volume(&self) -> &str {
+        &self.volume.id
+    }
+
+    /// This process's volume.
+    pub(super) fn own(&self) -> &Own {
+        &self.volume
     }
 
     /// The rows of one statement.
@@ -317,7 +330,10 @@ impl Calls {
         let connection = Connection { object: Some(object) };
         if !self.schema_is_right.load(Ordering::Relaxed) {
             match schema::check(&connection).await {
-                Ok(Ok(())) => self.schema_is_right.store(true, Ordering::Relaxed),
+                Ok(Ok(())) => {
+                    volumes::register(&connection, &self.volume).await?;
+                    self.schema_is_right.store(true, Ordering::Relaxed);
+                }
                 Ok(Err(mismatch)) => {
                     connection.give_back();
                     return Err(Trouble::Schema(mismatch));

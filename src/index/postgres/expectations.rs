@@ -343,25 +343,26 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    /// Settles which blobs are referenced now. One that a list does not name any more may have been
+    /// Settles which blobs are referenced now, on all volumes. One that a list does not name any more may have been
     /// pinned because of that list. The digests that were looked at.
     async fn commit(self) -> Result<Vec<Vec<u8>>, Trouble> {
         let (digests, unnamed): (Vec<Vec<u8>>, Vec<bool>) = self.changed.into_iter().unzip();
         self.client
             .query_typed(
                 "WITH changed AS MATERIALIZED (
-                     SELECT blobs.digest, said.unnamed
+                     SELECT blobs.digest, blobs.volume, said.unnamed
                      FROM unnest($1, $2) AS said (digest, unnamed)
                      JOIN blobs ON blobs.digest = said.digest
                      WHERE said.unnamed OR unreferenced_since IS NOT NULL
-                     ORDER BY blobs.digest FOR NO KEY UPDATE OF blobs)
+                     ORDER BY blobs.digest, blobs.volume FOR NO KEY UPDATE OF blobs)
                  UPDATE blobs SET pinned = pinned AND NOT changed.unnamed,
                      unreferenced_since = CASE
                          WHEN EXISTS (SELECT 1 FROM expectations
                                       WHERE expectations.digest = blobs.digest)
                            OR EXISTS (SELECT 1 FROM lists WHERE lists.blob = blobs.digest)
                          THEN NULL ELSE coalesce(unreferenced_since, $3) END
-                 FROM changed WHERE blobs.digest = changed.digest",
+                 FROM changed
+                 WHERE blobs.digest = changed.digest AND blobs.volume = changed.volume",
                 &[
                     (&digests, Type::BYTEA_ARRAY),
                     (&unnamed, Type::BOOL_ARRAY),

@@ -1,4 +1,4 @@
-//! Statements about files that lie elsewhere than on the volume.
+//! Statements about files that lie elsewhere than on the volume, as its processes see them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -17,7 +17,7 @@ const COLUMNS: &str = "path, size, modified, changed, inode, digest";
 
 pub(super) async fn get(calls: &Calls, path: &Path) -> Result<Option<HashedFile>, IndexError> {
     let purpose = Purpose::read("look up a file").in_background();
-    Ok(page(calls, purpose, "WHERE path = $1", &[(&bytes(path), Type::BYTEA)]).await?.pop())
+    Ok(page(calls, purpose, "AND path = $1", &[(&bytes(path), Type::BYTEA)]).await?.pop())
 }
 
 pub(super) async fn with(
@@ -28,7 +28,7 @@ pub(super) async fn with(
     page(
         calls,
         Purpose::read("look up files"),
-        "WHERE digest = $1 LIMIT $2",
+        "AND digest = $1 LIMIT $2",
         &[(&digest.as_bytes().as_slice(), Type::BYTEA), (&limit_of(limit), Type::INT8)],
     )
     .await
@@ -45,7 +45,7 @@ pub(super) async fn below(
     page(
         calls,
         Purpose::read("page through files").in_background(),
-        "WHERE path > $1 AND path < $2 ORDER BY path LIMIT $3",
+        "AND path > $1 AND path < $2 ORDER BY path LIMIT $3",
         &[(&after, Type::BYTEA), (&end, Type::BYTEA), (&limit_of(limit), Type::INT8)],
     )
     .await
@@ -63,11 +63,15 @@ pub(super) async fn record(calls: &Calls, files: &[HashedFile]) -> Result<(), In
     calls
         .rows(
             Purpose::write("record files").in_background(),
-            "INSERT INTO files (path, size, modified, changed, inode, digest)
-             SELECT * FROM unnest($1, $2, $3, $4, $5, $6)
-             ON CONFLICT (path) DO UPDATE SET
-                 size = excluded.size, modified = excluded.modified, changed = excluded.changed,
-                 inode = excluded.inode, digest = excluded.digest",
+            &format!(
+                "INSERT INTO files (volume, path, size, modified, changed, inode, digest)
+                 SELECT id, told.* FROM volumes, unnest($1, $2, $3, $4, $5, $6) AS told
+                 WHERE id = {}
+                 ON CONFLICT (volume, path) DO UPDATE SET
+                     size = excluded.size, modified = excluded.modified,
+                     changed = excluded.changed, inode = excluded.inode, digest = excluded.digest",
+                calls.volume()
+            ),
             &[
                 (&paths, Type::BYTEA_ARRAY),
                 (&numbers(|identity| signed(identity.size)), Type::INT8_ARRAY),
@@ -84,12 +88,17 @@ pub(super) async fn record(calls: &Calls, files: &[HashedFile]) -> Result<(), In
 pub(super) async fn forget(calls: &Calls, paths: &[PathBuf]) -> Result<(), IndexError> {
     let mut paths: Vec<&[u8]> = paths.iter().map(|path| bytes(path)).collect();
     paths.sort_unstable();
+    let own = calls.volume();
     calls
         .rows(
             Purpose::write("forget files").in_background(),
-            "WITH locked AS MATERIALIZED (
-                 SELECT path FROM files WHERE path = ANY($1) ORDER BY path FOR UPDATE)
-             DELETE FROM files USING locked WHERE files.path = locked.path",
+            &format!(
+                "WITH locked AS MATERIALIZED (
+                     SELECT path FROM files WHERE path = ANY($1) AND volume = {own}
+                     ORDER BY path FOR UPDATE)
+                 DELETE FROM files USING locked
+                 WHERE files.path = locked.path AND volume = {own}"
+            ),
             &[(&paths, Type::BYTEA_ARRAY)],
         )
         .await
@@ -106,7 +115,7 @@ async fn page(
     rest: &str,
     parameters: &[Parameter<'_>],
 ) -> Result<Vec<HashedFile>, IndexError> {
-    let sql = format!("SELECT {COLUMNS} FROM files {rest}");
+    let sql = format!("SELECT {COLUMNS} FROM files WHERE volume = {} {rest}", calls.volume());
     let rows = calls.rows(purpose, &sql, parameters).await?;
     rows.iter().map(file_from).collect::<Result<_, _>>().map_err(corrupt(purpose))
 }

@@ -11,6 +11,7 @@ mod rows;
 pub mod schema;
 mod tls;
 mod url;
+mod volumes;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,8 +23,8 @@ use self::calls::{Calls, Purpose};
 pub use self::url::{Config, Patience};
 use crate::content::digest::Sha256;
 use crate::index::{
-    Change, Class, Entry, Expectation, HashedFile, Holding, Index, IndexError, Lease, Names,
-    Renewal, Renewed, Stored, Taken, Totals, Use, Volume,
+    Change, Class, Entry, Expectation, HashedFile, Holders, Holding, Index, IndexError, Lease,
+    Names, Presence, Renewal, Renewed, Site, Stored, Taken, Totals, Use, Volume,
 };
 
 /// An [`Index`] in PostgreSQL. Calls that clients wait for fail when their time is up, and at once
@@ -254,15 +255,30 @@ impl Index for PostgresIndex {
         resources::record_under(&self.calls, lease, key, entry).await
     }
 
+    async fn holders(&self, blob: &Sha256) -> Result<Holders, IndexError> {
+        volumes::holders(&self.calls, blob).await
+    }
+
+    async fn meet(&self, here: &Presence) -> Result<Option<Site>, IndexError> {
+        volumes::meet(&self.calls, here).await
+    }
+
+    async fn part(&self, here: &Presence) -> Result<(), IndexError> {
+        volumes::part(&self.calls, here).await
+    }
+
     async fn totals(&self) -> Result<Totals, IndexError> {
         let purpose = Purpose::read("count resources").in_background();
         let rows = self
             .calls
             .rows(
                 purpose,
-                "SELECT (SELECT count(*) FROM resources), blobs, bytes,
-                     (SELECT count(*) FROM expectations)
-                 FROM volume",
+                &format!(
+                    "SELECT (SELECT count(*) FROM resources), blobs, bytes,
+                         (SELECT count(*) FROM expectations)
+                     FROM volumes WHERE id = {}",
+                    self.calls.volume()
+                ),
                 &[],
             )
             .await?;

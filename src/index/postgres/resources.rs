@@ -5,7 +5,7 @@ use tokio_postgres::types::Type;
 
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
-use crate::index::postgres::blobs::{ADDED, REFERRED};
+use crate::index::postgres::blobs::{COUNT, REFERRED, added};
 use crate::index::postgres::calls::{Calls, Parameter, Purpose, Statement};
 use crate::index::postgres::leases::FENCE;
 use crate::index::postgres::rows::{column, corrupt, digest, limit_of, signed, unsigned};
@@ -30,17 +30,15 @@ const RECORDED: &str = "ON CONFLICT (key) DO UPDATE SET
         last_modified = excluded.last_modified, etag = excluded.etag,
         content_type = excluded.content_type, checked_at = excluded.checked_at";
 
-const COUNTED: &str = "counted AS (
-    UPDATE volume SET blobs = blobs + 1, bytes = bytes + added.size
-    FROM added WHERE added.is_new)";
-
 const INTO: &str =
     "INSERT INTO resources (key, blob, size, last_modified, etag, content_type, checked_at)";
 
 /// Its clients have their bytes by then, or follow the flight that still has them.
 pub(super) async fn record(calls: &Calls, key: &str, entry: &Entry) -> Result<(), IndexError> {
-    let sql =
-        format!("WITH {ADDED}, {COUNTED} {INTO} VALUES ($5, $1, $2, $6, $7, $8, $3) {RECORDED}");
+    let added = added(calls.volume());
+    let sql = format!(
+        "WITH {added}, counted AS ({COUNT}) {INTO} VALUES ($5, $1, $2, $6, $7, $8, $3) {RECORDED}"
+    );
     recorded(calls, &sql, key, entry, &[]).await.map(drop)
 }
 
@@ -51,8 +49,9 @@ pub(super) async fn record_under(
     key: &str,
     entry: &Entry,
 ) -> Result<bool, IndexError> {
+    let added = added(calls.volume());
     let sql = format!(
-        "WITH {FENCE}, {ADDED}, {COUNTED} {INTO}
+        "WITH {FENCE}, {added}, counted AS ({COUNT}) {INTO}
          SELECT $5, $1, $2, $6, $7, $8, $3 FROM fence {RECORDED} RETURNING 1"
     );
     let fence: [Parameter<'_>; 2] =
@@ -110,7 +109,7 @@ pub(super) async fn confirm(
         .map(drop)
 }
 
-/// With a mark, if there is one of that; under no name, if there is no name.
+/// With a mark, if there is one of that; under no name, if there is no name; on whatever volume.
 pub(super) async fn by_blob(calls: &Calls, blob: &Sha256) -> Result<Option<Entry>, IndexError> {
     let purpose = Purpose::read("look up a blob");
     let rows = calls
@@ -158,8 +157,8 @@ pub(super) async fn uses_below(
     let rows = calls
         .rows(
             purpose,
-            "SELECT key, used_at FROM resources JOIN blobs ON digest = blob
-             WHERE key > $1 AND key < $2 ORDER BY key LIMIT $3",
+            "SELECT key, max(used_at) FROM resources JOIN blobs ON digest = blob
+             WHERE key > $1 AND key < $2 GROUP BY key ORDER BY key LIMIT $3",
             &[
                 (&from.as_str().max(after), Type::TEXT),
                 (&to, Type::TEXT),

@@ -19,6 +19,8 @@ pub struct Config {
     pub(super) connections: usize,
     /// For how long it is waited for.
     pub(super) patience: Patience,
+    /// The identity of this process's volume.
+    pub(super) volume: u128,
 }
 
 /// For how long a call may take, whatever is in its way.
@@ -46,6 +48,13 @@ pub(super) enum Security {
 }
 
 impl Config {
+    /// For a process with this volume: what it stores and evicts is that volume's. Where nobody says,
+    /// all have the same.
+    #[must_use]
+    pub fn on_volume(self, identity: u128) -> Self {
+        Self { volume: identity, ..self }
+    }
+
     /// Reads `postgres://USER:PASSWORD@HOST:PORT/DATABASE?…`. Besides what the driver knows,
     /// `sslmode` may be `verify-ca` or `verify-full`, with `sslrootcert`. `connections` is the most
     /// that are opened.
@@ -79,7 +88,7 @@ impl Config {
         if server.get_application_name().is_none() {
             server.application_name("aptmesh");
         }
-        Ok(Self { server, security, ca_file, connections, patience })
+        Ok(Self { server, security, ca_file, connections, patience, volume: 0 })
     }
 
     /// For how long a connection may take to be made.

@@ -18,8 +18,8 @@ use self::leases::Leases;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::index::{
-    Change, Class, Entry, Expectation, HashedFile, Holding, Index, IndexError, Lease, Names,
-    Renewal, Renewed, Stored, Taken, Totals, Use, Volume, bounds_of,
+    Change, Class, Entry, Expectation, HashedFile, Holders, Holding, Index, IndexError, Lease,
+    Names, Presence, Renewal, Renewed, Site, Stored, Taken, Totals, Use, Volume, bounds_of,
 };
 
 /// Where the embedded index is kept.
@@ -464,6 +464,19 @@ impl Index for SqliteIndex {
             self.record(key, entry).await?;
         }
         Ok(is_held)
+    }
+
+    async fn holders(&self, blob: &Sha256) -> Result<Holders, IndexError> {
+        let size = self.blob(blob).await?.map(|stored| stored.size);
+        Ok(Holders { is_ours: size.is_some(), size, ..Holders::default() })
+    }
+
+    async fn meet(&self, _here: &Presence) -> Result<Option<Site>, IndexError> {
+        Ok(None)
+    }
+
+    async fn part(&self, _here: &Presence) -> Result<(), IndexError> {
+        Ok(())
     }
 
     async fn totals(&self) -> Result<Totals, IndexError> {

@@ -1,0 +1,1 @@
+-- Volumes are told apart where processes that have one each share an index. This index has one volume.

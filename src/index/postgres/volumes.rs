@@ -1,0 +1,154 @@
+//! Statements about volumes, and about the replicas that give blobs of theirs to others.
+
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Row};
+
+use crate::content::digest::Sha256;
+use crate::index::postgres::calls::{Calls, Purpose, Statement, Trouble};
+use crate::index::postgres::rows::{column, corrupt, unsigned};
+use crate::index::{FELLOWS_MAX, Holders, IndexError, Presence, Site};
+
+/// Who has said nothing for longer is not asked.
+const SILENT_SECONDS: f64 = 15.0;
+
+/// The volume of this process.
+pub(super) struct Own {
+    identity: String,
+    /// Its number, as an expression: looked up by each statement, so that a database that was lost or
+    /// restored is no matter.
+    pub(super) id: String,
+}
+
+impl Own {
+    pub(super) fn new(identity: u128) -> Self {
+        // Digits only: it may stand in a statement.
+        let identity = format!("{identity:032x}");
+        Self { id: format!("(SELECT id FROM volumes WHERE identity = '{identity}')"), identity }
+    }
+
+    /// Makes it known to the database, for its first process. What was stored before volumes were told
+    /// apart lies on the one whose process comes first.
+    fn registered(&self) -> [String; 2] {
+        let Self { identity, id } = self;
+        [
+            format!(
+                "UPDATE volumes SET identity = '{identity}' WHERE identity IS NULL AND {id} IS NULL"
+            ),
+            format!(
+                "INSERT INTO volumes (identity) SELECT '{identity}' WHERE {id} IS NULL
+                 ON CONFLICT (identity) DO NOTHING"
+            ),
+        ]
+    }
+}
+
+/// Before a process's first call. A database that can not be written is read all the same.
+pub(super) async fn register(client: &Client, own: &Own) -> Result<(), tokio_postgres::Error> {
+    let statements = own.registered().join(";");
+    match client.batch_execute(&statements).await {
+        Err(error) if error.code().is_some() => {
+            tracing::debug!(%error, "the database does not take the volume");
+            Ok(())
+        }
+        registered => registered,
+    }
+}
+
+pub(super) async fn meet(calls: &Calls, here: &Presence) -> Result<Option<Site>, IndexError> {
+    let purpose = Purpose::write("meet the fellows").in_background();
+    let own = calls.volume();
+    let [claim, insert] = calls.own().registered();
+    let seen = format!(
+        "UPDATE volumes SET seen_at = now() WHERE id = {own} AND seen_at < now() - interval '1 hour'"
+    );
+    let present = format!(
+        "INSERT INTO fellows (url, process, volume, seen_at)
+         SELECT $1, $2, id, clock_timestamp() FROM volumes WHERE id = {own} AND $1 IS NOT NULL
+         ON CONFLICT (url) DO UPDATE SET
+             process = excluded.process, volume = excluded.volume, seen_at = excluded.seen_at"
+    );
+    let founded = "INSERT INTO site (is_this, secret)
+        SELECT true, $1 WHERE NOT EXISTS (SELECT 1 FROM site) ON CONFLICT (is_this) DO NOTHING";
+    let site = format!(
+        "SELECT secret, extract(epoch FROM clock_timestamp())::FLOAT8, EXISTS (
+             SELECT 1 FROM fellows WHERE volume <> {own}
+                 AND seen_at > clock_timestamp() - make_interval(secs => $1))
+         FROM site"
+    );
+    let statements = [
+        Statement { sql: &claim, parameters: &[] },
+        Statement { sql: &insert, parameters: &[] },
+        Statement { sql: &seen, parameters: &[] },
+        Statement {
+            sql: &present,
+            parameters: &[(&here.url, Type::TEXT), (&here.process, Type::TEXT)],
+        },
+        Statement { sql: founded, parameters: &[(&here.new_secret, Type::BYTEA)] },
+        Statement { sql: &site, parameters: &[(&SILENT_SECONDS, Type::FLOAT8)] },
+    ];
+    let rows = calls.rows_of_last(purpose, &statements).await?;
+    let row = rows.first().ok_or(Trouble::Corrupt("no secret")).map_err(corrupt(purpose))?;
+    site_from(row).map(Some).map_err(corrupt(purpose))
+}
+
+fn site_from(row: &Row) -> Result<Site, Trouble> {
+    Ok(Site { secret: column(row, 0)?, now: column(row, 1)?, has_fellows: column(row, 2)? })
+}
+
+/// With those that died long ago.
+pub(super) async fn part(calls: &Calls, here: &Presence) -> Result<(), IndexError> {
+    calls
+        .rows(
+            Purpose::write("leave the fellows"),
+            "WITH gone AS MATERIALIZED (
+                 SELECT url FROM fellows
+                 WHERE (url = $1 AND process = $2)
+                     OR seen_at < clock_timestamp() - interval '1 hour'
+                 ORDER BY url FOR UPDATE)
+             DELETE FROM fellows USING gone WHERE fellows.url = gone.url",
+            &[(&here.url, Type::TEXT), (&here.process, Type::TEXT)],
+        )
+        .await
+        .map(drop)
+}
+
+/// In whatever order, so that all of them are asked in turn.
+pub(super) async fn holders(calls: &Calls, blob: &Sha256) -> Result<Holders, IndexError> {
+    let purpose = Purpose::read("look up who holds a blob");
+    let sql = format!(
+        "SELECT blobs.volume = {own}, size, url
+         FROM blobs LEFT JOIN fellows ON fellows.volume = blobs.volume AND blobs.volume <> {own}
+             AND fellows.seen_at > clock_timestamp() - make_interval(secs => $2)
+         WHERE digest = $1 ORDER BY blobs.volume = {own} DESC, random() LIMIT $3",
+        own = calls.volume()
+    );
+    let limit = i64::try_from(FELLOWS_MAX).unwrap_or(i64::MAX).saturating_add(1);
+    let rows = calls
+        .rows(
+            purpose,
+            &sql,
+            &[
+                (&blob.as_bytes().as_slice(), Type::BYTEA),
+                (&SILENT_SECONDS, Type::FLOAT8),
+                (&limit, Type::INT8),
+            ],
+        )
+        .await?;
+    let mut holders = Holders::default();
+    for row in &rows {
+        add_holder(&mut holders, row).map_err(corrupt(purpose))?;
+    }
+    Ok(holders)
+}
+
+fn add_holder(holders: &mut Holders, row: &Row) -> Result<(), Trouble> {
+    let is_ours: Option<bool> = column(row, 0)?;
+    if is_ours == Some(true) {
+        holders.is_ours = true;
+    } else {
+        holders.is_elsewhere = true;
+        holders.size = Some(unsigned(row, 1)?);
+        holders.urls.extend(column::<Option<String>>(row, 2)?);
+    }
+    Ok(())
+}
