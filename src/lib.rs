@@ -12,6 +12,7 @@ pub mod telemetry;
 pub mod index;
 pub mod mirror;
 pub mod store;
+pub mod swarm;
 
 pub mod engine;
 

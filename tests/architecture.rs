@@ -6,14 +6,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module and the modules of this crate that it may use.
-const MAY_USE: [(&str, &[&str]); 10] = [
+const MAY_USE: [(&str, &[&str]); 11] = [
     ("content", &[]),
     ("archive", &["content"]),
     ("telemetry", &[]),
     ("index", &["content", "telemetry"]),
     ("store", &["content", "telemetry"]),
     ("mirror", &["archive", "content", "telemetry"]),
-    ("engine", &["archive", "content", "telemetry", "index", "store", "mirror"]),
+    ("swarm", &["content", "telemetry"]),
+    ("engine", &["archive", "content", "telemetry", "index", "store", "mirror", "swarm"]),
     ("web", &["archive", "content", "telemetry", "mirror", "index", "engine"]),
     ("config", &["archive", "telemetry", "index", "store", "mirror", "engine"]),
     ("cli", &["telemetry", "index", "store", "mirror", "engine", "web", "config"]),
@@ -29,8 +30,8 @@ const ONLY_IN: [(&str, &[&str]); 13] = [
     ("PostgresIndex", &["index/postgres", "cli/wiring.rs"]),
     ("warp", &["web"]),
     ("hyper", &["web"]),
-    ("reqwest", &["mirror"]),
-    ("tokio", &["telemetry", "index", "store", "mirror", "engine", "web", "cli"]),
+    ("reqwest", &["mirror", "swarm"]),
+    ("tokio", &["telemetry", "index", "store", "mirror", "swarm", "engine", "web", "cli"]),
     ("std::fs", &["store", "index", "engine", "web", "config", "mirror", "cli"]),
     ("SystemTime::now", &["store", "engine", "cli/evict.rs"]),
     ("SqliteIndex", &["index/sqlite", "cli/wiring.rs"]),

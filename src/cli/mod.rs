@@ -89,6 +89,9 @@ struct SettingFlags {
     /// Address for operators.
     #[arg(long, global = true, value_name = "ADDRESS:PORT")]
     admin_listen: Option<String>,
+    /// Address for other replicas, if they are told of it (`proxy.advertise`).
+    #[arg(long, global = true, value_name = "ADDRESS:PORT")]
+    peer_listen: Option<String>,
     /// Folder for blobs and index.
     #[arg(long, global = true, value_name = "DIR")]
     data: Option<String>,
@@ -107,6 +110,7 @@ impl SettingFlags {
         let flags: Flags = [
             ("listen.proxy", listen),
             ("listen.admin", self.admin_listen),
+            ("listen.peer", self.peer_listen),
             ("data.dir", self.data),
             ("index.url", self.index),
             ("log.format", self.log_format),

@@ -63,12 +63,31 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     let (_stop_admin, admin_draining) = watch::channel(false);
     background.spawn(listener.serve(surface.into(), admin_draining, background.clone()));
 
+    let peer_address = match config.listen.peer {
+        None => None,
+        Some(address) => {
+            let surface = Surface {
+                routes: parts.peer.routes(),
+                proxy: None,
+                served_bytes: Some(parts.peer.served_bytes().clone()),
+                tasks: connections.clone(),
+            };
+            let listener = bind(address, "listen.peer", &config).await?;
+            let bound = listener.address()?;
+            let stop = draining.clone();
+            connections.spawn(listener.serve(surface.into(), stop, connections.clone()));
+            Some(bound)
+        }
+    };
+    parts.engine.meet_fellows(&background).await;
+
     // Before anybody can know that it runs: until then a signal would just kill it.
     let signals = Signals::listen()?;
-    super::print_out(&greeting(&config, &proxy_addresses, admin_address))?;
+    super::print_out(&greeting(&config, &proxy_addresses, admin_address, peer_address))?;
     wait_for_stop(signals, &parts, &config, &sources).await;
     tracing::info!("stopping: no new connections, {DRAIN_MAX:?} for what is under way");
     drain.send_replace(true);
+    parts.engine.leave_fellows().await;
     stop(&parts, &connections).await;
     Ok(())
 }
@@ -79,9 +98,15 @@ async fn bind(address: SocketAddr, key: &str, config: &Config) -> anyhow::Result
         .with_context(|| format!("could not listen on {address} ({key})"))
 }
 
-fn greeting(config: &Config, proxies: &[SocketAddr], admin: SocketAddr) -> String {
-    let listening: Vec<String> =
+fn greeting(
+    config: &Config,
+    proxies: &[SocketAddr],
+    admin: SocketAddr,
+    peer: Option<SocketAddr>,
+) -> String {
+    let mut listening: Vec<String> =
         proxies.iter().map(|address| format!("  proxy on http://{address}")).collect();
+    listening.extend(peer.map(|address| format!("  peer on http://{address}")));
     let example = proxies.first().map(ToString::to_string).unwrap_or_default();
     format!(
         "aptmesh {}

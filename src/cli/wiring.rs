@@ -13,14 +13,15 @@ use crate::engine::Engine;
 use crate::engine::volume::import::Importer;
 use crate::engine::volume::inspect::Inspector;
 use crate::engine::volume::room::Room;
-use crate::index::postgres::PostgresIndex;
 use crate::index::postgres::schema::SchemaMismatch;
+use crate::index::postgres::{self, PostgresIndex};
 use crate::index::sqlite::{self, SqliteIndex};
 use crate::index::{self, Index, IndexError};
 use crate::mirror::Mirror;
-use crate::store::Store;
+use crate::store::{self, Store};
 use crate::telemetry::metrics::Metrics;
 use crate::web::admin::Admin;
+use crate::web::peer::Peer;
 use crate::web::proxy::Proxy;
 
 /// The running parts.
@@ -29,6 +30,7 @@ pub(super) struct Parts {
     pub(super) mirror: Arc<Mirror>,
     pub(super) proxy: Arc<Proxy>,
     pub(super) admin: Arc<Admin>,
+    pub(super) peer: Arc<Peer>,
 }
 
 /// What nobody waits for when the process stops runs on `background`.
@@ -42,20 +44,21 @@ pub(super) async fn build(
     let mirror = Arc::new(Mirror::new(&config.mirror, &metrics)?);
     let engine = Engine::new(
         &config.engine,
-        open_index(&config.index).await?,
+        open_index(config).await?,
         store,
         Arc::clone(&mirror),
         &metrics,
         background,
-    );
+    )?;
     let proxy = Arc::new(Proxy::new(
         Arc::clone(&engine),
         config.clients.clone(),
         config.groups.clone(),
         config.mirror.pseudonym.clone(),
     ));
+    let peer = Arc::new(Peer::new(Arc::clone(&engine), &metrics));
     let admin = Arc::new(Admin::new(Arc::clone(&engine), metrics, draining.clone()));
-    Ok(Parts { engine, mirror, proxy, admin })
+    Ok(Parts { engine, mirror, proxy, admin, peer })
 }
 
 /// Who tells good blobs from bad, without a cache around.
@@ -90,7 +93,10 @@ fn index_of(config: &Config) -> anyhow::Result<Arc<dyn Index>> {
     let in_words = |error: IndexError| anyhow!("{error}: {}", error.source);
     Ok(match &config.index {
         index::Config::Sqlite(file) => Arc::new(SqliteIndex::open(file).map_err(in_words)?),
-        index::Config::Postgres(server) => Arc::new(PostgresIndex::new(server).map_err(in_words)?),
+        index::Config::Postgres(server) => {
+            let server = on_own_volume(server, config);
+            Arc::new(PostgresIndex::new(&server).map_err(in_words)?)
+        }
     })
 }
 
@@ -106,11 +112,17 @@ pub(super) fn room(config: &Config) -> anyhow::Result<Arc<Room>> {
     Ok(Room::new(&config.engine.room, &index, &store, &Arc::default(), &metrics))
 }
 
-async fn open_index(config: &index::Config) -> anyhow::Result<Arc<dyn Index>> {
-    match config {
+/// What is stored in one folder is told from what other processes store in theirs.
+fn on_own_volume(server: &postgres::Config, config: &Config) -> postgres::Config {
+    server.clone().on_volume(store::identity(&config.store))
+}
+
+async fn open_index(config: &Config) -> anyhow::Result<Arc<dyn Index>> {
+    match &config.index {
         index::Config::Sqlite(file) => open_sqlite(file),
         index::Config::Postgres(server) => {
-            let index = PostgresIndex::new(server).map_err(|error| anyhow!(error.source))?;
+            let server = on_own_volume(server, config);
+            let index = PostgresIndex::new(&server).map_err(|error| anyhow!(error.source))?;
             open_postgres(index).await
         }
     }

@@ -75,7 +75,7 @@ impl Key {
 }
 
 /// All settings.
-pub static KEYS: [Key; 30] = [
+pub static KEYS: [Key; 32] = [
     key(
         "listen.proxy",
         "127.0.0.1:9977",
@@ -90,6 +90,13 @@ pub static KEYS: [Key; 30] = [
          of its own.",
     )
     .flag("--admin-listen"),
+    key(
+        "listen.peer",
+        "[::]:9979",
+        "Address for other replicas of the site, which fetch blobs here; used if `proxy.advertise` is \
+         set. Who does not know the site's secret, which is in the index, gets 403.",
+    )
+    .flag("--peer-listen"),
     key(
         "listen.connections",
         "8192",
@@ -107,7 +114,7 @@ pub static KEYS: [Key; 30] = [
         "index.url",
         "",
         "The index: `sqlite:PATH`, for one process; or `postgres://USER:PASSWORD@HOST/DATABASE`, for \
-         any number of them on one volume, after `aptmesh migrate`. As with `libpq`, `sslmode` and \
+         any number of them, on one volume or with one each (`proxy.advertise`), after `aptmesh migrate`. As with `libpq`, `sslmode` and \
          `sslrootcert` (a CA file) say how the connection is secured, `connect_timeout` how long it \
          may take to be made. Empty: `index.sqlite` in the data folder.",
     )
@@ -254,6 +261,14 @@ pub static KEYS: [Key; 30] = [
         "prefetch.hours",
         "",
         "When to prefetch, in local time, a list of hours as `22-6`. Empty: always.",
+    ),
+    key(
+        "proxy.advertise",
+        "",
+        "URL under which other replicas reach this one's `listen.peer`, such as \
+         `http://aptmesh-0.aptmesh:9979`; for replicas that share an index in PostgreSQL, each with a \
+         volume of its own (`data.dir`). They fetch from each other what one of them has, before any \
+         mirror is asked. Empty: this one fetches from the others, but none can fetch from it.",
     ),
     key(
         "clients.allow",

@@ -56,6 +56,8 @@ pub struct Listen {
     pub proxy: Vec<SocketAddr>,
     /// For operators.
     pub admin: SocketAddr,
+    /// For other replicas; `None`: they do not know of this one.
+    pub peer: Option<SocketAddr>,
     /// Connections at a time, per address.
     pub connections_max: usize,
 }
@@ -82,10 +84,13 @@ impl Config {
         let groups = reader.groups("archive.groups");
         let keyring = reader.keyring("archive.keyring");
         let folders = reader.folders("store.folders", &data);
+        let advertise = reader.advertised("proxy.advertise");
+        let peer = reader.value("listen.peer");
         let config = Self {
             listen: Listen {
                 proxy: reader.list("listen.proxy"),
                 admin: reader.value("listen.admin"),
+                peer: advertise.is_some().then_some(peer),
                 connections_max: reader.number("listen.connections", CONNECTIONS_MAX),
             },
             clients: reader.list("clients.allow"),
@@ -128,6 +133,7 @@ impl Config {
                     interval: reader.duration("store.scrub_interval"),
                 },
                 folders: engine::volume::folders::Config { roots: folders, own: data.clone() },
+                fellows: engine::fellows::Config { advertise },
             },
             store: store::Config { dir: data },
             log: logs::Config {

@@ -105,6 +105,19 @@ impl Reader<'_> {
         None
     }
 
+    /// A URL under which others reach this process.
+    pub(super) fn advertised(&mut self, key: &str) -> Option<String> {
+        let url: Url = self.optional(key)?;
+        let text = self.text(key);
+        if !matches!(url.scheme(), "http" | "https") || !url.has_host() || url.port() == Some(0) {
+            self.fault(key, &text, "write http://HOST:PORT");
+        }
+        if !self.text("index.url").starts_with("postgres") {
+            self.fault(key, &text, "only replicas that share an index in PostgreSQL have fellows");
+        }
+        Some(text)
+    }
+
     pub(super) fn list<T: FromStr<Err: Display>>(&mut self, key: &str) -> Vec<T> {
         let text = self.text(key);
         let mut values = Vec::new();

@@ -130,7 +130,11 @@ impl Engine {
     }
 
     /// Opens a resource's blob, and holds it in memory under `key`.
-    async fn loaded(self: &Arc<Self>, key: &str, entry: Option<Entry>) -> Option<Arc<Known>> {
+    pub(super) async fn loaded(
+        self: &Arc<Self>,
+        key: &str,
+        entry: Option<Entry>,
+    ) -> Option<Arc<Known>> {
         let entry = entry?;
         let digest = entry.blob;
         match self.load(entry).await {
@@ -141,7 +145,9 @@ impl Engine {
                 Some(known)
             }
             Ok(Loaded::Missing) => {
-                self.forget(&digest).await;
+                if !self.is_elsewhere(&digest).await {
+                    self.forget(&digest).await;
+                }
                 None
             }
             Ok(Loaded::Bad(blob)) => {
@@ -175,7 +181,7 @@ impl Engine {
         loading.await.map_err(StoreError::interrupted)?
     }
 
-    async fn forget(&self, digest: &Sha256) {
+    pub(super) async fn forget(&self, digest: &Sha256) {
         self.memory.forget_blobs(&[*digest]);
         match self.inspector.forget_missing(&[*digest]).await {
             // Evicted just now, or on its way back; or the volume is away, which is said once.

@@ -92,6 +92,11 @@ impl Leases {
         })
     }
 
+    /// What tells this process from others.
+    pub(super) fn owner(&self) -> &str {
+        &self.owner
+    }
+
     /// Takes a lease, and with it what its last holder told, if that one died; `None` while another
     /// holds it.
     ///

@@ -2,6 +2,7 @@
 
 mod ask;
 mod count;
+pub mod fellows;
 pub mod flight;
 mod known;
 mod learn;
@@ -30,6 +31,7 @@ use crate::archive::target::Target;
 use crate::content::digest::Hasher;
 pub use crate::engine::ask::{Ask, Client, Sharing};
 use crate::engine::count::Count;
+use crate::engine::fellows::Fellows;
 use crate::engine::flight::follower::Follower;
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
@@ -40,7 +42,7 @@ use crate::engine::leases::Leases;
 use crate::engine::memory::{Known, Memory};
 pub use crate::engine::metrics::EngineMetrics;
 use crate::engine::outcome::{Content, Failure, Outcome, Served};
-use crate::engine::plan::{Plan, Situation, plan};
+use crate::engine::plan::{Freshness, Plan, Situation, plan};
 use crate::engine::prefetch::Prefetcher;
 use crate::engine::relayed::Relayed;
 use crate::engine::suites::Suites;
@@ -78,6 +80,8 @@ pub struct Config {
     pub scrub: upkeep::Config,
     /// What is served in place.
     pub folders: folders::Config,
+    /// How other replicas reach this one.
+    pub fellows: fellows::Config,
 }
 
 /// The engine: one for all surfaces.
@@ -98,6 +102,7 @@ pub struct Engine {
     judge: Judge,
     flights: Arc<Flights>,
     leases: Arc<Leases>,
+    fellows: Arc<Fellows>,
     recheck_after_millis: AtomicU64,
     doubts: Doubts,
     suites: Suites,
@@ -109,7 +114,9 @@ pub struct Engine {
 
 impl Engine {
     /// Puts the engine together. What nobody waits for when it stops runs on `background`.
-    #[must_use]
+    ///
+    /// # Errors
+    /// When the client that asks other replicas can not be made.
     pub fn new(
         config: &Config,
         index: Arc<dyn Index>,
@@ -117,7 +124,7 @@ impl Engine {
         mirror: Arc<Mirror>,
         metrics: &Metrics,
         background: &TaskTracker,
-    ) -> Arc<Self> {
+    ) -> anyhow::Result<Arc<Self>> {
         // Nothing that is loaded counts as checked against state 0.
         let knowledge = Arc::new(AtomicU64::new(1));
         let (prefetcher, errands) = Prefetcher::new(&config.prefetch, metrics);
@@ -136,6 +143,8 @@ impl Engine {
         let inspector = Arc::new(inspector);
         let folders = Folders::new(&config.folders, &index, &inspector, metrics);
         let leases = Leases::new(&index);
+        let process = leases.owner().to_owned();
+        let fellows = Fellows::new(&config.fellows, &index, process, metrics)?;
         let engine = Arc::new(Self {
             index,
             store,
@@ -152,6 +161,7 @@ impl Engine {
             judge: Judge::new(config.judge.clone(), metrics),
             flights: Arc::default(),
             leases,
+            fellows: Arc::new(fellows),
             recheck_after_millis: AtomicU64::new(0),
             doubts: Doubts::default(),
             suites: Suites::default(),
@@ -169,7 +179,7 @@ impl Engine {
         background.spawn(upkeep::scrub(Arc::clone(&engine.inspector), config.scrub));
         background.spawn(upkeep::adopt(Arc::clone(&engine.inspector)));
         background.spawn(Arc::clone(&engine.folders).watch());
-        engine
+        Ok(engine)
     }
 
     /// Changes for how long one revalidation answers all.
@@ -198,16 +208,23 @@ impl Engine {
     }
 
     async fn answer(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
-        let known = self.known(ask).await;
-        match (self.plan(ask, known.as_deref()), known) {
-            (Plan::Serve, Some(known)) => Ok(stored(known, ask.hit())),
+        let held = self.known(ask).await;
+        let is_held = held.is_some();
+        let known = if is_held { held } else { self.bring(ask).await };
+        let hit = if is_held { ask.hit() } else { Outcome::Miss };
+        let served = match (self.plan(ask, known.as_deref()), known) {
+            (Plan::Serve, Some(known)) => Ok(stored(known, hit)),
             (Plan::ServeStale, Some(known)) => Ok(stored(known, Outcome::Stale)),
             (Plan::Revalidate, Some(known)) => self.revalidate(ask, known).await,
             (Plan::Fetch, _) => self.fetch(ask, None).await,
             (Plan::Relay | Plan::Serve | Plan::ServeStale | Plan::Revalidate, _) => {
                 self.relay(ask).await
             }
-        }
+        };
+        served.map(|served| {
+            let is_brought = !is_held && matches!(served.content, Content::Known(_));
+            Served { is_borrowed: served.is_borrowed || is_brought, ..served }
+        })
     }
 
     /// A release file is good until its `Valid-Until`, and no mirror that is away or does not change
@@ -248,7 +265,10 @@ impl Engine {
         let has_begun = Arc::clone(&begun);
         let preparing = self.tasks.spawn(async move {
             let ask = engine.pinned(&ask).await.unwrap_or(ask);
-            let known = engine.known(&ask).await;
+            let known = match engine.known(&ask).await {
+                Some(known) => Some(known),
+                None => engine.bring(&ask).await,
+            };
             let expectation = engine.expectation(&ask).await;
             let interest = match (engine.plan(&ask, known.as_deref()), known) {
                 (Plan::Fetch, _) => engine.board(&ask, None, expectation),
@@ -369,6 +389,7 @@ impl Engine {
             kind: ask.kind,
             expectation,
             known: known.cloned(),
+            may_borrow: ask.freshness != Freshness::Now,
             pace: ask.pace,
             via: ask.headers.get_all(header::VIA).iter().cloned().collect(),
         };
@@ -447,7 +468,7 @@ impl Engine {
 
     fn count(&self, ask: &Ask, served: &Result<Served, Failure>) {
         let (source, outcome) = match served {
-            Ok(served) => (served.outcome.source(), served.outcome.label()),
+            Ok(served) => (served.source().label(), served.outcome.label()),
             Err(Failure::Upstream { .. }) => ("mirror", "refused"),
             Err(_) => ("none", "error"),
         };

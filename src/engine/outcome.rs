@@ -42,11 +42,47 @@ pub struct Served {
     pub outcome: Outcome,
     /// Whether no part of it may be given: see `taint.rs`.
     pub only_whole: bool,
+    /// Whether its bytes were taken over from another replica for it.
+    pub is_borrowed: bool,
+}
+
+/// Where an answer's bytes came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// This volume.
+    Store,
+    /// Another replica of this site.
+    Replica,
+    /// A mirror.
+    Mirror,
+}
+
+impl Source {
+    /// The word for metric labels.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Store => "store",
+            Self::Replica => "replica",
+            Self::Mirror => "mirror",
+        }
+    }
 }
 
 impl Served {
     pub(super) fn new(content: Content, outcome: Outcome) -> Self {
-        Self { content, outcome, only_whole: false }
+        let is_borrowed = matches!(&content, Content::Flight(flight) if flight.is_borrowed());
+        Self { content, outcome, only_whole: false, is_borrowed }
+    }
+
+    /// Where its bytes came from.
+    #[must_use]
+    pub fn source(&self) -> Source {
+        match self.outcome {
+            _ if self.is_borrowed => Source::Replica,
+            Outcome::Hit | Outcome::Stale | Outcome::Revalidated => Source::Store,
+            Outcome::Miss | Outcome::Collapsed | Outcome::Relayed => Source::Mirror,
+        }
     }
 }
 
@@ -88,15 +124,6 @@ impl Outcome {
             Self::Miss => "miss",
             Self::Collapsed => "collapsed",
             Self::Relayed => "relayed",
-        }
-    }
-
-    /// Where the bytes came from.
-    #[must_use]
-    pub fn source(self) -> &'static str {
-        match self {
-            Self::Hit | Self::Stale | Self::Revalidated => "store",
-            Self::Miss | Self::Collapsed | Self::Relayed => "mirror",
         }
     }
 }

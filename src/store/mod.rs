@@ -5,6 +5,7 @@
 
 mod check;
 mod health;
+mod identity;
 mod staging;
 mod walk;
 
@@ -18,6 +19,7 @@ use thiserror::Error;
 
 pub use self::check::{Reading, Stamp};
 pub use self::health::Health;
+pub use self::identity::identity;
 use self::staging::Staging;
 pub use self::staging::{CopyError, Stage};
 pub use self::walk::{FOLDERS, Lying};

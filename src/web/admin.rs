@@ -74,7 +74,9 @@ async fn status(admin: Arc<Admin>) -> Response {
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_seconds": admin.started.elapsed().as_secs(),
         "flights": admin.engine.flights(),
-        "served_bytes": { "store": served("store"), "mirror": served("mirror") },
+        "served_bytes": {
+            "store": served("store"), "replica": served("replica"), "mirror": served("mirror"),
+        },
         "stored": totals.map(|totals| json!({
             "resources": totals.resources, "blobs": totals.blobs, "bytes": totals.bytes,
             "expectations": totals.expectations, "quota": admin.engine.room().limits().quota,

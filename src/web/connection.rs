@@ -25,11 +25,11 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
 use warp::filters::BoxedFilter;
 
-use crate::engine::{Client, Hint};
+use crate::engine::{Client, Hint, outcome};
 use crate::web::ahead::Ahead;
 use crate::web::body::{AnswerBody, Source};
 use crate::web::proxy::{Proxy, forbidden_client};
-use crate::web::reply::{Payload, SOURCE};
+use crate::web::reply::Payload;
 use crate::web::wire::Wire;
 
 /// For how long a request's head may take to arrive, and a connection may wait for one.
@@ -208,8 +208,8 @@ impl Session {
             None => Source::Page(Box::pin(page)),
         };
         let counted = self.surface.served_bytes.as_ref().and_then(|counters| {
-            let source = parts.headers.get(SOURCE)?.to_str().ok()?;
-            Some(counters.with_label_values(&[source]))
+            let source = parts.extensions.get::<outcome::Source>()?;
+            Some(counters.with_label_values(&[source.label()]))
         });
         Response::from_parts(parts, AnswerBody::new(source, counted, self.wire.clone()))
     }

@@ -11,9 +11,11 @@ use hyper::ext::ReasonPhrase;
 use warp::Reply as _;
 
 use crate::archive::target::TargetError;
+use crate::content::digest::Sha256;
+use crate::content::validators::Validators;
 use crate::content::validators::http_date;
 use crate::engine::memory::Known;
-use crate::engine::outcome::{Content, Failure, Meta, Outcome, Served};
+use crate::engine::outcome::{self, Content, Failure, Meta, Outcome, Served};
 use crate::engine::relayed::Relayed;
 use crate::mirror::{Framing, MirrorErrorKind};
 use crate::web::body::{FilePart, Source};
@@ -29,7 +31,7 @@ const REASON_MAX: usize = 160;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// Where the bytes came from, for a person with curl.
-pub(super) const SOURCE: HeaderName = HeaderName::from_static("x-aptmesh-source");
+const SOURCE: HeaderName = HeaderName::from_static("x-aptmesh-source");
 const VIA: HeaderValue = HeaderValue::from_static("1.1 aptmesh");
 
 /// A body on its way through warp, which has no place for one that it did not make.
@@ -56,7 +58,7 @@ pub(super) async fn served(
     head_only: bool,
     served: Served,
 ) -> warp::reply::Response {
-    let outcome = served.outcome;
+    let (outcome, origin) = (served.outcome, served.source());
     // RFC 9110 §14.2: a range means something to GET alone.
     let only_whole = head_only || served.only_whole;
     let portion = |meta: &Meta| match portion(asked, meta) {
@@ -67,7 +69,7 @@ pub(super) async fn served(
         Content::Known(known) => {
             let meta = Meta::of(&known.entry);
             let portion = portion(&meta);
-            let head = head(&meta, &portion, &cache_status(outcome, true), outcome.source());
+            let head = head(&meta, &portion, &cache_status(outcome, true), origin);
             let source = if head_only { Source::Empty } else { stored(&known, &portion) };
             with_payload(head, source)
         }
@@ -81,7 +83,7 @@ pub(super) async fn served(
                 portion = Portion::Whole;
             }
             let status = cache_status(outcome, follower.is_stored());
-            let head = head(&meta, &portion, &status, outcome.source());
+            let head = head(&meta, &portion, &status, origin);
             let source = match portion {
                 _ if head_only => Source::Empty,
                 Portion::Whole => Source::flight(follower),
@@ -97,7 +99,27 @@ pub(super) async fn served(
     }
 }
 
-fn head(meta: &Meta, portion: &Portion, status: &str, source: &'static str) -> Response<()> {
+/// A blob for another replica.
+pub(super) fn lent(
+    asked: &HeaderMap,
+    head_only: bool,
+    blob: &Sha256,
+    known: &Known,
+) -> warp::reply::Response {
+    let meta = Meta {
+        size: Some(known.entry.size),
+        // It is what it is called: there is no other version.
+        validators: Validators { last_modified: None, etag: Some(format!("\"{blob}\"")) },
+        content_type: Some("application/octet-stream".to_owned()),
+    };
+    let portion = if head_only { Portion::Whole } else { portion(asked, &meta) };
+    let status = cache_status(Outcome::Hit, true);
+    let head = head(&meta, &portion, &status, outcome::Source::Store);
+    let source = if head_only { Source::Empty } else { stored(known, &portion) };
+    with_payload(head, source)
+}
+
+fn head(meta: &Meta, portion: &Portion, status: &str, origin: outcome::Source) -> Response<()> {
     let mut head = Response::new(());
     let fields = head.headers_mut();
     let mut set = |name: HeaderName, value: &str| {
@@ -138,10 +160,19 @@ fn head(meta: &Meta, portion: &Portion, status: &str, source: &'static str) -> R
         }
     };
     fields.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    fields.insert(SOURCE, HeaderValue::from_static(source));
+    fields.insert(SOURCE, told(origin));
     fields.insert(header::VIA, VIA);
+    head.extensions_mut().insert(origin);
     *head.status_mut() = code;
     head
+}
+
+fn told(origin: outcome::Source) -> HeaderValue {
+    HeaderValue::from_static(match origin {
+        outcome::Source::Store => "store",
+        outcome::Source::Replica => "peer",
+        outcome::Source::Mirror => "mirror",
+    })
 }
 
 fn stored(known: &Known, portion: &Portion) -> Source {
@@ -210,13 +241,14 @@ fn relayed(mut answer: Box<Relayed>) -> warp::reply::Response {
         }
     }
     headers.append(header::VIA, VIA);
-    headers.insert(SOURCE, HeaderValue::from_static("mirror"));
+    headers.insert(SOURCE, told(outcome::Source::Mirror));
     if let Ok(status) = HeaderValue::try_from(cache_status(Outcome::Relayed, false)) {
         headers.insert(CACHE_STATUS, status);
     }
     let mut head = Response::new(());
     *head.status_mut() = answer.status;
     *head.headers_mut() = headers;
+    head.extensions_mut().insert(outcome::Source::Mirror);
     with_payload(head, Source::relay(answer))
 }
 

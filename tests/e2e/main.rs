@@ -25,3 +25,4 @@ mod quota;
 mod signatures;
 mod streaming;
 mod volume;
+mod volumes;

@@ -4,6 +4,7 @@ mod conformance;
 mod kit;
 mod leases;
 mod postgres;
+mod volumes;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};

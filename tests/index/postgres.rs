@@ -17,7 +17,7 @@ use crate::kit::postgres::{PgBouncer, Postgres, database_of};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// With more patience than it has in the product: how fast this machine is, is no matter here.
-fn config(url: &str) -> Config {
+pub(crate) fn config(url: &str) -> Config {
     let patience = Patience { client: PATIENCE / 2, background: PATIENCE / 2 };
     Config::parse(url, 8, patience).unwrap()
 }
@@ -33,7 +33,7 @@ fn open(url: &str) -> PostgresIndex {
 }
 
 /// A server, and a migrated database on it that others may be copied from.
-fn migrated() -> (Postgres, String) {
+pub(crate) fn migrated() -> (Postgres, String) {
     let server = Postgres::start();
     let url = server.database();
     assert_eq!(schema::migrate(&config(&url)).unwrap().len(), MIGRATIONS.len());
@@ -41,7 +41,7 @@ fn migrated() -> (Postgres, String) {
     (server, name)
 }
 
-fn wait<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn wait<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async { tokio::time::timeout(PATIENCE, future).await.expect("no hanging") })
 }
@@ -440,6 +440,6 @@ fn many_processes_do_not_get_in_each_others_way() {
     assert_eq!(deadlocks, 0, "locks are taken in order");
 }
 
-fn entry(body: &str) -> Entry {
+pub(crate) fn entry(body: &str) -> Entry {
     Entry { checked_at: 3, ..Entry::nameless(Sha256::of(body.as_bytes()), body.len() as u64) }
 }

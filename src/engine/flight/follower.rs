@@ -75,6 +75,12 @@ impl Follower {
         self.flow.digest
     }
 
+    /// Whether a fellow gives it, rather than a mirror.
+    #[must_use]
+    pub fn is_borrowed(&self) -> bool {
+        self.flow.borrowed.is_some()
+    }
+
     /// Whether it will be stored.
     #[must_use]
     pub fn is_stored(&self) -> bool {

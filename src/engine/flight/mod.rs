@@ -1,6 +1,7 @@
 //! Flights: one download under way, shared by all who want it. A flight belongs to the site, not to
 //! the client who came first; it ends early only when nobody has wanted it for a while.
 
+pub mod borrowed;
 pub mod follower;
 mod resume;
 pub(super) mod transfer;
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::archive::target::Target;
 use crate::content::digest::Sha256;
+use crate::engine::flight::borrowed::Borrowed;
 use crate::engine::memory::Known;
 use crate::engine::outcome::{Failure, Meta};
 
@@ -58,8 +60,10 @@ pub struct Flow {
     pub digest: Option<Sha256>,
     /// What they were asked for as: what is missing can be had there.
     pub source: Arc<Target>,
-    /// Which mirror gave them first.
+    /// Which mirror or fellow gave them first.
     pub origin: Arc<str>,
+    /// Set where a fellow gave them first.
+    pub borrowed: Option<Borrowed>,
     /// The staged file: readable up to [`Progress::readable`].
     pub file: Arc<File>,
 }
@@ -96,7 +100,7 @@ impl Flow {
 }
 
 impl Flight {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             landing: watch::Sender::new(None),
             progress: watch::Sender::new(Progress {

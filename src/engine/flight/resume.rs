@@ -2,14 +2,16 @@
 
 use std::os::unix::fs::FileExt as _;
 
+use crate::engine::flight::borrowed::Incoming;
 use crate::engine::flight::follower::{range_from, resume_headers};
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::{Flight, Flow};
+use crate::index::Entry;
 use crate::mirror::{Body, Framing, MirrorError, Question};
 
 /// A body that goes on where another broke off, and the whole's size where that is known.
 pub(in crate::engine) struct Resumed {
-    pub(in crate::engine) body: Body,
+    pub(in crate::engine) body: Incoming,
     pub(in crate::engine) end: Option<u64>,
 }
 
@@ -25,9 +27,13 @@ impl Transfer {
         flow: &Flow,
         received: u64,
     ) -> Result<Option<Resumed>, String> {
+        if let Some(resumed) = self.resume_borrowed(flow, received).await {
+            return Ok(Some(resumed));
+        }
         let mirror = &self.engine.mirror;
         // Mirrors of one archive mark the same file differently: its digest tells better.
-        let is_proven_by_digest = flow.checked && mirror.has_several(&flow.source);
+        let is_proven_by_digest =
+            flow.checked && (flow.borrowed.is_some() || mirror.has_several(&flow.source));
         let headers = if is_proven_by_digest {
             range_from(received)
         } else {
@@ -57,7 +63,7 @@ impl Transfer {
                 }
                 (Some((_, Some(total))), Some(size)) if total != size => Err(changed()),
                 (Some((_, Some(end))), _) | (Some((_, None)), Some(end)) => {
-                    Ok(Some(Resumed { body: answer.body, end: Some(end) }))
+                    Ok(Some(Resumed { body: Incoming::Mirror(answer.body), end: Some(end) }))
                 }
                 _ => Err("the mirror resumed without telling where the file ends".to_owned()),
             },
@@ -74,7 +80,7 @@ impl Transfer {
                     }
                 };
                 match self.skip(flight, flow, received, answer.body).await {
-                    Ok(Some(body)) => Ok(Some(Resumed { body, end })),
+                    Ok(Some(body)) => Ok(Some(Resumed { body: Incoming::Mirror(body), end })),
                     Ok(None) => Err(changed()),
                     Err(_broke_off) => Ok(None),
                 }
@@ -84,6 +90,14 @@ impl Transfer {
             404 if mirror.has_several(&flow.source) => Ok(None),
             status => Err(format!("the mirror answered {status} when asked for the rest")),
         }
+    }
+
+    /// What began at a fellow goes on at another one, if there is one.
+    async fn resume_borrowed(&self, flow: &Flow, received: u64) -> Option<Resumed> {
+        let digest = flow.borrowed.as_ref()?.digest;
+        let entry = Entry::nameless(digest, flow.meta.size?);
+        let body = self.engine.borrow_rest(&entry, received).await?;
+        Some(Resumed { body: Incoming::Fellow(Box::new(body)), end: flow.meta.size })
     }
 
     /// Skips what is there already of a body that began anew; `None` if it is not the same bytes.

@@ -13,6 +13,7 @@ use crate::archive::target::Target;
 use crate::content::digest::Expected;
 use crate::content::validators::http_date;
 use crate::engine::Engine;
+use crate::engine::flight::borrowed::{Borrowed, Incoming};
 use crate::engine::flight::writer::{Stopped, Writer, Written};
 use crate::engine::flight::{Departure, Flight, Flow, Landing, State};
 use crate::engine::memory::{Known, now_seconds};
@@ -20,7 +21,7 @@ use crate::engine::outcome::{Failure, Meta};
 use crate::engine::suites::admission::{Admission, RELEASE_BUDGET, RELEASE_MAX};
 use crate::engine::volume::room::Staged;
 use crate::index::{Entry, Expectation};
-use crate::mirror::{Answer, Body, Framing, HEAD_BUDGET, MirrorError, Question};
+use crate::mirror::{Answer, Framing, HEAD_BUDGET, MirrorError, Question};
 use crate::store::StoreError;
 
 /// How often in a row a transfer is resumed without having come further.
@@ -50,6 +51,8 @@ pub(in crate::engine) struct Transfer {
     pub(in crate::engine) expectation: Option<Expectation>,
     /// What is stored already, to be confirmed or replaced.
     pub(in crate::engine) known: Option<Arc<Known>>,
+    /// Whether what fellows have will do, without a mirror's word.
+    pub(in crate::engine) may_borrow: bool,
     /// The most bytes a second, as long as nobody else wants them.
     pub(in crate::engine) pace: Option<u64>,
     /// The caches that the first client's question came through.
@@ -94,7 +97,11 @@ impl Transfer {
         let budget = if self.is_for_admission() { RELEASE_BUDGET } else { HEAD_BUDGET };
         let deadline = Instant::now() + budget;
         for tears in 0..=TEARS_MAX {
-            let arrival = match self.ask(deadline).await {
+            let asked = match self.borrow().await {
+                Some(arrival) => Ok(Asked::Bytes(Box::new(arrival))),
+                None => self.ask(deadline).await,
+            };
+            let arrival = match asked {
                 Err(failure) => {
                     if self.kind == Kind::Release && failure.is_not_there() {
                         self.engine.suites.refuse(&self.target.key);
@@ -254,7 +261,9 @@ impl Transfer {
         let provable = framing != Framing::Close || self.expected().is_some();
         let source = Arc::clone(source);
         let (origin, body) = (answer.origin, answer.body);
-        Ok(Asked::Bytes(Box::new(Arrival { meta, source, origin, first, body, provable })))
+        let (body, borrowed) = (Incoming::Mirror(body), None);
+        let arrival = Arrival { meta, source, origin, first, body, provable, borrowed };
+        Ok(Asked::Bytes(Box::new(arrival)))
     }
 
     fn unusable(&self, reason: String) -> Failure {
@@ -298,13 +307,15 @@ impl Transfer {
         let flow = Arc::new(Flow {
             meta: arrival.meta.clone(),
             stored: arrival.provable,
-            checked: self.expectation.is_some(),
+            checked: self.expectation.is_some() || arrival.borrowed.is_some(),
             digest: None,
             source: Arc::clone(&arrival.source),
             origin: Arc::clone(&arrival.origin),
             file: staged.stage.reader(),
+            borrowed: arrival.borrowed.clone(),
         });
-        let writer = Writer::start(staged, self.expected(), Arc::clone(flight));
+        let borrowed = flow.borrowed.as_ref().map(|borrowed| Expected::Sha256(borrowed.digest));
+        let writer = Writer::start(staged, borrowed.or(self.expected()), Arc::clone(flight));
         let flowing = self.flow(flight, &flow, &writer, arrival);
         let flowed = if self.is_for_admission() {
             let too_slow = || Err("the release file took too long".to_owned());
@@ -354,8 +365,12 @@ impl Transfer {
         if written.verdict.as_expected {
             return Ok(written);
         }
-        self.blame(&flow.source, &flow.origin);
         self.engine.tainted.add(&self.target.key);
+        if flow.borrowed.is_some() {
+            self.engine.blame_fellow(&flow.origin);
+            return Err(End::Cut("another replica sent wrong bytes".to_owned()));
+        }
+        self.blame(&flow.source, &flow.origin);
         let host = &self.target.authority.host;
         Err(End::Cut(if self.has_moved_on(&flow.source) {
             format!("{host} {MOVED_ON}")
@@ -451,7 +466,7 @@ impl Transfer {
             size,
             validators: flow.meta.validators.clone(),
             content_type: flow.meta.content_type.clone(),
-            checked_at: now_seconds(),
+            checked_at: flow.borrowed.as_ref().map_or_else(now_seconds, |it| it.checked_at),
         };
         let same = self.known.as_ref().filter(|known| known.entry.blob == sha256);
         if let Some(known) = same {
@@ -507,16 +522,18 @@ enum Asked {
 }
 
 /// A body whose first bytes are there.
-struct Arrival {
-    meta: Meta,
+pub(in crate::engine) struct Arrival {
+    pub(in crate::engine) meta: Meta,
     /// What it was asked for as.
-    source: Arc<Target>,
-    /// Which mirror gives it.
-    origin: Arc<str>,
-    first: Bytes,
-    body: Body,
+    pub(in crate::engine) source: Arc<Target>,
+    /// Which mirror or fellow gives it.
+    pub(in crate::engine) origin: Arc<str>,
+    pub(in crate::engine) first: Bytes,
+    pub(in crate::engine) body: Incoming,
     /// Whether it can be told that it is whole.
-    provable: bool,
+    pub(in crate::engine) provable: bool,
+    /// Set where it is a fellow that gives it.
+    pub(in crate::engine) borrowed: Option<Borrowed>,
 }
 
 /// A body that is there to its end, and right.

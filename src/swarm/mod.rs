@@ -1,0 +1,243 @@
+//! Fetching blobs from other replicas. They are asked by digest alone; that the bytes are right is for
+//! who asks to see. Every wait is bounded, and who fails is left alone for a while.
+
+pub mod token;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use prometheus::{IntCounter, IntCounterVec};
+use thiserror::Error;
+use tokio::time::{Instant, timeout};
+
+use crate::content::digest::Sha256;
+use crate::content::range::parse_content_range;
+use crate::telemetry::metrics::Metrics;
+
+/// For how long a connection may take to be made: they are near.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// For how long an answer may be waited for, the connection included: a large file is hashed before it
+/// is given, once, and a mirror is asked after that.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
+/// For how long a body may be silent.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// A body that falls behind this pace, in bytes per second, is as good as silent: mirrors are faster.
+const PACE_MIN: u64 = 256 * 1024;
+/// For how long one that failed is not asked.
+const BENCHED_FOR: Duration = Duration::from_secs(5);
+/// For how long one whose bytes were wrong is not asked.
+const BLAMED_FOR: Duration = Duration::from_mins(10);
+/// Idle connections kept to each.
+const IDLE_CONNECTIONS_MAX: usize = 16;
+/// Who is remembered as benched.
+const BENCH_MAX: usize = 1024;
+
+/// Why a blob was not had.
+#[derive(Clone, Debug, Error)]
+#[error("{url}: {reason}")]
+pub struct SwarmError {
+    /// Who was asked.
+    pub url: Arc<str>,
+    /// In a few words.
+    pub reason: String,
+}
+
+/// The client.
+pub struct Swarm {
+    client: reqwest::Client,
+    bench: Arc<Bench>,
+    requests: IntCounterVec,
+    bytes: IntCounter,
+}
+
+/// Who is not asked, and until when.
+#[derive(Default)]
+struct Bench(Mutex<HashMap<Arc<str>, Instant>>);
+
+impl Bench {
+    fn put(&self, url: &Arc<str>, until: Instant) {
+        let mut bench = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if bench.len() >= BENCH_MAX {
+            let now = Instant::now();
+            bench.retain(|_, until| *until > now);
+        }
+        if bench.len() < BENCH_MAX {
+            let benched = bench.entry(Arc::clone(url)).or_insert(until);
+            *benched = until.max(*benched);
+        }
+    }
+
+    fn has(&self, url: &str, now: Instant) -> bool {
+        let bench = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        bench.get(url).is_some_and(|until| *until > now)
+    }
+}
+
+impl Swarm {
+    /// Builds the client.
+    ///
+    /// # Errors
+    /// When there is no TLS.
+    pub fn new(metrics: &Metrics) -> Result<Self, reqwest::Error> {
+        let client = reqwest::Client::builder()
+            .user_agent(concat!("aptmesh/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+            .tcp_nodelay(true)
+            .no_proxy()
+            .build()?;
+        Ok(Self {
+            client,
+            bench: Arc::default(),
+            requests: metrics.counters(
+                "aptmesh_swarm_requests_total",
+                "Blobs asked of other replicas, by what came of it.",
+                &["answer"],
+            ),
+            bytes: metrics.counter(
+                "aptmesh_swarm_received_bytes_total",
+                "Bytes of bodies received from other replicas.",
+            ),
+        })
+    }
+
+    /// Whether it is worth asking.
+    #[must_use]
+    pub fn may_ask(&self, url: &str) -> bool {
+        !self.bench.has(url, Instant::now())
+    }
+
+    /// It gave wrong bytes.
+    pub fn blame(&self, url: &Arc<str>) {
+        self.bench.put(url, Instant::now() + BLAMED_FOR);
+    }
+
+    /// Asks the replica at `url` for `blob`, from byte `from` on.
+    ///
+    /// # Errors
+    /// When it does not have it, or does not answer in time.
+    pub async fn fetch(
+        &self,
+        url: &str,
+        blob: &Sha256,
+        from: u64,
+        token: &str,
+    ) -> Result<Body, SwarmError> {
+        let asked = timeout(ANSWER_PATIENCE, self.ask(url, blob, from, token)).await;
+        let answered = asked.unwrap_or_else(|_elapsed| Err("no answer in time".to_owned()));
+        let url: Arc<str> = url.into();
+        let told = match &answered {
+            Ok((200 | 206, _)) => "given",
+            Ok((404, _)) => "absent",
+            Ok((403, _)) => "forbidden",
+            Ok(_) => "trouble",
+            Err(_) => "silent",
+        };
+        self.requests.with_label_values(&[told]).inc();
+        let failed = |reason: String| SwarmError { url: Arc::clone(&url), reason };
+        let (status, response) = answered.map_err(|reason| {
+            self.bench.put(&url, Instant::now() + BENCHED_FOR);
+            failed(reason)
+        })?;
+        let whole = match (status, from) {
+            (200, 0) => response.content_length(),
+            (206, _) => rest_of(&response).filter(|(first, _)| *first == from).map(|(_, all)| all),
+            _ => return Err(failed(format!("answered {status}"))),
+        };
+        let Some(whole) = whole else {
+            return Err(failed("did not tell where the file ends".to_owned()));
+        };
+        Ok(Body {
+            response,
+            whole,
+            received: 0,
+            waited: Duration::ZERO,
+            url,
+            bench: Arc::clone(&self.bench),
+            bytes: self.bytes.clone(),
+        })
+    }
+
+    async fn ask(
+        &self,
+        url: &str,
+        blob: &Sha256,
+        from: u64,
+        token: &str,
+    ) -> Result<(u16, reqwest::Response), String> {
+        let url = format!("{}/blob/sha256/{blob}", url.trim_end_matches('/'));
+        let mut request = self.client.get(url).header("authorization", token);
+        if from > 0 {
+            request = request.header("range", format!("bytes={from}-"));
+        }
+        let response = request.send().await.map_err(in_words)?;
+        Ok((response.status().as_u16(), response))
+    }
+}
+
+/// The first byte of a range, and the size of the whole.
+fn rest_of(response: &reqwest::Response) -> Option<(u64, u64)> {
+    let (range, whole) =
+        parse_content_range(response.headers().get("content-range")?.to_str().ok()?)?;
+    Some((range.start, whole?))
+}
+
+fn in_words(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let causes =
+        std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+    causes.last().map(ToString::to_string).unwrap_or_default()
+}
+
+/// The rest of a blob, on its way.
+pub struct Body {
+    response: reqwest::Response,
+    whole: u64,
+    received: u64,
+    /// For how long it was waited for, in all.
+    waited: Duration,
+    url: Arc<str>,
+    bench: Arc<Bench>,
+    bytes: IntCounter,
+}
+
+impl Body {
+    /// Bytes of the whole blob, as the replica says.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.whole
+    }
+
+    /// Who gives it.
+    #[must_use]
+    pub fn url(&self) -> &Arc<str> {
+        &self.url
+    }
+
+    /// The next bytes; `None` at the end.
+    ///
+    /// # Errors
+    /// When the body is silent, or too slow, or breaks off.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, SwarmError> {
+        let due = Duration::from_millis(self.received.saturating_mul(1000) / PACE_MIN);
+        let left = (due + SILENCE_MAX).saturating_sub(self.waited);
+        let begun = Instant::now();
+        let next = timeout(left.min(SILENCE_MAX), self.response.chunk()).await;
+        self.waited += begun.elapsed();
+        let reason = match next {
+            Ok(Ok(chunk)) => {
+                let received = chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+                self.received += received;
+                self.bytes.inc_by(received);
+                return Ok(chunk);
+            }
+            Ok(Err(error)) => in_words(error),
+            Err(_elapsed) => "too slow".to_owned(),
+        };
+        self.bench.put(&self.url, Instant::now() + BENCHED_FOR);
+        Err(SwarmError { url: Arc::clone(&self.url), reason })
+    }
+}

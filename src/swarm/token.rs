@@ -1,0 +1,70 @@
+//! How a fellow shows that it is one: by a secret that it knows from the index, at a time that all of them
+//! have from there. Pure.
+
+use ring::hmac;
+
+use crate::content::digest::Sha256;
+
+/// For how long a token holds, in seconds, before and after its time.
+const HOLDS_FOR: u64 = 60;
+const SCHEME: &str = "Aptmesh ";
+
+/// What fellows know, and nobody else.
+pub struct Secret(hmac::Key);
+
+impl Secret {
+    /// From the bytes that the index keeps.
+    #[must_use]
+    pub fn new(bytes: &[u8]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, bytes))
+    }
+
+    /// What an `Authorization` header says that asks for `blob` at `now`, in seconds since 1970.
+    #[must_use]
+    pub fn token(&self, blob: &Sha256, now: u64) -> String {
+        let tag = hmac::sign(&self.0, said(blob, now).as_bytes());
+        let tag: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{SCHEME}{now}-{tag}")
+    }
+
+    /// Whether it may be by a fellow that asks for `blob`, `now` being the time here.
+    #[must_use]
+    pub fn admits(&self, authorization: &str, blob: &Sha256, now: u64) -> bool {
+        let token = authorization.strip_prefix(SCHEME).and_then(|token| token.split_once('-'));
+        let Some((Ok(at), Some(tag))) = token.map(|(at, tag)| (at.parse::<u64>(), bytes(tag)))
+        else {
+            return false;
+        };
+        at.abs_diff(now) <= HOLDS_FOR
+            && hmac::verify(&self.0, said(blob, at).as_bytes(), &tag).is_ok()
+    }
+}
+
+fn said(blob: &Sha256, at: u64) -> String {
+    format!("aptmesh blob {blob} {at}")
+}
+
+/// Of an HMAC-SHA256 in hex digits.
+fn bytes(tag: &str) -> Option<[u8; 32]> {
+    Sha256::from_hex(tag).map(|tag| *tag.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_for_one_blob_and_a_while() {
+        let (ours, theirs) = (Secret::new(b"ours"), Secret::new(b"theirs"));
+        let (a, b) = (Sha256::of(b"a"), Sha256::of(b"b"));
+        let token = ours.token(&a, 1000);
+        assert!(ours.admits(&token, &a, 1000) && ours.admits(&token, &a, 1060));
+        assert!(ours.admits(&token, &a, 940), "clocks differ a little");
+        assert!(!ours.admits(&token, &a, 1061) && !ours.admits(&token, &a, 939));
+        assert!(!ours.admits(&token, &b, 1000) && !theirs.admits(&token, &a, 1000));
+        let later = token.replace("1000-", "1001-");
+        for other in [later.as_str(), &token[..token.len() - 1], "Aptmesh 1000-", "Aptmesh", ""] {
+            assert!(!ours.admits(other, &a, 1000), "{other}");
+        }
+    }
+}
