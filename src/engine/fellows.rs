@@ -246,7 +246,9 @@ impl Engine {
                 }
             },
         };
-        match known.proof.pending(&known.blob) {
+        // What is small was hashed when it was read.
+        let pending = known.small.is_none().then(|| known.proof.pending(&known.blob));
+        match pending.flatten() {
             Some(proven) => proven.await.then_some(known),
             None => Some(known),
         }

@@ -169,13 +169,13 @@ fn what_one_replica_stored_another_gets_from_it_and_keeps() {
 fn a_client_is_told_that_a_fellow_gave_it() {
     let site = Site::new();
     let first = site.replica();
-    let (small, large) = (site.package(1, 40_000), site.package(2, LARGE));
-    for (path, bytes) in [&small, &large] {
+    let files = [site.package(1, 4_000), site.package(2, 400_000), site.package(3, LARGE)];
+    for (path, bytes) in &files {
         site.fetch(&first, path, bytes);
     }
     let second = site.replica();
     site.mirror.clear_log();
-    for (path, bytes) in [&small, &large] {
+    for (path, bytes) in &files {
         let reply = site.fetch(&second, path, bytes);
         assert_eq!(reply.header("x-aptmesh-source"), Some("peer"));
         assert_eq!(reply.header("cache-status"), Some("aptmesh; fwd=miss; stored"));
