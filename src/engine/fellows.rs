@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::archive::kind::Kind;
-use crate::content::digest::{Expected, Sha256};
+use crate::content::digest::{Expected, Hasher, Sha256};
 use crate::engine::flight::Flight;
 use crate::engine::flight::writer::{Stopped, Writer};
 use crate::engine::memory::{Known, now_seconds};
@@ -336,10 +336,27 @@ impl Engine {
         }
         let expectation = self.expectation(ask).await;
         let offer = self.offer(&ask.target.key, expectation).await?;
-        if offer.entry.size > BRING_MAX {
+        self.bring_offered(&ask.target.key, &offer).await
+    }
+
+    /// The same, for what another replica recorded a moment ago.
+    pub(super) async fn bring_recorded(
+        self: &Arc<Self>,
+        key: &str,
+        entry: Entry,
+    ) -> Option<Arc<Known>> {
+        if !self.fellows.are_there() {
             return None;
         }
-        timeout(BRING_BUDGET, self.brought(&ask.target.key, &offer)).await.ok()?
+        let urls = self.index.holders(&entry.blob).await.ok()?.urls;
+        self.bring_offered(key, &Offer { entry, urls }).await
+    }
+
+    async fn bring_offered(self: &Arc<Self>, key: &str, offer: &Offer) -> Option<Arc<Known>> {
+        if offer.entry.size > BRING_MAX || offer.urls.is_empty() {
+            return None;
+        }
+        timeout(BRING_BUDGET, self.brought(key, offer)).await.ok()?
     }
 
     async fn brought(self: &Arc<Self>, key: &str, offer: &Offer) -> Option<Arc<Known>> {
@@ -355,7 +372,8 @@ impl Engine {
         let mut body = self.fellows.open(urls, entry, 0).await?;
         let staged = self.room.stage(Some(entry.size)).await.ok()?;
         let flight = Arc::new(Flight::new());
-        let writer = Writer::start(staged, Some(Expected::Sha256(entry.blob)), flight);
+        let hasher = Hasher::new(Some(Expected::Sha256(entry.blob)));
+        let writer = Writer::start(staged, hasher, 0, flight);
         loop {
             match body.chunk().await {
                 Ok(None) => break,

@@ -36,6 +36,7 @@ use crate::engine::flight::follower::Follower;
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
 use crate::engine::flight::{Boarding, Flights, Interest, Landing, NotBoarded};
+use crate::engine::known::{Finding, Findings};
 use crate::engine::learn::Learner;
 use crate::engine::learn::doubt::Doubts;
 use crate::engine::leases::Leases;
@@ -54,7 +55,7 @@ use crate::engine::volume::proof::Checks;
 use crate::engine::volume::room::{self, Room};
 use crate::engine::volume::upkeep;
 use crate::engine::volume::uses::Uses;
-use crate::index::{Entry, Expectation, Index, IndexError, Totals};
+use crate::index::{Entry, Expectation, Index, IndexError, Lease, Totals};
 use crate::mirror::{Answer, Framing, Mirror, Question};
 use crate::store::Store;
 use crate::telemetry::metrics::Metrics;
@@ -103,6 +104,7 @@ pub struct Engine {
     flights: Arc<Flights>,
     leases: Arc<Leases>,
     fellows: Arc<Fellows>,
+    findings: Findings,
     recheck_after_millis: AtomicU64,
     doubts: Doubts,
     suites: Suites,
@@ -162,6 +164,7 @@ impl Engine {
             flights: Arc::default(),
             leases,
             fellows: Arc::new(fellows),
+            findings: Findings::default(),
             recheck_after_millis: AtomicU64::new(0),
             doubts: Doubts::default(),
             suites: Suites::default(),
@@ -208,7 +211,7 @@ impl Engine {
     }
 
     async fn answer(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
-        let held = self.known(ask).await;
+        let Finding { known: held, expectation } = self.find(ask).await;
         let is_held = held.is_some();
         let known = if is_held { held } else { self.bring(ask).await };
         let hit = if is_held { ask.hit() } else { Outcome::Miss };
@@ -216,7 +219,7 @@ impl Engine {
             (Plan::Serve, Some(known)) => Ok(stored(known, hit)),
             (Plan::ServeStale, Some(known)) => Ok(stored(known, Outcome::Stale)),
             (Plan::Revalidate, Some(known)) => self.revalidate(ask, known).await,
-            (Plan::Fetch, _) => self.fetch(ask, None).await,
+            (Plan::Fetch, _) => self.fetch(ask, None, expectation).await,
             (Plan::Relay | Plan::Serve | Plan::ServeStale | Plan::Revalidate, _) => {
                 self.relay(ask).await
             }
@@ -265,14 +268,14 @@ impl Engine {
         let has_begun = Arc::clone(&begun);
         let preparing = self.tasks.spawn(async move {
             let ask = engine.pinned(&ask).await.unwrap_or(ask);
-            let known = match engine.known(&ask).await {
-                Some(known) => Some(known),
-                None => engine.bring(&ask).await,
-            };
-            let expectation = engine.expectation(&ask).await;
+            let Finding { known: held, expectation } = engine.find(&ask).await;
+            let known = if held.is_some() { held } else { engine.bring(&ask).await };
             let interest = match (engine.plan(&ask, known.as_deref()), known) {
                 (Plan::Fetch, _) => engine.board(&ask, None, expectation),
-                (Plan::Revalidate, Some(known)) => engine.board(&ask, Some(&known), expectation),
+                (Plan::Revalidate, Some(known)) => {
+                    let expectation = engine.expectation(&ask).await;
+                    engine.board(&ask, Some(&known), expectation)
+                }
                 _ => return,
             };
             if let Ok((interest, _)) = interest {
@@ -306,7 +309,8 @@ impl Engine {
             known.fail();
             return Ok(stored(known, Outcome::Stale));
         }
-        let confirming = self.fetch(ask, Some(&known));
+        let expectation = self.expectation(ask).await;
+        let confirming = self.fetch(ask, Some(&known), expectation);
         match timeout(STALE_PATIENCE, confirming).await {
             Ok(Err(failure)) if failure.is_trouble() => {
                 tracing::warn!(
@@ -329,8 +333,8 @@ impl Engine {
         self: &Arc<Self>,
         ask: &Ask,
         known: Option<&Arc<Known>>,
+        expectation: Option<Expectation>,
     ) -> Result<Served, Failure> {
-        let expectation = self.expectation(ask).await;
         for _ in 0..BOARDINGS_MAX {
             let (interest, outcome) = match self.board(ask, known, expectation) {
                 Ok(boarded) => boarded,
@@ -352,7 +356,9 @@ impl Engine {
             }
             match landing {
                 Landing::Unchanged(known) => return Ok(stored(known, Outcome::Revalidated)),
+                Landing::Settled(known) => return Ok(stored(known, ask.hit())),
                 Landing::Flowing(flow) if !interest.flight().is_cut() => {
+                    let outcome = if flow.is_abroad { Outcome::Collapsed } else { outcome };
                     let mirror = Arc::clone(&self.mirror);
                     let follower = Box::new(Follower::new(flow, interest, mirror));
                     return Ok(Served::new(Content::Flight(follower), outcome));
@@ -390,7 +396,12 @@ impl Engine {
             expectation,
             known: known.cloned(),
             may_borrow: ask.freshness != Freshness::Now,
+            is_elsewhere: false,
             pace: ask.pace,
+            window: match ask.freshness {
+                Freshness::Now => Duration::ZERO,
+                Freshness::Any | Freshness::Recent => self.recheck_after(),
+            },
             via: ask.headers.get_all(header::VIA).iter().cloned().collect(),
         };
         self.metrics.flights.inc();
@@ -459,11 +470,17 @@ impl Engine {
         refused
     }
 
-    /// Tells the index what is stored of `key`; without it, that is found out anew.
-    async fn record(&self, key: &str, entry: &Entry) {
-        if let Err(error) = self.index.record(key, entry).await {
+    /// Tells the index what is stored of `key`; without it, that is found out anew. `false` if
+    /// another process has the lease under which that was to be done.
+    async fn record(&self, key: &str, entry: &Entry, lease: Option<&Lease>) -> bool {
+        let recorded = match lease {
+            Some(lease) => self.index.record_under(lease, key, entry).await,
+            None => self.index.record(key, entry).await.map(|()| true),
+        };
+        recorded.unwrap_or_else(|error| {
             tracing::warn!(key, %error, source = %error.source, "stored, but not recorded");
-        }
+            true
+        })
     }
 
     fn count(&self, ask: &Ask, served: &Result<Served, Failure>) {
