@@ -31,14 +31,6 @@ fn told(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
 }
 
-/// A database that is ready for use.
-fn migrated(server: &Postgres) -> String {
-    let url = server.database();
-    let migrated = command(&url, &["migrate"]);
-    assert!(migrated.status.success(), "{}", told(&migrated));
-    url
-}
-
 /// One of the processes that share a database and a volume.
 fn replica(url: &str, volume: &Path) -> Proxy {
     Proxy::build().data(volume).env(URL, url).env(RECHECK, "1h").start()
@@ -111,7 +103,7 @@ fn the_password_of_the_database_is_kept_secret() {
 #[test]
 fn a_process_leaves_nothing_that_the_next_one_needs() {
     let (server, mirror, archive) = (Postgres::start(), Mirror::start(), archive());
-    let (url, volume) = (migrated(&server), tempfile::tempdir().unwrap());
+    let (url, volume) = (server.migrated(), tempfile::tempdir().unwrap());
     archive.publish(&mirror, "/debian");
     let first = replica(&url, volume.path());
     install(&client(&first, &mirror, &archive));
@@ -130,7 +122,7 @@ fn a_process_leaves_nothing_that_the_next_one_needs() {
 fn what_one_process_stored_the_other_serves() {
     let (server, mirror, archive) = (Postgres::start(), Mirror::start(), archive());
     let bouncer = PgBouncer::before(&server);
-    let (url, volume) = (migrated(&server), tempfile::tempdir().unwrap());
+    let (url, volume) = (server.migrated(), tempfile::tempdir().unwrap());
     archive.publish(&mirror, "/debian");
     let storing = replica(&url, volume.path());
     let serving = replica(&bouncer.url_for(&url), volume.path());
@@ -146,7 +138,7 @@ fn what_one_process_stored_the_other_serves() {
 #[test]
 fn what_one_process_learns_the_other_holds_its_memory_against() {
     let (server, mirror, archive) = (Postgres::start(), Mirror::start(), archive());
-    let (url, volume) = (migrated(&server), tempfile::tempdir().unwrap());
+    let (url, volume) = (server.migrated(), tempfile::tempdir().unwrap());
     archive.publish(&mirror, "/debian");
     let of = || Proxy::build().data(volume.path()).env(URL, &url).env(RECHECK, "0s").start();
     let (learning, holding) = (of(), of());
@@ -176,7 +168,7 @@ fn what_one_process_learns_the_other_holds_its_memory_against() {
 #[test]
 fn without_its_database_a_cache_goes_on_and_finds_it_again() {
     let (server, mirror, archive) = (Postgres::start(), Mirror::start(), archive());
-    let (url, volume) = (migrated(&server), tempfile::tempdir().unwrap());
+    let (url, volume) = (server.migrated(), tempfile::tempdir().unwrap());
     archive.publish(&mirror, "/debian");
     let proxy = replica(&url, volume.path());
     let apt = client(&proxy, &mirror, &archive);

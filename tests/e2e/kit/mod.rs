@@ -7,9 +7,11 @@
 #![allow(dead_code, unused_imports, reason = "each test uses its own part of the kit")]
 
 pub mod apt;
+pub mod balancer;
 pub mod ca;
 pub mod client;
 pub mod door;
+pub mod fleet;
 pub mod link;
 pub mod mirror;
 pub mod postgres;
@@ -18,8 +20,10 @@ mod selftest;
 pub mod signer;
 
 pub use apt::{Apt, HostArchive, LocalArchive, Run};
+pub use balancer::Balancer;
 pub use ca::Ca;
 pub use client::{Connection, Head, Reply, download_hash, get, request};
+pub use fleet::Fleet;
 pub use link::Link;
 pub use mirror::{Fault, File, Mirror, Seen};
 pub use postgres::{PgBouncer, Postgres};

@@ -1,6 +1,6 @@
 //! Real PostgreSQL servers, and the real pgbouncer before them.
 
-use super::Ca;
+use super::{Ca, aptmesh};
 use std::fs::{self, Permissions};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -135,6 +135,15 @@ impl Postgres {
     /// A new, empty database; its URL.
     pub fn database(&self) -> String {
         self.copy_of("template1")
+    }
+
+    /// A new database that is ready for use; its URL.
+    pub fn migrated(&self) -> String {
+        let url = self.database();
+        let migrated = aptmesh().arg("migrate").env("APTMESH_INDEX_URL", &url).output();
+        let migrated = migrated.expect("the aptmesh binary");
+        assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+        url
     }
 
     /// A new database like that one, which nobody must be connected to.
@@ -288,7 +297,7 @@ fn url(port: u16, database: &str) -> String {
 }
 
 /// Debian keeps the server's programs beside the path, by version; pgbouncer among those of root.
-fn program(name: &str) -> PathBuf {
+pub(super) fn program(name: &str) -> PathBuf {
     let mut folders: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
@@ -324,7 +333,7 @@ fn give_away(path: &Path) {
 }
 
 /// Nobody else takes it in the moment before it is used, as a rule.
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("an address").port()
 }
