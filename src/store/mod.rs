@@ -3,6 +3,7 @@
 //! `blobs/AB/ABCDEF…` holds whole, hashed, durable files and nothing else; `staging/PROCESS/` what
 //! is under way. Knows nothing of resources, mirrors or requests.
 
+mod calls;
 mod check;
 mod health;
 mod staging;
@@ -16,10 +17,12 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-pub use self::check::{Reading, Stamp};
+use self::calls::Calls;
+pub use self::calls::WRITE_PATIENCE;
+pub use self::check::{Reading, Stamp, is_cached};
 pub use self::health::Health;
 use self::staging::Staging;
-pub use self::staging::{CopyError, Stage};
+pub use self::staging::{CopyError, Stage, set_aside};
 pub use self::walk::{FOLDERS, Lying};
 use crate::content::digest::Sha256;
 
@@ -35,6 +38,7 @@ pub struct Store {
     blobs: PathBuf,
     staging: Staging,
     health: Health,
+    calls: Calls,
 }
 
 /// A blob, open for reading. It stays readable whatever happens to its name.
@@ -111,8 +115,9 @@ impl Store {
         if let Err(source) = fs::create_dir_all(&blobs) {
             health.report(&StoreError::new("make the folder of blobs", source));
         }
-        let staging = Staging::new(config.dir.join("staging"), &health);
-        Self { blobs, staging, health }
+        let calls = Calls::default();
+        let staging = Staging::new(config.dir.join("staging"), &health, calls.clone());
+        Self { blobs, staging, health, calls }
     }
 
     /// Opens a blob; `None` if the volume does not have it.
@@ -132,10 +137,11 @@ impl Store {
         }
     }
 
-    /// Whether it is worth trying to store something: not for a while after it failed.
+    /// Whether it is worth trying to store something: not for a while after it failed, nor while it
+    /// says nothing.
     #[must_use]
     pub fn takes_blobs(&self) -> bool {
-        self.health.is_worth_a_try()
+        self.health.is_worth_a_try() && !self.is_stalled()
     }
 
     /// Tells of an error that nobody could mend. One that is about no more than bounds is none.

@@ -1,9 +1,13 @@
 //! Replicas on one database and one volume: clients notice nothing of one that is restarted, and a
 //! volume in trouble costs a fleet speed only.
 
+use crate::kit::postgres::database_of;
 use crate::kit::*;
+use crate::volume::Volume;
 use std::collections::VecDeque;
+use std::fs;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
@@ -128,5 +132,223 @@ fn a_rolling_restart_fails_no_request() {
     let log: String = fleet.iter().map(Proxy::log).collect();
     assert!(!log.contains("ERROR"), "{log}");
     fleet.wait_landed();
+    fleet[0].check_blobs();
+}
+
+const RECHECK: &str = "APTMESH_MIRROR_RECHECK_AFTER";
+const PATIENCE: Duration = Duration::from_secs(90);
+/// More than memory holds of a file.
+const LARGE: usize = 400_000;
+
+fn archive() -> LocalArchive {
+    LocalArchive::new("demo").package("tool", "1.0", LARGE).package("toy", "1.0", 1_000)
+}
+
+/// A new machine installs something: nothing may fail, not even once.
+fn install(replica: &Proxy, mirror: &Mirror, archive: &LocalArchive) {
+    let apt = Apt::new(None);
+    apt.conf("Acquire::Retries", "0");
+    apt.sources(&archive.source_line(&format!(
+        "http://{}/{}/debian",
+        replica.addr(),
+        mirror.host()
+    )));
+    let update = apt.update();
+    assert!(update.ok, "{}", update.output);
+    let download = apt.download(&["tool", "toy"]);
+    assert!(download.ok, "{}", download.output);
+}
+
+#[track_caller]
+fn assert_served(replica: &Proxy, wanted: &Wanted) -> Reply {
+    let reply = get(replica.addr(), &wanted.target);
+    let told = (reply.status, &reply.reason, &reply.trouble);
+    assert!(reply.status == 200 && reply.complete, "{told:?}");
+    assert_eq!(sha256_hex(&reply.body), wanted.sha256);
+    reply
+}
+
+fn is_hit(reply: &Reply) -> bool {
+    reply.header("cache-status") == Some("aptmesh; hit")
+}
+
+fn wait_for_hits(fleet: &Fleet, wanted: &Wanted) {
+    for replica in fleet.iter() {
+        wait_until(PATIENCE, "a hit", || is_hit(&assert_served(replica, wanted)));
+    }
+}
+
+/// Two replicas that share `volume`, on which some files and a suite are stored.
+fn stocked(volume: &Path, mirror: &Mirror, archive: &LocalArchive) -> (Fleet, Vec<Wanted>) {
+    let fleet = Fleet::build().volume(volume).env(RECHECK, "1h").start(2);
+    archive.publish(mirror, "/debian");
+    install(&fleet[0], mirror, archive);
+    let stored: Vec<_> = (1..5).map(|seed| publish(mirror, seed, LARGE, 100_000_000)).collect();
+    for wanted in &stored {
+        wait_for_hits(&fleet, wanted);
+    }
+    fleet.wait_landed();
+    (fleet, stored)
+}
+
+fn blobs_known(fleet: &Fleet) -> usize {
+    fleet.server.sql(database_of(&fleet.url), "SELECT count(*) FROM blobs").parse().unwrap()
+}
+
+fn blob_of(volume: &Path, wanted: &Wanted) -> PathBuf {
+    volume.join("blobs").join(&wanted.sha256[..2]).join(&wanted.sha256)
+}
+
+#[test]
+fn a_volume_that_says_nothing_holds_no_request_up() {
+    let (remote, mirror, archive) = (Remote::mounted(), Mirror::start(), archive());
+    let (mut fleet, stored) = stocked(&remote.path(), &mirror, &archive);
+    // Has nothing open, and nothing in memory.
+    fleet.grow();
+    let frozen = remote.freeze();
+    thread::scope(|scope| {
+        for (number, replica) in (0..).zip(fleet.iter()) {
+            let (mirror, archive, stored) = (&mirror, &archive, &stored);
+            scope.spawn(move || {
+                thread::scope(|scope| {
+                    for wanted in stored {
+                        scope.spawn(|| assert_served(replica, wanted));
+                    }
+                });
+                install(replica, mirror, archive);
+                assert_served(replica, &publish(mirror, 100 + number, LARGE, 100_000_000));
+                let ready = get(replica.admin(), "/readyz");
+                assert_eq!(ready.status, 200);
+                let told = String::from_utf8_lossy(&ready.body).into_owned();
+                assert!(told.contains("not storing"), "{told}");
+            });
+        }
+    });
+    drop(frozen);
+
+    stored.iter().for_each(|wanted| wait_for_hits(&fleet, wanted));
+    let new = publish(&mirror, 200, LARGE, 100_000_000);
+    wait_for_hits(&fleet, &new);
+    fleet.wait_landed();
+    fleet[0].check_blobs();
+}
+
+#[test]
+fn a_slow_volume_fails_no_request() {
+    let (remote, mirror, archive) = (Remote::mounted(), Mirror::start(), archive());
+    let (fleet, stored) = stocked(&remote.path(), &mirror, &archive);
+    let later = LocalArchive::new("demo").package("tool", "2.0", LARGE).package("toy", "2.0", 9);
+    let later = later.later(1);
+    later.publish(&mirror, "/later/debian");
+    let slow = remote.slow_down(Duration::from_millis(1500));
+    thread::scope(|scope| {
+        for (number, replica) in (0..).zip(fleet.iter()) {
+            let (mirror, archive, later, stored) = (&mirror, &archive, &later, &stored);
+            scope.spawn(move || {
+                stored.iter().for_each(|wanted| drop(assert_served(replica, wanted)));
+                install(replica, mirror, archive);
+                assert_served(replica, &publish(mirror, 100 + number, LARGE, 100_000_000));
+                let target =
+                    replica.url_for(mirror, &format!("/later/debian/{}", later.deb_path("tool")));
+                assert_eq!(get(replica.addr(), &target).body, later.deb("tool"));
+            });
+        }
+    });
+    drop(slow);
+    stored.iter().for_each(|wanted| wait_for_hits(&fleet, wanted));
+    fleet.wait_landed();
+    fleet[0].check_blobs();
+}
+
+#[test]
+fn a_volume_that_is_not_mounted_is_not_forgotten() {
+    let (remote, mirror, archive) = (Remote::mounted(), Mirror::start(), archive());
+    let (mut fleet, stored) = stocked(&remote.path(), &mirror, &archive);
+    let known = blobs_known(&fleet);
+    remote.unmount();
+    // It has nothing open of the volume that was, and finds an empty folder.
+    fleet.grow();
+    for replica in fleet.iter() {
+        stored.iter().for_each(|wanted| drop(assert_served(replica, wanted)));
+        install(replica, &mirror, &archive);
+    }
+    fleet.wait_landed();
+    assert!(blobs_known(&fleet) >= known, "{} of {known} are known", blobs_known(&fleet));
+
+    remote.mount();
+    mirror.clear_log();
+    fleet.grow();
+    for wanted in &stored {
+        assert!(is_hit(&assert_served(&fleet[3], wanted)), "{}", wanted.target);
+    }
+    stored.iter().for_each(|wanted| wait_for_hits(&fleet, wanted));
+    wait_for_hits(&fleet, &publish(&mirror, 200, LARGE, 100_000_000));
+    fleet.wait_landed();
+    fleet[0].check_blobs();
+}
+
+#[test]
+fn a_volume_that_is_full_or_read_only_is_used_again_by_all_when_it_is_well() {
+    let (volume, mirror, archive) = (Volume::of_megabytes(16), Mirror::start(), archive());
+    let (fleet, stored) = stocked(volume.path(), &mirror, &archive);
+    let troubles: [fn(&Volume) -> Option<PathBuf>; 2] = [
+        |volume| Some(volume.fill()),
+        |volume| {
+            volume.make_read_only();
+            None
+        },
+    ];
+    for (number, trouble) in (0..).zip(troubles) {
+        stored.iter().for_each(|wanted| wait_for_hits(&fleet, wanted));
+        let filler = trouble(&volume);
+        for (replica, seed) in fleet.iter().zip(100 + 10 * number..) {
+            install(replica, &mirror, &archive);
+            // What is stored goes for what is new, where that helps.
+            let hits =
+                stored.iter().filter(|wanted| is_hit(&assert_served(replica, wanted))).count();
+            assert!(filler.is_some() || hits == stored.len(), "{hits}");
+            let new = publish(&mirror, seed, LARGE, 100_000_000);
+            (0..2).for_each(|_| drop(assert_served(replica, &new)));
+            let told = get(replica.admin(), "/readyz");
+            let told = String::from_utf8_lossy(&told.body).into_owned();
+            assert!(filler.is_some() || told.contains("not storing"), "{told}");
+        }
+        match filler {
+            Some(filler) => fs::remove_file(filler).unwrap(),
+            None => volume.make_writable(),
+        }
+        for (replica, seed) in fleet.iter().zip(200 + 10 * number..) {
+            let new = publish(&mirror, seed, LARGE, 100_000_000);
+            wait_until(PATIENCE, "storing again", || is_hit(&assert_served(replica, &new)));
+            wait_for_hits(&fleet, &new);
+        }
+        fleet.wait_landed();
+        fleet[0].check_blobs();
+    }
+}
+
+#[test]
+fn blobs_spoilt_behind_the_back_of_all_are_had_anew() {
+    let (mirror, archive) = (Mirror::start(), archive());
+    let volume = tempfile::tempdir().unwrap();
+    let (fleet, stored) = stocked(volume.path(), &mirror, &archive);
+    fs::remove_file(blob_of(volume.path(), &stored[0])).unwrap();
+    for (wanted, size) in stored[1..].iter().zip([0, 1, LARGE as u64 / 2]) {
+        let blob = fs::File::options().write(true).open(blob_of(volume.path(), wanted)).unwrap();
+        blob.set_len(size).unwrap();
+    }
+    let known = blobs_known(&fleet);
+    eprintln!("BEFORE {}", fleet.server.sql(database_of(&fleet.url), "SELECT * FROM blobs"));
+    for replica in fleet.iter() {
+        stored.iter().for_each(|wanted| drop(assert_served(replica, wanted)));
+        install(replica, &mirror, &archive);
+    }
+    stored.iter().for_each(|wanted| wait_for_hits(&fleet, wanted));
+    fleet.wait_landed();
+    eprintln!("AFTER {}", fleet.server.sql(database_of(&fleet.url), "SELECT * FROM blobs"));
+    wait_until(Duration::from_secs(9), "all to be known again", || blobs_known(&fleet) == known);
+    for wanted in &stored {
+        assert!(blob_of(volume.path(), wanted).exists());
+    }
     fleet[0].check_blobs();
 }

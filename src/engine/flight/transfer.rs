@@ -304,7 +304,12 @@ impl Transfer {
             origin: Arc::clone(&arrival.origin),
             file: staged.stage.reader(),
         });
-        let writer = Writer::start(staged, self.expected(), Arc::clone(flight));
+        let writer = Writer::start(
+            staged,
+            self.expected(),
+            Arc::clone(flight),
+            Arc::clone(&self.engine.store),
+        );
         let flowing = self.flow(flight, &flow, &writer, arrival);
         let flowed = if self.is_for_admission() {
             let too_slow = || Err("the release file took too long".to_owned());

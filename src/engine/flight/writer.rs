@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 
 use crate::content::digest::{Expected, Hasher, Verdict};
 use crate::engine::flight::Flight;
 use crate::engine::volume::room::Staged;
-use crate::store::StoreError;
+use crate::store::{Store, StoreError, WRITE_PATIENCE};
 
 /// Chunks that may wait to be written: with a mirror's chunks of up to 64 kB, about a megabyte.
 const WAITING_MAX: usize = 16;
@@ -59,6 +59,7 @@ impl Writer {
         staged: Staged,
         expected: Option<Expected>,
         flight: Arc<Flight>,
+        store: Arc<Store>,
     ) -> Self {
         let (chunks, mut waiting) = mpsc::channel::<Bytes>(WAITING_MAX);
         let held_back = if expected.is_some() { TAIL } else { 0 };
@@ -70,9 +71,7 @@ impl Writer {
                 let chunks = std::mem::take(&mut batch);
                 let coming: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
                 work.staged.cover(work.staged.stage.size() + coming).await?;
-                work = spawn_blocking(move || work.take(chunks))
-                    .await
-                    .map_err(StoreError::interrupted)??;
+                work = store.within(WRITE_PATIENCE, move || work.take(chunks)).await?;
             }
             Ok(Written { staged: work.staged, verdict: work.hasher.finish() })
         });

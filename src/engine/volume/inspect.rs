@@ -14,7 +14,7 @@ use crate::engine::volume::adopt::Unadopted;
 use crate::engine::volume::moves::Moves;
 use crate::engine::volume::pace::Pace;
 use crate::index::{Entry, Index, IndexError};
-use crate::store::{Blob, Reading, Stamp, Store, StoreError};
+use crate::store::{Blob, Reading, Stamp, Store, StoreError, WRITE_PATIENCE};
 use crate::telemetry::metrics::Metrics;
 
 /// What the opening of a file costs, in bytes that could be read instead: a disk's seek.
@@ -185,11 +185,11 @@ impl Inspector {
 
     async fn missing(&self, mut digests: Vec<Sha256>) -> Result<Vec<Sha256>, StoreError> {
         let store = Arc::clone(&self.store);
-        blocking(move || {
+        let looking = self.store.look(move || {
             digests.retain(|digest| matches!(store.read(digest), Ok(None)));
             Ok(digests)
-        })
-        .await
+        });
+        looking.await
     }
 
     async fn open(&self, digest: &Sha256) -> Result<Option<Blob>, StoreError> {
@@ -255,7 +255,8 @@ impl Inspector {
         tracing::error!(%digest, "a stored blob is bad: it goes, and is fetched anew when asked for");
         self.bad_blobs.inc();
         let (store, name, opened) = (Arc::clone(&self.store), *digest, blob.clone());
-        let removed = blocking(move || store.discard(&name, &opened)).await;
+        let removed =
+            self.store.within(WRITE_PATIENCE, move || store.discard(&name, &opened)).await;
         if removed.is_err() {
             self.condemn(digest, blob);
         }
@@ -266,7 +267,8 @@ impl Inspector {
     /// What lies on the volume under this name, whether the index knows it or not; still to be
     /// proven. A volume that fails has nothing.
     pub(in crate::engine) async fn on_volume(&self, digest: &Sha256) -> Option<Entry> {
-        let blob = self.open(digest).await.ok().flatten()?;
+        let (store, name) = (Arc::clone(&self.store), *digest);
+        let blob = self.store.look(move || store.read(&name)).await.ok().flatten()?;
         Some(Entry::nameless(*digest, blob.size))
     }
 

@@ -16,6 +16,7 @@ pub mod link;
 pub mod mirror;
 pub mod postgres;
 pub mod proxy;
+pub mod remote;
 mod selftest;
 pub mod signer;
 
@@ -28,6 +29,7 @@ pub use link::Link;
 pub use mirror::{Fault, File, Mirror, Seen};
 pub use postgres::{PgBouncer, Postgres};
 pub use proxy::{Proxy, aptmesh};
+pub use remote::Remote;
 pub use signer::Signer;
 
 use sha2::{Digest, Sha256};
