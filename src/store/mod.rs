@@ -15,6 +15,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use thiserror::Error;
 
 use self::calls::Calls;
@@ -157,6 +158,15 @@ impl Store {
     /// not make room.
     pub fn stage(&self, size: Option<u64>) -> Result<Stage, StoreError> {
         self.staging.begin(size)
+    }
+
+    /// When the folder of blobs was made, in seconds since 1970; `None` where the file system does not
+    /// tell. Blocks.
+    #[must_use]
+    pub fn made_at(&self) -> Option<i64> {
+        let told = statx(CWD, &self.blobs, AtFlags::empty(), StatxFlags::BTIME).ok()?;
+        let is_told = told.stx_mask & StatxFlags::BTIME.bits() != 0;
+        is_told.then_some(told.stx_btime.tv_sec)
     }
 
     /// How large the volume is, and what it has left. Blocks.

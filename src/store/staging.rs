@@ -48,13 +48,18 @@ impl Staging {
 
     pub(super) fn begin(&self, size: Option<u64>) -> Result<Stage, StoreError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let path = self.folder()?.join(number.to_string());
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(|source| StoreError::new("stage a file", source))?;
+        let mut folder = self.folder()?;
+        let mut opened = new_file(&folder.join(number.to_string()));
+        // It went with the volume, which is back, or was taken for a dead process's meanwhile.
+        if matches!(&opened, Err(error) if error.kind() == io::ErrorKind::NotFound)
+            && self.root.is_dir()
+        {
+            self.give_up(&folder);
+            folder = self.folder()?;
+            opened = new_file(&folder.join(number.to_string()));
+        }
+        let path = folder.join(number.to_string());
+        let file = opened.map_err(|source| StoreError::new("stage a file", source))?;
         let stage = Stage {
             file: StagedFile { file: Arc::new(file), path, kept: false, calls: self.calls.clone() },
             size: 0,
@@ -72,6 +77,12 @@ impl Staging {
         }
     }
 
+    fn give_up(&self, folder: &Path) {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        // Unless another thread did.
+        own.take_if(|own| own.path == folder);
+    }
+
     fn folder(&self) -> Result<PathBuf, StoreError> {
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(folder) = own.as_ref() {
@@ -83,6 +94,10 @@ impl Staging {
         *own = Some(folder);
         Ok(path)
     }
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).open(path)
 }
 
 impl OwnFolder {

@@ -168,12 +168,18 @@ impl Inspector {
         let mut known = Vec::new();
         for first in (0..=u8::MAX).step_by(usize::from(u8::MAX / SAMPLES) + 1) {
             let page = self.index.blobs_after(before(first), SAMPLE).await?;
-            known.extend(page.iter().map(|blob| blob.digest));
+            known.extend(page.iter().map(|blob| (blob.digest, blob.stored_at)));
         }
-        known.sort_unstable_by_key(|digest| *digest.as_bytes());
+        known.sort_unstable_by_key(|(digest, _)| *digest.as_bytes());
         known.dedup();
-        let all = known.len();
-        let is_missing = self.missing(known).await?.len() > all / 2;
+        let missing = self.missing(known.iter().map(|(digest, _)| *digest).collect()).await?;
+        let store = Arc::clone(&self.store);
+        let made_at = self.store.look(move || Ok(store.made_at())).await?;
+        // What was stored before there was this folder was stored elsewhere.
+        let is_elsewhere = |(digest, stored_at): &(Sha256, i64)| {
+            made_at.is_some_and(|made_at| *stored_at < made_at) && missing.contains(digest)
+        };
+        let is_missing = missing.len() > known.len() / 2 || known.iter().any(is_elsewhere);
         let was_missing = self.is_volume_missing.swap(is_missing, Ordering::Relaxed);
         match (is_missing, was_missing) {
             (false, _) => return Ok(()),
