@@ -5,6 +5,7 @@ mod count;
 pub mod flight;
 mod known;
 mod learn;
+mod leases;
 pub mod memory;
 mod metrics;
 pub mod outcome;
@@ -33,12 +34,14 @@ use crate::engine::flight::follower::Follower;
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
 use crate::engine::flight::{Boarding, Flights, Interest, Landing, NotBoarded};
+use crate::engine::known::{Finding, Findings};
 use crate::engine::learn::Learner;
 use crate::engine::learn::doubt::Doubts;
+use crate::engine::leases::Leases;
 use crate::engine::memory::{Known, Memory};
 pub use crate::engine::metrics::EngineMetrics;
 use crate::engine::outcome::{Content, Failure, Outcome, Served};
-use crate::engine::plan::{Plan, Situation, plan};
+use crate::engine::plan::{Freshness, Plan, Situation, plan};
 use crate::engine::prefetch::Prefetcher;
 use crate::engine::relayed::Relayed;
 use crate::engine::suites::Suites;
@@ -50,7 +53,7 @@ use crate::engine::volume::proof::Checks;
 use crate::engine::volume::room::{self, Room};
 use crate::engine::volume::upkeep;
 use crate::engine::volume::uses::Uses;
-use crate::index::{Entry, Expectation, Index, IndexError, Totals};
+use crate::index::{Entry, Expectation, Index, IndexError, Lease, Totals};
 use crate::mirror::{Answer, Framing, Mirror, Question};
 use crate::store::Store;
 use crate::telemetry::metrics::Metrics;
@@ -95,6 +98,8 @@ pub struct Engine {
     prefetcher: Arc<Prefetcher>,
     judge: Judge,
     flights: Arc<Flights>,
+    leases: Arc<Leases>,
+    findings: Findings,
     recheck_after_millis: AtomicU64,
     doubts: Doubts,
     suites: Suites,
@@ -132,6 +137,7 @@ impl Engine {
         let inspector = Inspector::new(&index, &store, moves, room.unadopted(), metrics);
         let inspector = Arc::new(inspector);
         let folders = Folders::new(&config.folders, &index, &inspector, metrics);
+        let leases = Leases::new(&index);
         let engine = Arc::new(Self {
             index,
             store,
@@ -147,6 +153,8 @@ impl Engine {
             prefetcher,
             judge: Judge::new(config.judge.clone(), metrics),
             flights: Arc::default(),
+            leases,
+            findings: Findings::default(),
             recheck_after_millis: AtomicU64::new(0),
             doubts: Doubts::default(),
             suites: Suites::default(),
@@ -160,6 +168,7 @@ impl Engine {
         }
         engine.set_recheck_after(config.recheck_after);
         background.spawn(engine.tidying().run());
+        background.spawn(Arc::clone(&engine.leases).run());
         background.spawn(upkeep::scrub(Arc::clone(&engine.inspector), config.scrub));
         background.spawn(upkeep::adopt(Arc::clone(&engine.inspector)));
         background.spawn(Arc::clone(&engine.folders).watch());
@@ -192,12 +201,12 @@ impl Engine {
     }
 
     async fn answer(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
-        let known = self.known(ask).await;
+        let Finding { known, expectation } = self.find(ask).await;
         match (self.plan(ask, known.as_deref()), known) {
             (Plan::Serve, Some(known)) => Ok(stored(known, ask.hit())),
             (Plan::ServeStale, Some(known)) => Ok(stored(known, Outcome::Stale)),
             (Plan::Revalidate, Some(known)) => self.revalidate(ask, known).await,
-            (Plan::Fetch, _) => self.fetch(ask, None).await,
+            (Plan::Fetch, _) => self.fetch(ask, None, expectation).await,
             (Plan::Relay | Plan::Serve | Plan::ServeStale | Plan::Revalidate, _) => {
                 self.relay(ask).await
             }
@@ -242,11 +251,13 @@ impl Engine {
         let has_begun = Arc::clone(&begun);
         let preparing = self.tasks.spawn(async move {
             let ask = engine.pinned(&ask).await.unwrap_or(ask);
-            let known = engine.known(&ask).await;
-            let expectation = engine.expectation(&ask).await;
+            let Finding { known, expectation } = engine.find(&ask).await;
             let interest = match (engine.plan(&ask, known.as_deref()), known) {
                 (Plan::Fetch, _) => engine.board(&ask, None, expectation),
-                (Plan::Revalidate, Some(known)) => engine.board(&ask, Some(&known), expectation),
+                (Plan::Revalidate, Some(known)) => {
+                    let expectation = engine.expectation(&ask).await;
+                    engine.board(&ask, Some(&known), expectation)
+                }
                 _ => return,
             };
             if let Ok((interest, _)) = interest {
@@ -280,7 +291,8 @@ impl Engine {
             known.fail();
             return Ok(stored(known, Outcome::Stale));
         }
-        let confirming = self.fetch(ask, Some(&known));
+        let expectation = self.expectation(ask).await;
+        let confirming = self.fetch(ask, Some(&known), expectation);
         match timeout(STALE_PATIENCE, confirming).await {
             Ok(Err(failure)) if failure.is_trouble() => {
                 tracing::warn!(
@@ -303,8 +315,8 @@ impl Engine {
         self: &Arc<Self>,
         ask: &Ask,
         known: Option<&Arc<Known>>,
+        expectation: Option<Expectation>,
     ) -> Result<Served, Failure> {
-        let expectation = self.expectation(ask).await;
         for _ in 0..BOARDINGS_MAX {
             let (interest, outcome) = match self.board(ask, known, expectation) {
                 Ok(boarded) => boarded,
@@ -326,7 +338,9 @@ impl Engine {
             }
             match landing {
                 Landing::Unchanged(known) => return Ok(stored(known, Outcome::Revalidated)),
+                Landing::Settled(known) => return Ok(stored(known, ask.hit())),
                 Landing::Flowing(flow) if !interest.flight().is_cut() => {
+                    let outcome = if flow.is_abroad { Outcome::Collapsed } else { outcome };
                     let mirror = Arc::clone(&self.mirror);
                     let follower = Box::new(Follower::new(flow, interest, mirror));
                     return Ok(Served::new(Content::Flight(follower), outcome));
@@ -364,6 +378,10 @@ impl Engine {
             expectation,
             known: known.cloned(),
             pace: ask.pace,
+            window: match ask.freshness {
+                Freshness::Now => Duration::ZERO,
+                Freshness::Any | Freshness::Recent => self.recheck_after(),
+            },
             via: ask.headers.get_all(header::VIA).iter().cloned().collect(),
         };
         self.metrics.flights.inc();
@@ -432,11 +450,17 @@ impl Engine {
         refused
     }
 
-    /// Tells the index what is stored of `key`; without it, that is found out anew.
-    async fn record(&self, key: &str, entry: &Entry) {
-        if let Err(error) = self.index.record(key, entry).await {
+    /// Tells the index what is stored of `key`; without it, that is found out anew. `false` if
+    /// another process has the lease under which that was to be done.
+    async fn record(&self, key: &str, entry: &Entry, lease: Option<&Lease>) -> bool {
+        let recorded = match lease {
+            Some(lease) => self.index.record_under(lease, key, entry).await,
+            None => self.index.record(key, entry).await.map(|()| true),
+        };
+        recorded.unwrap_or_else(|error| {
             tracing::warn!(key, %error, source = %error.source, "stored, but not recorded");
-        }
+            true
+        })
     }
 
     fn count(&self, ask: &Ask, served: &Result<Served, Failure>) {
@@ -498,6 +522,7 @@ impl Engine {
     pub async fn drain(&self, until: Instant) -> bool {
         self.tasks.close();
         let landed = timeout_at(until, self.tasks.wait()).await.is_ok();
+        self.leases.release_all().await;
         self.tidying().tell().await;
         landed
     }

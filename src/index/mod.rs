@@ -1,17 +1,20 @@
 //! The index: what the site knows of resources. A cache of facts: losing it costs speed, never
 //! correctness.
 
+mod lease;
 pub mod postgres;
 pub mod sqlite;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use thiserror::Error;
 
 use crate::content::digest::{Expected, Sha256};
 use crate::content::validators::Validators;
+pub use crate::index::lease::{Holding, Lease, Renewal, Renewed, Taken, WANTED_SECONDS};
 
 /// Which make, and where.
 #[derive(Clone, Debug)]
@@ -63,6 +66,15 @@ impl Expectation {
         let other_digest = matches!(&self.digest, Expected::Sha256(digest) if digest != blob);
         other_digest || self.size.is_some_and(|expected| expected != size)
     }
+}
+
+/// What the index has of a resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// As [`Index::look_up`].
+    pub entry: Option<Entry>,
+    /// As [`Index::expectation`].
+    pub expectation: Option<Expectation>,
 }
 
 /// A difference between what a list says and what it was known to say.
@@ -176,6 +188,9 @@ pub struct HashedFile {
 /// it.
 #[async_trait]
 pub trait Index: Send + Sync {
+    /// What is known of `key`, and what it is expected to be: both at the price of one look-up.
+    async fn find(&self, key: &str) -> Result<Found, IndexError>;
+
     /// What is known of `key`; `None` if nothing is.
     async fn look_up(&self, key: &str) -> Result<Option<Entry>, IndexError>;
 
@@ -323,6 +338,28 @@ pub trait Index: Send + Sync {
 
     /// Forgets files that lie elsewhere, or did.
     async fn forget_files(&self, paths: &[PathBuf]) -> Result<(), IndexError>;
+
+    /// Takes the lease `name` for the process `owner`, for `term`, unless another process holds it.
+    async fn take(&self, name: &str, owner: &str, term: Duration) -> Result<Taken, IndexError>;
+
+    /// Holds leases for `term` from now on, and changes what is told of them. Those that are missing
+    /// from the answer are lost.
+    async fn renew(&self, renewals: &[Renewal], term: Duration)
+    -> Result<Vec<Renewed>, IndexError>;
+
+    /// Of these leases, those that somebody holds: they count as wanted.
+    async fn holdings(&self, names: &[String]) -> Result<Vec<Holding>, IndexError>;
+
+    /// Gives leases up. Those that are lost are left to who has them.
+    async fn release(&self, leases: &[Lease]) -> Result<(), IndexError>;
+
+    /// As [`Index::record`], unless the lease is lost; `false` if it is.
+    async fn record_under(
+        &self,
+        lease: &Lease,
+        key: &str,
+        entry: &Entry,
+    ) -> Result<bool, IndexError>;
 
     /// How much is known.
     async fn totals(&self) -> Result<Totals, IndexError>;

@@ -205,7 +205,7 @@ impl Engine {
             return true;
         }
         let file = Arc::clone(&known.blob.file);
-        self.store.look(move || Ok(drop(file.read_at(&mut [0], 0)))).await.is_ok()
+        self.store.look(move || Ok(file.read_at(&mut [0], 0).ok())).await.is_ok()
     }
 
     /// Has a file that was opened just now hashed, in the background, unless it was before and is what

@@ -159,8 +159,8 @@ impl Room {
         &self.unadopted
     }
 
-    pub(super) fn store(&self) -> &Store {
-        &self.store
+    pub(super) fn store(&self) -> Arc<Store> {
+        Arc::clone(&self.store)
     }
 
     /// Who evicts.
@@ -534,6 +534,11 @@ pub struct Staged {
 }
 
 impl Staged {
+    /// Where it is.
+    pub(in crate::engine) fn store(&self) -> Arc<Store> {
+        self.promise.room.store()
+    }
+
     /// Makes sure of room for the body up to its byte `end`: its size may not have been known, or
     /// not been right.
     ///

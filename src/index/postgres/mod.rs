@@ -5,6 +5,7 @@ mod calls;
 mod expectations;
 mod files;
 mod health;
+mod leases;
 mod resources;
 mod rows;
 pub mod schema;
@@ -12,6 +13,7 @@ mod tls;
 mod url;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -20,8 +22,8 @@ use self::calls::{Calls, Purpose};
 pub use self::url::{Config, Patience};
 use crate::content::digest::Sha256;
 use crate::index::{
-    Change, Class, Entry, Expectation, HashedFile, Index, IndexError, Names, Stored, Totals, Use,
-    Volume,
+    Change, Class, Entry, Expectation, Found, HashedFile, Holding, Index, IndexError, Lease, Names,
+    Renewal, Renewed, Stored, Taken, Totals, Use, Volume,
 };
 
 /// An [`Index`] in PostgreSQL. Calls that clients wait for fail when their time is up, and at once
@@ -51,6 +53,10 @@ impl PostgresIndex {
 
 #[async_trait]
 impl Index for PostgresIndex {
+    async fn find(&self, key: &str) -> Result<Found, IndexError> {
+        resources::find(&self.calls, key).await
+    }
+
     async fn look_up(&self, key: &str) -> Result<Option<Entry>, IndexError> {
         resources::look_up(&self.calls, key).await
     }
@@ -221,6 +227,35 @@ impl Index for PostgresIndex {
 
     async fn knowledge(&self) -> Result<u64, IndexError> {
         expectations::knowledge(&self.calls).await
+    }
+
+    async fn take(&self, name: &str, owner: &str, term: Duration) -> Result<Taken, IndexError> {
+        leases::take(&self.calls, name, owner, term).await
+    }
+
+    async fn renew(
+        &self,
+        renewals: &[Renewal],
+        term: Duration,
+    ) -> Result<Vec<Renewed>, IndexError> {
+        leases::renew(&self.calls, renewals, term).await
+    }
+
+    async fn holdings(&self, names: &[String]) -> Result<Vec<Holding>, IndexError> {
+        leases::holdings(&self.calls, names).await
+    }
+
+    async fn release(&self, leases: &[Lease]) -> Result<(), IndexError> {
+        leases::release(&self.calls, leases).await
+    }
+
+    async fn record_under(
+        &self,
+        lease: &Lease,
+        key: &str,
+        entry: &Entry,
+    ) -> Result<bool, IndexError> {
+        resources::record_under(&self.calls, lease, key, entry).await
     }
 
     async fn totals(&self) -> Result<Totals, IndexError> {

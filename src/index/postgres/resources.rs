@@ -6,58 +6,99 @@ use tokio_postgres::types::Type;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::index::postgres::blobs::{ADDED, REFERRED};
-use crate::index::postgres::calls::{Calls, Purpose, Statement};
+use crate::index::postgres::calls::{Calls, Parameter, Purpose, Statement};
+use crate::index::postgres::expectations::{EXPECTED, agreed};
+use crate::index::postgres::leases::FENCE;
 use crate::index::postgres::rows::{column, corrupt, digest, limit_of, signed, unsigned};
-use crate::index::{Entry, IndexError, ROUND_TRIP, bounds_of};
+use crate::index::{Entry, Found, IndexError, Lease, ROUND_TRIP, bounds_of};
+
+/// What is known of `$1`.
+const KNOWN: &str = "SELECT blob, size, last_modified, etag, content_type, checked_at
+     FROM resources WHERE key = $1";
 
 pub(super) async fn look_up(calls: &Calls, key: &str) -> Result<Option<Entry>, IndexError> {
     let purpose = Purpose::read("look up a resource");
-    let rows = calls
-        .rows(
-            purpose,
-            "SELECT blob, size, last_modified, etag, content_type, checked_at
-             FROM resources WHERE key = $1",
-            &[(&key, Type::TEXT)],
-        )
-        .await?;
+    let rows = calls.rows(purpose, KNOWN, &[(&key, Type::TEXT)]).await?;
     rows.first().map(entry_from).transpose().map_err(corrupt(purpose))
 }
 
-/// The name first, then the blob, then the volume: all that lock more than one go in this order. Its
-/// clients have their bytes by then, or follow the flight that still has them.
+pub(super) async fn find(calls: &Calls, key: &str) -> Result<Found, IndexError> {
+    let purpose = Purpose::read("look up a resource");
+    let parameters: &[Parameter<'_>] = &[(&key, Type::TEXT)];
+    let statements = [KNOWN, EXPECTED].map(|sql| Statement { sql, parameters });
+    let answers = calls.rows_of_each(purpose, &statements).await?;
+    let [known, expected] = answers.as_slice() else { return Ok(Found::default()) };
+    let found = || {
+        let entry = known.first().map(entry_from).transpose()?;
+        Ok(Found { entry, expectation: agreed(expected)? })
+    };
+    found().map_err(corrupt(purpose))
+}
+
+/// What becomes of a key, the new row being `$1` to `$8`.
+const RECORDED: &str = "ON CONFLICT (key) DO UPDATE SET
+        blob = excluded.blob, size = excluded.size,
+        last_modified = excluded.last_modified, etag = excluded.etag,
+        content_type = excluded.content_type, checked_at = excluded.checked_at";
+
+const COUNTED: &str = "counted AS (
+    UPDATE volume SET blobs = blobs + 1, bytes = bytes + added.size
+    FROM added WHERE added.is_new)";
+
+const INTO: &str =
+    "INSERT INTO resources (key, blob, size, last_modified, etag, content_type, checked_at)";
+
+/// Its clients have their bytes by then, or follow the flight that still has them.
 pub(super) async fn record(calls: &Calls, key: &str, entry: &Entry) -> Result<(), IndexError> {
+    let sql =
+        format!("WITH {ADDED}, {COUNTED} {INTO} VALUES ($5, $1, $2, $6, $7, $8, $3) {RECORDED}");
+    recorded(calls, &sql, key, entry, &[]).await.map(drop)
+}
+
+/// The blob lies on the volume, whether the lease is lost or not.
+pub(super) async fn record_under(
+    calls: &Calls,
+    lease: &Lease,
+    key: &str,
+    entry: &Entry,
+) -> Result<bool, IndexError> {
+    let sql = format!(
+        "WITH {FENCE}, {ADDED}, {COUNTED} {INTO}
+         SELECT $5, $1, $2, $6, $7, $8, $3 FROM fence {RECORDED} RETURNING 1"
+    );
+    let fence: [Parameter<'_>; 2] =
+        [(&lease.name, Type::TEXT), (&signed(lease.generation), Type::INT8)];
+    recorded(calls, &sql, key, entry, &fence).await
+}
+
+/// The name first, then the blob, then the volume: all that lock more than one go in this order.
+async fn recorded(
+    calls: &Calls,
+    sql: &str,
+    key: &str,
+    entry: &Entry,
+    fence: &[Parameter<'_>],
+) -> Result<bool, IndexError> {
     let (blob, size) = (entry.blob.as_bytes().as_slice(), signed(entry.size));
     let Validators { last_modified, etag } = &entry.validators;
-    let sql = format!(
-        "WITH {ADDED},
-         counted AS (
-             UPDATE volume SET blobs = blobs + 1, bytes = bytes + added.size
-             FROM added WHERE added.is_new)
-         INSERT INTO resources (key, blob, size, last_modified, etag, content_type, checked_at)
-         VALUES ($5, $1, $2, $6, $7, $8, $3)
-         ON CONFLICT (key) DO UPDATE SET
-             blob = excluded.blob, size = excluded.size,
-             last_modified = excluded.last_modified, etag = excluded.etag,
-             content_type = excluded.content_type, checked_at = excluded.checked_at"
-    );
+    let mut parameters: Vec<Parameter<'_>> = vec![
+        (&blob, Type::BYTEA),
+        (&size, Type::INT8),
+        (&entry.checked_at, Type::INT8),
+        (&ROUND_TRIP, Type::FLOAT8),
+        (&key, Type::TEXT),
+        (last_modified, Type::INT8),
+        (etag, Type::TEXT),
+        (&entry.content_type, Type::TEXT),
+    ];
+    parameters.extend_from_slice(fence);
     let statements = [
-        Statement {
-            sql: &sql,
-            parameters: &[
-                (&blob, Type::BYTEA),
-                (&size, Type::INT8),
-                (&entry.checked_at, Type::INT8),
-                (&ROUND_TRIP, Type::FLOAT8),
-                (&key, Type::TEXT),
-                (last_modified, Type::INT8),
-                (etag, Type::TEXT),
-                (&entry.content_type, Type::TEXT),
-            ],
-        },
+        Statement { sql, parameters: &parameters },
         Statement { sql: REFERRED, parameters: &[(&vec![blob], Type::BYTEA_ARRAY)] },
     ];
     let purpose = Purpose::write("record a resource").in_background();
-    calls.rows_of_last(purpose, &statements).await.map(drop)
+    let answers = calls.rows_of_each(purpose, &statements).await?;
+    Ok(answers.first().is_some_and(|rows| !rows.is_empty()))
 }
 
 pub(super) async fn confirm(

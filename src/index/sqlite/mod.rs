@@ -4,19 +4,22 @@ mod actor;
 mod blobs;
 mod expectations;
 mod files;
+mod leases;
 mod schema;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use self::actor::Actor;
+use self::leases::Leases;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::index::{
-    Change, Class, Entry, Expectation, HashedFile, Index, IndexError, Names, Stored, Totals, Use,
-    Volume, bounds_of,
+    Change, Class, Entry, Expectation, Found, HashedFile, Holding, Index, IndexError, Lease, Names,
+    Renewal, Renewed, Stored, Taken, Totals, Use, Volume, bounds_of,
 };
 
 /// Where the embedded index is kept.
@@ -34,6 +37,7 @@ pub struct SqliteIndex {
     reader: Actor,
     writer: Actor,
     counter: Actor,
+    leases: Leases,
 }
 
 impl SqliteIndex {
@@ -56,6 +60,7 @@ impl SqliteIndex {
                     reader: Actor::start("index-reader", reader)?,
                     writer: Actor::start("index-writer", writer)?,
                     counter: Actor::start("index-counter", counter)?,
+                    leases: Leases::default(),
                 })
             }
         }
@@ -78,7 +83,8 @@ impl SqliteIndex {
 
     /// What is in memory has one connection.
     fn on_one(actor: Actor) -> Self {
-        Self { reader: actor.clone(), counter: actor.clone(), writer: actor }
+        let (reader, counter) = (actor.clone(), actor.clone());
+        Self { reader, counter, writer: actor, leases: Leases::default() }
     }
 }
 
@@ -99,19 +105,19 @@ fn open_or_begin_anew(path: &Path) -> Result<Connection, IndexError> {
 
 #[async_trait]
 impl Index for SqliteIndex {
-    async fn look_up(&self, key: &str) -> Result<Option<Entry>, IndexError> {
+    async fn find(&self, key: &str) -> Result<Found, IndexError> {
         let key = key.to_owned();
         self.reader
             .call("look up a resource", move |connection| {
-                connection
-                    .prepare_cached(
-                        "SELECT blob, size, last_modified, etag, content_type, checked_at
-                         FROM resources WHERE key = ?1",
-                    )?
-                    .query_row([key], entry_from)
-                    .optional()
+                let entry = look_up(connection, &key)?;
+                Ok(Found { entry, expectation: expectations::of(connection, &key)? })
             })
             .await
+    }
+
+    async fn look_up(&self, key: &str) -> Result<Option<Entry>, IndexError> {
+        let key = key.to_owned();
+        self.reader.call("look up a resource", move |c| look_up(c, &key)).await
     }
 
     async fn record(&self, key: &str, entry: &Entry) -> Result<(), IndexError> {
@@ -426,6 +432,40 @@ impl Index for SqliteIndex {
         self.writer.call("forget files", move |c| files::forget(c, &paths)).await
     }
 
+    async fn take(&self, name: &str, owner: &str, term: Duration) -> Result<Taken, IndexError> {
+        Ok(self.leases.take(name, owner, term))
+    }
+
+    async fn renew(
+        &self,
+        renewals: &[Renewal],
+        term: Duration,
+    ) -> Result<Vec<Renewed>, IndexError> {
+        Ok(self.leases.renew(renewals, term))
+    }
+
+    async fn holdings(&self, names: &[String]) -> Result<Vec<Holding>, IndexError> {
+        Ok(self.leases.holdings(names))
+    }
+
+    async fn release(&self, leases: &[Lease]) -> Result<(), IndexError> {
+        self.leases.release(leases);
+        Ok(())
+    }
+
+    async fn record_under(
+        &self,
+        lease: &Lease,
+        key: &str,
+        entry: &Entry,
+    ) -> Result<bool, IndexError> {
+        let is_held = self.leases.is_held(lease);
+        if is_held {
+            self.record(key, entry).await?;
+        }
+        Ok(is_held)
+    }
+
     async fn totals(&self) -> Result<Totals, IndexError> {
         self.counter
             .call("count resources", |connection| {
@@ -446,6 +486,16 @@ impl Index for SqliteIndex {
             })
             .await
     }
+}
+
+fn look_up(connection: &Connection, key: &str) -> rusqlite::Result<Option<Entry>> {
+    connection
+        .prepare_cached(
+            "SELECT blob, size, last_modified, etag, content_type, checked_at
+             FROM resources WHERE key = ?1",
+        )?
+        .query_row([key], entry_from)
+        .optional()
 }
 
 fn entry_from(row: &Row<'_>) -> rusqlite::Result<Entry> {
