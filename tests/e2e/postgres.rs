@@ -1,6 +1,7 @@
 //! An index in PostgreSQL: a process keeps nothing to itself, several are one cache, and a server that
 //! is away costs speed only.
 
+use crate::kit::fleet::migrated;
 use crate::kit::postgres::database_of;
 use crate::kit::*;
 use std::fs;
@@ -103,7 +104,7 @@ fn the_password_of_the_database_is_kept_secret() {
 #[test]
 fn a_process_leaves_nothing_that_the_next_one_needs() {
     let (server, mirror, archive) = (Postgres::start(), Mirror::start(), archive());
-    let (url, volume) = (server.migrated(), tempfile::tempdir().unwrap());
+    let (url, volume) = (migrated(&server), tempfile::tempdir().unwrap());
     archive.publish(&mirror, "/debian");
     let first = replica(&url, volume.path());
     install(&client(&first, &mirror, &archive));
@@ -122,7 +123,7 @@ fn a_process_leaves_nothing_that_the_next_one_needs() {
 fn what_one_process_stored_the_other_serves() {
     let (server, mirror, archive) = (Postgres::start(), Mirror::start(), archive());
     let bouncer = PgBouncer::before(&server);
-    let (url, volume) = (server.migrated(), tempfile::tempdir().unwrap());
+    let (url, volume) = (migrated(&server), tempfile::tempdir().unwrap());
     archive.publish(&mirror, "/debian");
     let storing = replica(&url, volume.path());
     let serving = replica(&bouncer.url_for(&url), volume.path());
@@ -138,7 +139,7 @@ fn what_one_process_stored_the_other_serves() {
 #[test]
 fn what_one_process_learns_the_other_holds_its_memory_against() {
     let (server, mirror, archive) = (Postgres::start(), Mirror::start(), archive());
-    let (url, volume) = (server.migrated(), tempfile::tempdir().unwrap());
+    let (url, volume) = (migrated(&server), tempfile::tempdir().unwrap());
     archive.publish(&mirror, "/debian");
     let of = || Proxy::build().data(volume.path()).env(URL, &url).env(RECHECK, "0s").start();
     let (learning, holding) = (of(), of());
@@ -168,7 +169,7 @@ fn what_one_process_learns_the_other_holds_its_memory_against() {
 #[test]
 fn without_its_database_a_cache_goes_on_and_finds_it_again() {
     let (server, mirror, archive) = (Postgres::start(), Mirror::start(), archive());
-    let (url, volume) = (server.migrated(), tempfile::tempdir().unwrap());
+    let (url, volume) = (migrated(&server), tempfile::tempdir().unwrap());
     archive.publish(&mirror, "/debian");
     let proxy = replica(&url, volume.path());
     let apt = client(&proxy, &mirror, &archive);

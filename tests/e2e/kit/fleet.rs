@@ -1,7 +1,7 @@
 //! Several aptmesh processes that are one cache: on one database and one volume.
 
 use super::proxy::Build;
-use super::{Balancer, Postgres, Proxy, wait_until};
+use super::{Balancer, Postgres, Proxy, aptmesh, wait_until};
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::{Deref, DerefMut};
@@ -50,7 +50,7 @@ impl FleetBuild {
     /// Starts that many replicas and waits until they are ready.
     pub fn start(self, replicas: u8) -> Fleet {
         let server = Postgres::start();
-        let url = server.migrated();
+        let url = migrated(&server);
         let own = self.volume.is_none().then(|| TempDir::new().expect("a folder for the volume"));
         let volume = self.volume.clone().or(own.as_ref().map(|own| own.path().to_owned()));
         let [_, _, high, low] = std::process::id().to_be_bytes();
@@ -70,6 +70,15 @@ impl FleetBuild {
         }
         fleet
     }
+}
+
+/// A new database that is ready for use; its URL.
+pub fn migrated(server: &Postgres) -> String {
+    let url = server.database();
+    let migrated = aptmesh().arg("migrate").env("APTMESH_INDEX_URL", &url).output();
+    let migrated = migrated.expect("the aptmesh binary");
+    assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+    url
 }
 
 impl Fleet {

@@ -1,6 +1,6 @@
 //! Real PostgreSQL servers, and the real pgbouncer before them.
 
-use super::{Ca, aptmesh};
+use super::Ca;
 use std::fs::{self, Permissions};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -135,15 +135,6 @@ impl Postgres {
     /// A new, empty database; its URL.
     pub fn database(&self) -> String {
         self.copy_of("template1")
-    }
-
-    /// A new database that is ready for use; its URL.
-    pub fn migrated(&self) -> String {
-        let url = self.database();
-        let migrated = aptmesh().arg("migrate").env("APTMESH_INDEX_URL", &url).output();
-        let migrated = migrated.expect("the aptmesh binary");
-        assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
-        url
     }
 
     /// A new database like that one, which nobody must be connected to.
