@@ -22,6 +22,7 @@ use crate::store::{self, Store};
 use crate::telemetry::metrics::Metrics;
 use crate::web::admin::Admin;
 use crate::web::peer::Peer;
+use crate::web::phase::Phase;
 use crate::web::proxy::Proxy;
 
 /// The running parts.
@@ -36,7 +37,7 @@ pub(super) struct Parts {
 /// What nobody waits for when the process stops runs on `background`.
 pub(super) async fn build(
     config: &Config,
-    draining: &watch::Receiver<bool>,
+    phase: &watch::Receiver<Phase>,
     background: &TaskTracker,
 ) -> anyhow::Result<Parts> {
     let metrics = Metrics::default();
@@ -57,7 +58,7 @@ pub(super) async fn build(
         config.mirror.pseudonym.clone(),
     ));
     let peer = Arc::new(Peer::new(Arc::clone(&engine), &metrics));
-    let admin = Arc::new(Admin::new(Arc::clone(&engine), metrics, draining.clone()));
+    let admin = Arc::new(Admin::new(Arc::clone(&engine), metrics, phase.clone()));
     Ok(Parts { engine, mirror, proxy, admin, peer })
 }
 

@@ -75,7 +75,7 @@ impl Key {
 }
 
 /// All settings.
-pub static KEYS: [Key; 32] = [
+pub static KEYS: [Key; 33] = [
     key(
         "listen.proxy",
         "127.0.0.1:9977",
@@ -101,6 +101,13 @@ pub static KEYS: [Key; 32] = [
         "listen.connections",
         "8192",
         "Connections open at a time on each address; further ones wait to be accepted.",
+    ),
+    key(
+        "listen.drain_delay",
+        "8s",
+        "For how long, after SIGTERM, /readyz says no while newcomers are still served, so that a \
+         balancer notices before it finds the door closed. Only where somebody has asked /readyz \
+         within the last minute; SIGINT and a second signal go without.",
     ),
     Key {
         name: "data.dir",

@@ -130,7 +130,7 @@ impl Fellows {
             }))),
             // They are asked as long as the index is, which knows what they have.
             Err(error) => {
-                tracing::debug!(%error, source = %error.source, "did not meet the fellows")
+                tracing::debug!(%error, source = %error.source, "did not meet the fellows");
             }
         }
         true
@@ -234,17 +234,16 @@ impl Engine {
     /// A blob of this volume, for a fellow; its bytes have proven right. `None` if there is none.
     pub async fn lend(self: &Arc<Self>, blob: &Sha256) -> Option<Arc<Known>> {
         let key = format!("sha256:{blob}");
-        let known = match self.held(&key).await {
-            Some(known) => known,
-            None => match self.inspector.on_volume(blob).await {
-                Some(entry) => self.loaded(&key, Some(entry)).await?,
-                None => {
-                    // They were told that it is here.
-                    let (engine, blob) = (Arc::clone(self), *blob);
-                    self.tasks.spawn(async move { engine.forget(&blob).await });
-                    return None;
-                }
-            },
+        let held = self.held(&key).await;
+        let known = if let Some(known) = held {
+            known
+        } else if let Some(entry) = self.inspector.on_volume(blob).await {
+            self.loaded(&key, Some(entry)).await?
+        } else {
+            // They were told that it is here.
+            let (engine, blob) = (Arc::clone(self), *blob);
+            self.tasks.spawn(async move { engine.forget(&blob).await });
+            return None;
         };
         // What is small was hashed when it was read.
         let pending = known.small.is_none().then(|| known.proof.pending(&known.blob));
@@ -284,14 +283,13 @@ impl Engine {
         if holders.urls.is_empty() {
             return None;
         }
-        let entry = match recorded {
-            Some(entry) => entry,
+        let entry = if let Some(entry) = recorded {
+            entry
+        } else {
             // Under another name.
-            None => {
-                let named = self.index.by_blob(&blob).await;
-                let named = named.unwrap_or_else(|error| without_index(&error));
-                named.filter(fits).or_else(|| Some(Entry::nameless(blob, holders.size?)))?
-            }
+            let named = self.index.by_blob(&blob).await;
+            let named = named.unwrap_or_else(|error| without_index(&error));
+            named.filter(fits).or_else(|| Some(Entry::nameless(blob, holders.size?)))?
         };
         Some(Offer { entry, urls: holders.urls })
     }

@@ -23,8 +23,9 @@ impl Secret {
     #[must_use]
     pub fn token(&self, blob: &Sha256, now: u64) -> String {
         let tag = hmac::sign(&self.0, said(blob, now).as_bytes());
-        let tag: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{SCHEME}{now}-{tag}")
+        // As long as a SHA-256, and written like one.
+        let tag = Sha256::from_bytes(tag.as_ref()).map(|tag| tag.to_string());
+        format!("{SCHEME}{now}-{}", tag.unwrap_or_default())
     }
 
     /// Whether it may be by a fellow that asks for `blob`, `now` being the time here.

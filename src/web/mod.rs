@@ -10,6 +10,7 @@ mod heads;
 pub mod listener;
 mod page;
 pub mod peer;
+pub mod phase;
 pub mod proxy;
 mod reply;
 mod tunnel;

@@ -5,6 +5,8 @@ mod kit;
 mod apt;
 mod consistency;
 mod durability;
+mod failover;
+mod fleet;
 mod flights;
 mod folders;
 mod freshness;

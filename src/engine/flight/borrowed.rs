@@ -26,7 +26,7 @@ pub struct Borrowed {
 
 /// A body, whoever gives it.
 pub(in crate::engine) enum Incoming {
-    Mirror(mirror::Body),
+    Mirror(Box<mirror::Body>),
     Fellow(Box<swarm::Body>),
     /// There is no more of it.
     Ended,

@@ -63,7 +63,7 @@ impl Transfer {
                 }
                 (Some((_, Some(total))), Some(size)) if total != size => Err(changed()),
                 (Some((_, Some(end))), _) | (Some((_, None)), Some(end)) => {
-                    Ok(Some(Resumed { body: Incoming::Mirror(answer.body), end: Some(end) }))
+                    Ok(Some(Resumed { body: Incoming::Mirror(answer.body.into()), end: Some(end) }))
                 }
                 _ => Err("the mirror resumed without telling where the file ends".to_owned()),
             },
@@ -80,7 +80,9 @@ impl Transfer {
                     }
                 };
                 match self.skip(flight, received, answer.body).await {
-                    Ok(Some(body)) => Ok(Some(Resumed { body: Incoming::Mirror(body), end })),
+                    Ok(Some(body)) => {
+                        Ok(Some(Resumed { body: Incoming::Mirror(body.into()), end }))
+                    }
                     Ok(None) => Err(changed()),
                     Err(_broke_off) => Ok(None),
                 }

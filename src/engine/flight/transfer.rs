@@ -275,7 +275,7 @@ impl Transfer {
         let provable = framing != Framing::Close || self.expected().is_some();
         let source = Arc::clone(source);
         let (origin, body) = (answer.origin, answer.body);
-        let (body, borrowed) = (Incoming::Mirror(body), None);
+        let (body, borrowed) = (Incoming::Mirror(body.into()), None);
         let arrival = Arrival { meta, source, origin, first, body, provable, borrowed };
         Ok(Asked::Bytes(Box::new(arrival)))
     }
