@@ -25,6 +25,10 @@ enum Loaded {
     Condemned,
 }
 
+/// The index could not tell what lists say; what a resource's own name says.
+#[derive(Clone, Copy)]
+struct Untold(Option<Expectation>);
+
 impl Engine {
     /// What is stored of the resource and, as far as lists tell, is what it must be: from memory,
     /// else from index and store. An index or a store that fails knows nothing.
@@ -38,7 +42,8 @@ impl Engine {
         if held.as_ref().is_some_and(|known| known.is_checked(knowledge)) {
             return held;
         }
-        let expectation = self.expectation(ask).await;
+        let told = self.told(ask).await;
+        let expectation = told.map_or_else(|Untold(by_name)| by_name, |told| told);
         let fits = |entry: &Entry| {
             expectation.is_none_or(|expected| !expected.contradicts(entry.size, &entry.blob))
         };
@@ -57,7 +62,9 @@ impl Engine {
                 }
             }
         };
-        known.mark_checked(knowledge);
+        if told.is_ok() {
+            known.mark_checked(knowledge);
+        }
         if known.soundness() == Soundness::Proven {
             self.learner.offer(key, &known);
         }
@@ -67,18 +74,27 @@ impl Engine {
     /// What the resource must be: told by the list that names it or, where it is named by its
     /// content, by its own name.
     pub(super) async fn expectation(&self, ask: &Ask) -> Option<Expectation> {
+        self.told(ask).await.unwrap_or_else(|Untold(by_name)| by_name)
+    }
+
+    async fn told(&self, ask: &Ask) -> Result<Option<Expectation>, Untold> {
         let by_name = match ask.kind {
             Kind::ByHash(digest) => digest.map(|digest| Expectation { size: None, digest }),
             Kind::Package | Kind::Patch | Kind::Installer => None,
             // Their names stay while their content changes: they are confirmed instead, or held to
             // the release file that their client has.
-            Kind::Release | Kind::Index | Kind::Other => return None,
+            Kind::Release | Kind::Index | Kind::Other => return Ok(None),
         };
         if matches!(by_name, Some(Expectation { digest: Expected::Sha256(_), .. })) {
-            return by_name;
+            return Ok(by_name);
         }
-        let listed = self.index.expectation(&ask.target.key).await;
-        listed.unwrap_or_else(|error| without_index(&error)).or(by_name)
+        match self.index.expectation(&ask.target.key).await {
+            Ok(listed) => Ok(listed.or(by_name)),
+            Err(error) => {
+                without_index::<()>(&error);
+                Err(Untold(by_name))
+            }
+        }
     }
 
     pub(super) async fn recorded(&self, key: &str) -> Option<Entry> {
@@ -94,7 +110,7 @@ impl Engine {
         match self.loaded(key, self.under_another_name(expectation).await).await {
             Some(known) => {
                 // What is used here under which name is worth knowing: see `prefetch.rs`.
-                self.record(key, &known.entry).await;
+                self.record_soon(key, &known.entry);
                 Some(known)
             }
             None => self.shared(key, expectation?).await,
@@ -141,7 +157,7 @@ impl Engine {
                 Some(known)
             }
             Ok(Loaded::Missing) => {
-                self.forget(&digest).await;
+                self.forget(&digest);
                 None
             }
             Ok(Loaded::Bad(blob)) => {
@@ -175,15 +191,19 @@ impl Engine {
         loading.await.map_err(StoreError::interrupted)?
     }
 
-    async fn forget(&self, digest: &Sha256) {
+    /// Lets go of what the volume does not have; nobody waits until the index does.
+    fn forget(self: &Arc<Self>, digest: &Sha256) {
         self.memory.forget_blobs(&[*digest]);
-        match self.inspector.forget_missing(&[*digest]).await {
-            // Evicted just now, or on its way back; or the volume is away, which is said once.
-            Ok(0) | Err(InspectError::NoVolume) => {}
-            Ok(_) => {
-                tracing::warn!(%digest, "the index names a blob that the volume does not have");
+        let (engine, digest) = (Arc::clone(self), *digest);
+        self.tasks.spawn(async move {
+            match engine.inspector.forget_missing(&[digest]).await {
+                // Evicted just now, or on its way back; or the volume is away, which is said once.
+                Ok(0) | Err(InspectError::NoVolume) => {}
+                Ok(_) => {
+                    tracing::warn!(%digest, "the index names a blob that the volume does not have");
+                }
+                Err(error) => tracing::warn!(%digest, %error, "could not forget a blob"),
             }
-            Err(error) => tracing::warn!(%digest, %error, "could not forget a blob"),
-        }
+        });
     }
 }

@@ -4,6 +4,7 @@ mod ask;
 mod count;
 pub mod flight;
 mod known;
+mod late;
 mod learn;
 pub mod memory;
 mod metrics;
@@ -33,6 +34,7 @@ use crate::engine::flight::follower::Follower;
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
 use crate::engine::flight::{Boarding, Flights, Interest, Landing, NotBoarded};
+use crate::engine::late::Late;
 use crate::engine::learn::Learner;
 use crate::engine::learn::doubt::Doubts;
 use crate::engine::memory::{Known, Memory};
@@ -50,7 +52,7 @@ use crate::engine::volume::proof::Checks;
 use crate::engine::volume::room::{self, Room};
 use crate::engine::volume::upkeep;
 use crate::engine::volume::uses::Uses;
-use crate::index::{Entry, Expectation, Index, IndexError, Totals};
+use crate::index::{Entry, Expectation, Index, IndexError, Totals, budget};
 use crate::mirror::{Answer, Framing, Mirror, Question};
 use crate::store::Store;
 use crate::telemetry::metrics::Metrics;
@@ -92,6 +94,8 @@ pub struct Engine {
     /// How often something was learnt: what was checked before has to be checked again.
     knowledge: Arc<AtomicU64>,
     learner: Learner,
+    /// What the index is still to be told.
+    late: Arc<Late>,
     prefetcher: Arc<Prefetcher>,
     judge: Judge,
     flights: Arc<Flights>,
@@ -132,6 +136,7 @@ impl Engine {
         let inspector = Inspector::new(&index, &store, moves, room.unadopted(), metrics);
         let inspector = Arc::new(inspector);
         let folders = Folders::new(&config.folders, &index, &inspector, metrics);
+        let late = Arc::new(Late::new(room.unadopted(), metrics));
         let engine = Arc::new(Self {
             index,
             store,
@@ -144,6 +149,7 @@ impl Engine {
             uses: Arc::default(),
             knowledge,
             learner,
+            late,
             prefetcher,
             judge: Judge::new(config.judge.clone(), metrics),
             flights: Arc::default(),
@@ -161,6 +167,8 @@ impl Engine {
         engine.set_recheck_after(config.recheck_after);
         background.spawn(engine.tidying().run());
         background.spawn(upkeep::scrub(Arc::clone(&engine.inspector), config.scrub));
+        let (late, inspector) = (Arc::clone(&engine.late), Arc::clone(&engine.inspector));
+        background.spawn(async move { late.tell(&inspector).await });
         background.spawn(upkeep::adopt(Arc::clone(&engine.inspector)));
         background.spawn(Arc::clone(&engine.folders).watch());
         engine
@@ -177,6 +185,10 @@ impl Engine {
     /// # Errors
     /// When there is no answer to be had.
     pub async fn serve(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
+        budget::waited_for(self.serve_in_time(ask)).await
+    }
+
+    async fn serve_in_time(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
         let pinned = self.pinned(ask).await;
         let meant = pinned.as_ref().unwrap_or(ask);
         let served = self.answer(meant).await;
@@ -240,7 +252,7 @@ impl Engine {
         let engine = Arc::clone(self);
         let begun = Arc::new(AtomicBool::new(false));
         let has_begun = Arc::clone(&begun);
-        let preparing = self.tasks.spawn(async move {
+        let preparing = self.tasks.spawn(budget::waited_for(async move {
             let ask = engine.pinned(&ask).await.unwrap_or(ask);
             let known = engine.known(&ask).await;
             let expectation = engine.expectation(&ask).await;
@@ -254,7 +266,7 @@ impl Engine {
                 // Kept until the hint is dropped, or the flight is over.
                 interest.flight().over().await;
             }
-        });
+        }));
         Some(Hint { preparing: preparing.abort_handle(), begun })
     }
 
@@ -368,10 +380,11 @@ impl Engine {
         };
         self.metrics.flights.inc();
         let engine = Arc::clone(self);
-        self.tasks.spawn(async move {
-            transfer.run(departure).await;
+        self.tasks.spawn(budget::inherited(async move {
+            // Whoever began it, clients may wait for it.
+            budget::waited_for(transfer.run(departure)).await;
             engine.metrics.flights.dec();
-        });
+        }));
         Ok((interest, Outcome::Miss))
     }
 
@@ -432,11 +445,24 @@ impl Engine {
         refused
     }
 
-    /// Tells the index what is stored of `key`; without it, that is found out anew.
+    /// Tells the index what is stored of `key`: later, if need be.
     async fn record(&self, key: &str, entry: &Entry) {
-        if let Err(error) = self.index.record(key, entry).await {
-            tracing::warn!(key, %error, source = %error.source, "stored, but not recorded");
+        match self.index.record(key, entry).await {
+            Ok(()) => self.late.is_told(key),
+            Err(error) => self.late.record(key, entry, &error),
         }
+    }
+
+    /// The same, without keeping anybody waiting.
+    fn record_soon(self: &Arc<Self>, key: &str, entry: &Entry) {
+        let (engine, key, entry) = (Arc::clone(self), key.to_owned(), entry.clone());
+        self.tasks.spawn(async move { engine.record(&key, &entry).await });
+    }
+
+    /// What is wrong with the index at present, in words.
+    #[must_use]
+    pub fn index_trouble(&self) -> Option<&'static str> {
+        self.index.trouble()
     }
 
     fn count(&self, ask: &Ask, served: &Result<Served, Failure>) {
@@ -499,6 +525,7 @@ impl Engine {
         self.tasks.close();
         let landed = timeout_at(until, self.tasks.wait()).await.is_ok();
         self.tidying().tell().await;
+        self.late.tell_now(&self.inspector).await;
         landed
     }
 }

@@ -47,17 +47,25 @@ impl Admin {
     }
 }
 
-/// Ready means that apt is served: a volume that takes nothing is told of, but is no reason to send
-/// clients away.
+/// Ready means that apt is served: a volume that takes nothing, or an index that is away, is told of,
+/// but is no reason to send clients away.
 fn readyz(admin: &Admin) -> Response {
     if *admin.draining.borrow() {
         let reply = warp::reply::with_status("stopping\n", StatusCode::SERVICE_UNAVAILABLE);
         return reply.into_response();
     }
-    match admin.engine.store_trouble() {
+    match trouble(&admin.engine) {
         None => "ready\n".into_response(),
-        Some(trouble) => format!("ready, but not storing: {trouble}\n").into_response(),
+        Some(trouble) => format!("ready, but {trouble}\n").into_response(),
     }
+}
+
+/// What is wrong, in words.
+fn trouble(engine: &Engine) -> Option<String> {
+    let store = engine.store_trouble().map(|trouble| format!("not storing: {trouble}"));
+    let index = engine.index_trouble().map(|trouble| format!("without its index: {trouble}"));
+    let all: Vec<String> = store.into_iter().chain(index).collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 fn metrics(admin: &Admin) -> Response {
@@ -79,7 +87,7 @@ async fn status(admin: Arc<Admin>) -> Response {
             "resources": totals.resources, "blobs": totals.blobs, "bytes": totals.bytes,
             "expectations": totals.expectations, "quota": admin.engine.room().limits().quota,
         })),
-        "trouble": admin.engine.store_trouble(),
+        "trouble": trouble(&admin.engine),
     }))
     .into_response()
 }

@@ -19,7 +19,7 @@ use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::{Failure, Meta};
 use crate::engine::suites::admission::{Admission, RELEASE_BUDGET, RELEASE_MAX};
 use crate::engine::volume::room::Staged;
-use crate::index::{Entry, Expectation};
+use crate::index::{Entry, Expectation, budget};
 use crate::mirror::{Answer, Body, Framing, HEAD_BUDGET, MirrorError, Question};
 use crate::store::StoreError;
 
@@ -85,7 +85,7 @@ impl Transfer {
         };
         // Whole by now: it is kept whether somebody still waits or not.
         if let Some(arrived) = arrived {
-            self.keep(arrived).await;
+            budget::on_its_own(self.keep(arrived)).await;
         }
     }
 
@@ -103,8 +103,9 @@ impl Transfer {
                     return None;
                 }
                 Ok(Asked::Unchanged(known)) => {
-                    self.confirm(&known).await;
+                    known.confirm();
                     flight.land(Landing::Unchanged(Arc::clone(&known)));
+                    budget::on_its_own(self.confirm(&known)).await;
                     self.refresh_signature(&known).await;
                     return None;
                 }
@@ -492,11 +493,10 @@ impl Transfer {
     }
 
     async fn confirm(&self, known: &Known) {
-        known.confirm();
-        let confirmed =
-            self.engine.index.confirm(&self.target.key, &known.entry.blob, now_seconds()).await;
-        if let Err(error) = confirmed {
-            tracing::warn!(url = self.target.url, %error, source = %error.source, "confirmed, but not recorded");
+        let (key, entry) = (&self.target.key, &known.entry);
+        let entry = Entry { checked_at: now_seconds(), ..entry.clone() };
+        if let Err(error) = self.engine.index.confirm(key, &entry.blob, entry.checked_at).await {
+            self.engine.late.confirm(key, &entry, &error);
         }
     }
 }

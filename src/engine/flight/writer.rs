@@ -11,6 +11,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use crate::content::digest::{Expected, Hasher, Verdict};
 use crate::engine::flight::Flight;
 use crate::engine::volume::room::Staged;
+use crate::index::budget;
 use crate::store::StoreError;
 
 /// Chunks that may wait to be written: with a mirror's chunks of up to 64 kB, about a megabyte.
@@ -64,7 +65,7 @@ impl Writer {
         let held_back = if expected.is_some() { TAIL } else { 0 };
         let mut work = Work { staged, hasher: Hasher::new(expected), held_back, flight };
         #[expect(clippy::disallowed_methods, reason = "its transfer waits for it")]
-        let finished = tokio::spawn(async move {
+        let finished = tokio::spawn(budget::inherited(async move {
             let mut batch = Vec::with_capacity(WAITING_MAX);
             while waiting.recv_many(&mut batch, WAITING_MAX).await > 0 {
                 let chunks = std::mem::take(&mut batch);
@@ -75,7 +76,7 @@ impl Writer {
                     .map_err(StoreError::interrupted)??;
             }
             Ok(Written { staged: work.staged, verdict: work.hasher.finish() })
-        });
+        }));
         Self { chunks, finished }
     }
 

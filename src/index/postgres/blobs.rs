@@ -63,7 +63,7 @@ pub(super) async fn add(
         },
         Statement { sql: REFERRED, parameters: &[(&vec![blob], Type::BYTEA_ARRAY)] },
     ];
-    calls.rows_of_last(Purpose::write("add a blob").in_background(), &statements).await.map(drop)
+    calls.rows_of_last(Purpose::write("add a blob"), &statements).await.map(drop)
 }
 
 /// One statement: no blob is half forgotten. The names go first, being what the statement itself does;
@@ -99,7 +99,7 @@ pub(super) async fn after(
     let after: &[u8] = after.as_ref().map_or(&[], |digest| digest.as_bytes());
     page(
         calls,
-        Purpose::read("page through blobs").in_background(),
+        Purpose::read("page through blobs"),
         "WHERE digest > $1 ORDER BY digest LIMIT $2",
         &[(&after, Type::BYTEA), (&limit_of(limit), Type::INT8)],
     )
@@ -109,7 +109,7 @@ pub(super) async fn after(
 pub(super) async fn to_check(calls: &Calls, limit: usize) -> Result<Vec<Stored>, IndexError> {
     page(
         calls,
-        Purpose::read("look up blobs to check").in_background(),
+        Purpose::read("look up blobs to check"),
         "ORDER BY checked_at, digest LIMIT $1",
         &[(&limit_of(limit), Type::INT8)],
     )
@@ -119,7 +119,7 @@ pub(super) async fn to_check(calls: &Calls, limit: usize) -> Result<Vec<Stored>,
 pub(super) async fn checked(calls: &Calls, digest: &Sha256, now: i64) -> Result<(), IndexError> {
     calls
         .rows(
-            Purpose::write("note that a blob was checked").in_background(),
+            Purpose::write("note that a blob was checked"),
             "UPDATE blobs SET checked_at = $2 WHERE digest = $1",
             &[(&digest.as_bytes().as_slice(), Type::BYTEA), (&now, Type::INT8)],
         )
@@ -138,7 +138,7 @@ pub(super) async fn touch(calls: &Calls, uses: &[Use]) -> Result<(), IndexError>
     let (numbers, times): (Vec<i64>, Vec<i64>) = sums.values().copied().unzip();
     calls
         .rows(
-            Purpose::write("note uses").in_background(),
+            Purpose::write("note uses"),
             "WITH used AS MATERIALIZED (
                  SELECT blobs.digest, told.number, told.at
                  FROM unnest($1, $2, $3) AS told (digest, number, at)
@@ -168,7 +168,7 @@ pub(super) async fn victims(
     after: Option<&Stored>,
     limit: usize,
 ) -> Result<Vec<Stored>, IndexError> {
-    let purpose = Purpose::read("choose victims").in_background();
+    let purpose = Purpose::read("choose victims");
     let digest: &[u8] = after.map_or(&[], |last| last.digest.as_bytes());
     let rank = after.map_or(f64::MIN, |last| last.rank);
     let limit = limit_of(limit);
@@ -218,7 +218,7 @@ pub(super) async fn victims(
 pub(super) async fn raise_floor(calls: &Calls, floor: f64) -> Result<(), IndexError> {
     calls
         .rows(
-            Purpose::write("raise the floor").in_background(),
+            Purpose::write("raise the floor"),
             "UPDATE volume SET floor = $1 WHERE floor < $1",
             &[(&floor, Type::FLOAT8)],
         )
@@ -227,7 +227,7 @@ pub(super) async fn raise_floor(calls: &Calls, floor: f64) -> Result<(), IndexEr
 }
 
 pub(super) async fn names(calls: &Calls, blobs: &[Sha256]) -> Result<Vec<Names>, IndexError> {
-    let purpose = Purpose::read("look up blobs' names").in_background();
+    let purpose = Purpose::read("look up blobs' names");
     let digests: Vec<&[u8]> = blobs.iter().map(|blob| &blob.as_bytes()[..]).collect();
     let rows = calls
         .rows(
@@ -268,7 +268,7 @@ fn name_from(row: &Row) -> Result<(usize, bool, String), Trouble> {
 pub(super) async fn pin(calls: &Calls, digests: &[Sha256]) -> Result<(), IndexError> {
     calls
         .rows(
-            Purpose::write("pin blobs").in_background(),
+            Purpose::write("pin blobs"),
             "WITH locked AS MATERIALIZED (
                  SELECT digest FROM blobs WHERE digest = ANY($1)
                  ORDER BY digest FOR NO KEY UPDATE)
@@ -282,7 +282,7 @@ pub(super) async fn pin(calls: &Calls, digests: &[Sha256]) -> Result<(), IndexEr
 pub(super) async fn unpin(calls: &Calls) -> Result<(), IndexError> {
     calls
         .rows(
-            Purpose::write("unpin blobs").in_background(),
+            Purpose::write("unpin blobs"),
             "WITH locked AS MATERIALIZED (
                  SELECT digest FROM blobs WHERE pinned ORDER BY digest FOR NO KEY UPDATE)
              UPDATE blobs SET pinned = false FROM locked WHERE blobs.digest = locked.digest",

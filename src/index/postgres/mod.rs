@@ -4,7 +4,9 @@ mod blobs;
 mod calls;
 mod expectations;
 mod files;
+mod gauges;
 mod health;
+mod hosts;
 mod resources;
 mod rows;
 pub mod schema;
@@ -14,15 +16,20 @@ mod url;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use tokio_postgres::types::Type;
 
-pub use self::calls::{Away, CLIENT_PATIENCE};
+pub use self::calls::NotAsked;
 use self::calls::{Calls, Purpose};
-pub use self::url::{Config, Patience};
+pub use self::url::Config;
 use crate::content::digest::Sha256;
 use crate::index::{
     Change, Class, Entry, Expectation, HashedFile, Index, IndexError, Names, Stored, Totals, Use,
     Volume,
 };
+use crate::telemetry::metrics::Metrics;
+
+/// Rows that are counted one by one. Of larger tables, the server's own estimate is told.
+const COUNTED_MAX: f64 = 1e6;
 
 /// An [`Index`] in PostgreSQL. Calls that clients wait for fail when their time is up, and at once
 /// while the server is away.
@@ -39,12 +46,18 @@ impl PostgresIndex {
         Ok(Self { calls: Calls::new(config)? })
     }
 
+    /// Tells `metrics` of its calls and connections.
+    #[must_use]
+    pub fn observed(self, metrics: &Metrics) -> Self {
+        Self { calls: self.calls.observed(metrics) }
+    }
+
     /// Whether the database can be reached, and has the schema that this program works with.
     ///
     /// # Errors
     /// When not; where the schema is another, [`schema::SchemaMismatch`] is the source.
     pub async fn verify(&self) -> Result<(), IndexError> {
-        let purpose = Purpose::read("use the database").in_background();
+        let purpose = Purpose::read("use the database");
         self.calls.rows(purpose, "SELECT 1", &[]).await.map(drop)
     }
 }
@@ -223,16 +236,28 @@ impl Index for PostgresIndex {
         expectations::knowledge(&self.calls).await
     }
 
+    async fn record_late(&self, key: &str, entry: &Entry) -> Result<(), IndexError> {
+        resources::record_late(&self.calls, key, entry).await
+    }
+
+    fn trouble(&self) -> Option<&'static str> {
+        self.calls.trouble()
+    }
+
     async fn totals(&self) -> Result<Totals, IndexError> {
-        let purpose = Purpose::read("count resources").in_background();
+        let purpose = Purpose::read("count resources");
         let rows = self
             .calls
             .rows(
                 purpose,
-                "SELECT (SELECT count(*) FROM resources), blobs, bytes,
-                     (SELECT count(*) FROM expectations)
-                 FROM volume",
-                &[],
+                "SELECT resources, blobs, bytes, expectations FROM volume,
+                     LATERAL (SELECT CASE WHEN reltuples > $1 THEN reltuples::BIGINT
+                         ELSE (SELECT count(*) FROM resources) END
+                      FROM pg_class WHERE oid = 'resources'::REGCLASS) AS r (resources),
+                     LATERAL (SELECT CASE WHEN reltuples > $1 THEN reltuples::BIGINT
+                         ELSE (SELECT count(*) FROM expectations) END
+                      FROM pg_class WHERE oid = 'expectations'::REGCLASS) AS e (expectations)",
+                &[(&COUNTED_MAX, Type::FLOAT8)],
             )
             .await?;
         let number = |at| match rows.first() {

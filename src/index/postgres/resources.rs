@@ -26,6 +26,20 @@ pub(super) async fn look_up(calls: &Calls, key: &str) -> Result<Option<Entry>, I
 /// The name first, then the blob, then the volume: all that lock more than one go in this order. Its
 /// clients have their bytes by then, or follow the flight that still has them.
 pub(super) async fn record(calls: &Calls, key: &str, entry: &Entry) -> Result<(), IndexError> {
+    record_where(calls, key, entry, "true").await
+}
+
+/// Not over what is as new.
+pub(super) async fn record_late(calls: &Calls, key: &str, entry: &Entry) -> Result<(), IndexError> {
+    record_where(calls, key, entry, "resources.checked_at < excluded.checked_at").await
+}
+
+async fn record_where(
+    calls: &Calls,
+    key: &str,
+    entry: &Entry,
+    condition: &str,
+) -> Result<(), IndexError> {
     let (blob, size) = (entry.blob.as_bytes().as_slice(), signed(entry.size));
     let Validators { last_modified, etag } = &entry.validators;
     let sql = format!(
@@ -38,7 +52,8 @@ pub(super) async fn record(calls: &Calls, key: &str, entry: &Entry) -> Result<()
          ON CONFLICT (key) DO UPDATE SET
              blob = excluded.blob, size = excluded.size,
              last_modified = excluded.last_modified, etag = excluded.etag,
-             content_type = excluded.content_type, checked_at = excluded.checked_at"
+             content_type = excluded.content_type, checked_at = excluded.checked_at
+         WHERE {condition}"
     );
     let statements = [
         Statement {
@@ -56,7 +71,7 @@ pub(super) async fn record(calls: &Calls, key: &str, entry: &Entry) -> Result<()
         },
         Statement { sql: REFERRED, parameters: &[(&vec![blob], Type::BYTEA_ARRAY)] },
     ];
-    let purpose = Purpose::write("record a resource").in_background();
+    let purpose = Purpose::write("record a resource");
     calls.rows_of_last(purpose, &statements).await.map(drop)
 }
 
@@ -69,7 +84,8 @@ pub(super) async fn confirm(
     calls
         .rows(
             Purpose::write("confirm a resource"),
-            "UPDATE resources SET checked_at = $3 WHERE key = $1 AND blob = $2",
+            "UPDATE resources SET checked_at = $3
+             WHERE key = $1 AND blob = $2 AND checked_at < $3",
             &[
                 (&key, Type::TEXT),
                 (&blob.as_bytes().as_slice(), Type::BYTEA),
@@ -123,7 +139,7 @@ pub(super) async fn uses_below(
     after: &str,
     limit: usize,
 ) -> Result<Vec<(String, i64)>, IndexError> {
-    let purpose = Purpose::read("look up uses").in_background();
+    let purpose = Purpose::read("look up uses");
     let (from, to) = bounds_of(folder);
     let rows = calls
         .rows(
