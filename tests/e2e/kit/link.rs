@@ -20,19 +20,27 @@ const IN_FLIGHT: usize = 1024;
 /// connection is closed instead.
 pub struct Link {
     door: Door,
+    far: SocketAddr,
+    rtt: Duration,
     connections: Arc<AtomicUsize>,
 }
 
 impl Link {
     pub fn to(far: SocketAddr, rtt: Duration) -> Self {
         let connections = Arc::new(AtomicUsize::new(0));
-        let count = connections.clone();
         let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let door = Door::open(here, move |near| {
-            count.fetch_add(1, Ordering::SeqCst);
-            relay(near, far, rtt);
-        });
-        Self { door, connections }
+        let door = door(here, far, rtt, &connections);
+        Self { door, far, rtt, connections }
+    }
+
+    /// Breaks all connections, and takes no more.
+    pub fn cut(&mut self) {
+        self.door.close();
+    }
+
+    /// After [`Link::cut`]: takes connections again, on the same port.
+    pub fn mend(&mut self) {
+        self.door = door(self.addr(), self.far, self.rtt, &self.connections);
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -48,6 +56,14 @@ impl Link {
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
+}
+
+fn door(here: SocketAddr, far: SocketAddr, rtt: Duration, connections: &Arc<AtomicUsize>) -> Door {
+    let count = connections.clone();
+    Door::open(here, move |near| {
+        count.fetch_add(1, Ordering::SeqCst);
+        relay(near, far, rtt);
+    })
 }
 
 fn relay(near: TcpStream, far: SocketAddr, rtt: Duration) {
