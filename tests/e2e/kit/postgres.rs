@@ -186,6 +186,23 @@ impl Postgres {
         self.server.lock().unwrap().as_ref().map(Child::id)
     }
 
+    /// Takes all the connections that there are left.
+    pub fn fill(&self) -> Crowd {
+        let deadline = Instant::now() + START_TIME;
+        let mut crowd = Crowd(Vec::new());
+        loop {
+            let mut command = Command::new(program("psql"));
+            command.arg("--no-psqlrc").arg("--dbname").arg(url(self.port, "postgres"));
+            command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+            crowd.0.push(command.spawn().expect("psql"));
+            let one = self.psql("postgres", "SELECT 1").output().expect("psql");
+            if String::from_utf8_lossy(&one.stderr).contains("too many clients") {
+                return crowd;
+            }
+            assert!(Instant::now() < deadline, "there is room for all");
+        }
+    }
+
     /// A setting that takes effect at once.
     pub fn set(&self, setting: &str) {
         self.sql("postgres", &format!("ALTER SYSTEM SET {setting}"));
@@ -305,6 +322,18 @@ impl Drop for Session<'_> {
     }
 }
 
+/// Connections that nobody else has until this is dropped.
+pub struct Crowd(Vec<Child>);
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
 /// The real pgbouncer in transaction mode: no two transactions of a connection need be in one session.
 pub struct PgBouncer {
     folder: TempDir,
@@ -394,7 +423,8 @@ fn tls_of(folder: &Path, ca: &Ca) -> String {
 
 /// The name of the database that a URL leads to.
 pub fn database_of(url: &str) -> &str {
-    url.rsplit_once('/').expect("a URL with a database").1
+    let path = url.rsplit_once('/').expect("a URL with a database").1;
+    path.split('?').next().unwrap_or(path)
 }
 
 fn url(port: u16, database: &str) -> String {
