@@ -321,6 +321,23 @@ fn what_is_learnt_while_one_is_cut_off_reaches_it() {
     });
 }
 
+/// Also where nobody asks for the list again.
+#[test]
+fn what_could_not_be_learnt_is_learnt_later() {
+    let (site, server) = (Site::new(), Postgres::start());
+    let url = migrated(&server);
+    server.stop();
+    let replica = site.replica(&url);
+    site.install(&replica);
+    let lists = |outcome: &str| {
+        let of = format!("aptmesh_engine_learnt_lists_total{{outcome=\"{outcome}\"}}");
+        replica.count(&of)
+    };
+    wait_until(PATIENCE, "it is given up", || lists("failed") > 0);
+    server.resume();
+    wait_until(PATIENCE, "both lists are learnt", || lists("learnt") >= 2);
+}
+
 #[test]
 fn what_the_index_does_is_counted() {
     let (site, server) = (Site::new(), Postgres::start());
