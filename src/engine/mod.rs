@@ -6,6 +6,7 @@ pub mod flight;
 mod known;
 mod late;
 mod learn;
+mod leases;
 pub mod memory;
 mod metrics;
 pub mod outcome;
@@ -37,6 +38,7 @@ use crate::engine::flight::{Boarding, Flights, Interest, Landing, NotBoarded};
 use crate::engine::late::Late;
 use crate::engine::learn::Learner;
 use crate::engine::learn::doubt::Doubts;
+use crate::engine::leases::Leases;
 use crate::engine::memory::{Known, Memory};
 pub use crate::engine::metrics::EngineMetrics;
 use crate::engine::outcome::{Content, Failure, Outcome, Served};
@@ -99,6 +101,7 @@ pub struct Engine {
     prefetcher: Arc<Prefetcher>,
     judge: Judge,
     flights: Arc<Flights>,
+    leases: Arc<Leases>,
     recheck_after_millis: AtomicU64,
     doubts: Doubts,
     suites: Suites,
@@ -137,6 +140,7 @@ impl Engine {
         let inspector = Arc::new(inspector);
         let folders = Folders::new(&config.folders, &index, &inspector, metrics);
         let late = Arc::new(Late::new(room.unadopted(), metrics));
+        let leases = Leases::new(&index);
         let engine = Arc::new(Self {
             index,
             store,
@@ -153,6 +157,7 @@ impl Engine {
             prefetcher,
             judge: Judge::new(config.judge.clone(), metrics),
             flights: Arc::default(),
+            leases,
             recheck_after_millis: AtomicU64::new(0),
             doubts: Doubts::default(),
             suites: Suites::default(),
@@ -166,6 +171,7 @@ impl Engine {
         }
         engine.set_recheck_after(config.recheck_after);
         background.spawn(engine.tidying().run());
+        background.spawn(Arc::clone(&engine.leases).run());
         background.spawn(upkeep::scrub(Arc::clone(&engine.inspector), config.scrub));
         let (late, inspector) = (Arc::clone(&engine.late), Arc::clone(&engine.inspector));
         background.spawn(async move { late.tell(&inspector).await });
@@ -524,6 +530,7 @@ impl Engine {
     pub async fn drain(&self, until: Instant) -> bool {
         self.tasks.close();
         let landed = timeout_at(until, self.tasks.wait()).await.is_ok();
+        self.leases.release_all().await;
         self.tidying().tell().await;
         self.late.tell_now(&self.inspector).await;
         landed

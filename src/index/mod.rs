@@ -2,18 +2,21 @@
 //! correctness.
 
 pub mod budget;
+mod lease;
 mod metrics;
 pub mod postgres;
 pub mod sqlite;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use thiserror::Error;
 
 use crate::content::digest::{Expected, Sha256};
 use crate::content::validators::Validators;
+pub use crate::index::lease::{Holding, Lease, Renewal, Renewed, Taken, WANTED_SECONDS};
 
 /// Which make, and where.
 #[derive(Clone, Debug)]
@@ -334,6 +337,28 @@ pub trait Index: Send + Sync {
     fn trouble(&self) -> Option<&'static str> {
         None
     }
+
+    /// Takes the lease `name` for the process `owner`, for `term`, unless another process holds it.
+    async fn take(&self, name: &str, owner: &str, term: Duration) -> Result<Taken, IndexError>;
+
+    /// Holds leases for `term` from now on, and changes what is told of them. Those that are missing
+    /// from the answer are lost.
+    async fn renew(&self, renewals: &[Renewal], term: Duration)
+    -> Result<Vec<Renewed>, IndexError>;
+
+    /// Of these leases, those that somebody holds: they count as wanted.
+    async fn holdings(&self, names: &[String]) -> Result<Vec<Holding>, IndexError>;
+
+    /// Gives leases up. Those that are lost are left to who has them.
+    async fn release(&self, leases: &[Lease]) -> Result<(), IndexError>;
+
+    /// As [`Index::record`], unless the lease is lost; `false` if it is.
+    async fn record_under(
+        &self,
+        lease: &Lease,
+        key: &str,
+        entry: &Entry,
+    ) -> Result<bool, IndexError>;
 
     /// How much is known.
     async fn totals(&self) -> Result<Totals, IndexError>;

@@ -10,6 +10,8 @@ use aptmesh::index::{
     Totals, Use, Volume,
 };
 
+use crate::leases;
+
 /// Runs every test, each on an index of its own.
 pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {
     wait(knows_what_was_recorded(&open()));
@@ -37,6 +39,10 @@ pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {
     wait(tells_who_names_a_blob(&open()));
     wait(unlearns_lists_nobody_asks_for(&open()));
     wait(remembers_files_that_lie_elsewhere(&open()));
+    wait(leases::one_holds_a_lease_at_a_time(&open()));
+    wait(leases::a_lease_that_is_not_renewed_passes_on(&open()));
+    wait(leases::holders_hear_whether_others_look(&open()));
+    wait(leases::who_lost_a_lease_records_nothing_under_it(&open(), &entry("old"), &entry("new")));
 }
 
 /// Everything that reads first and then writes, many times.

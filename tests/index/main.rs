@@ -2,6 +2,7 @@
 
 mod conformance;
 mod kit;
+mod leases;
 mod postgres;
 
 use std::panic::AssertUnwindSafe;

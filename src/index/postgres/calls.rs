@@ -261,18 +261,24 @@ impl Calls {
         purpose: Purpose,
         statements: &[Statement<'_>],
     ) -> Result<Vec<Row>, IndexError> {
+        let mut answers = self.rows_of_each(purpose, statements).await?;
+        Ok(answers.pop().unwrap_or_default())
+    }
+
+    /// The same; the rows of each.
+    pub(super) async fn rows_of_each(
+        &self,
+        purpose: Purpose,
+        statements: &[Statement<'_>],
+    ) -> Result<Vec<Vec<Row>>, IndexError> {
         let begin = &self.beginning();
         self.run(purpose, || async move {
             let connection = self.connection().await?;
             let client: &Client = &connection;
             let answers = statements.iter().map(|one| transact(client, begin, one));
             let answers = futures_util::future::join_all(answers).await;
-            let mut last = Ok(Vec::new());
-            for answer in answers {
-                last = last.and(answer);
-            }
             connection.give_back();
-            Ok(last?)
+            Ok(answers.into_iter().collect::<Result<_, _>>()?)
         })
         .await
     }

@@ -7,6 +7,7 @@ mod files;
 mod gauges;
 mod health;
 mod hosts;
+mod leases;
 mod resources;
 mod rows;
 pub mod schema;
@@ -14,6 +15,7 @@ mod tls;
 mod url;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio_postgres::types::Type;
@@ -23,8 +25,8 @@ use self::calls::{Calls, Purpose};
 pub use self::url::Config;
 use crate::content::digest::Sha256;
 use crate::index::{
-    Change, Class, Entry, Expectation, HashedFile, Index, IndexError, Names, Stored, Totals, Use,
-    Volume,
+    Change, Class, Entry, Expectation, HashedFile, Holding, Index, IndexError, Lease, Names,
+    Renewal, Renewed, Stored, Taken, Totals, Use, Volume,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -242,6 +244,35 @@ impl Index for PostgresIndex {
 
     fn trouble(&self) -> Option<&'static str> {
         self.calls.trouble()
+    }
+
+    async fn take(&self, name: &str, owner: &str, term: Duration) -> Result<Taken, IndexError> {
+        leases::take(&self.calls, name, owner, term).await
+    }
+
+    async fn renew(
+        &self,
+        renewals: &[Renewal],
+        term: Duration,
+    ) -> Result<Vec<Renewed>, IndexError> {
+        leases::renew(&self.calls, renewals, term).await
+    }
+
+    async fn holdings(&self, names: &[String]) -> Result<Vec<Holding>, IndexError> {
+        leases::holdings(&self.calls, names).await
+    }
+
+    async fn release(&self, leases: &[Lease]) -> Result<(), IndexError> {
+        leases::release(&self.calls, leases).await
+    }
+
+    async fn record_under(
+        &self,
+        lease: &Lease,
+        key: &str,
+        entry: &Entry,
+    ) -> Result<bool, IndexError> {
+        resources::record_under(&self.calls, lease, key, entry).await
     }
 
     async fn totals(&self) -> Result<Totals, IndexError> {

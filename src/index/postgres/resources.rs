@@ -6,9 +6,10 @@ use tokio_postgres::types::Type;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::index::postgres::blobs::{ADDED, REFERRED};
-use crate::index::postgres::calls::{Calls, Purpose, Statement};
+use crate::index::postgres::calls::{Calls, Parameter, Purpose, Statement};
+use crate::index::postgres::leases::FENCE;
 use crate::index::postgres::rows::{column, corrupt, digest, limit_of, signed, unsigned};
-use crate::index::{Entry, IndexError, ROUND_TRIP, bounds_of};
+use crate::index::{Entry, IndexError, Lease, ROUND_TRIP, bounds_of};
 
 pub(super) async fn look_up(calls: &Calls, key: &str) -> Result<Option<Entry>, IndexError> {
     let purpose = Purpose::read("look up a resource");
@@ -23,8 +24,20 @@ pub(super) async fn look_up(calls: &Calls, key: &str) -> Result<Option<Entry>, I
     rows.first().map(entry_from).transpose().map_err(corrupt(purpose))
 }
 
-/// The name first, then the blob, then the volume: all that lock more than one go in this order. Its
-/// clients have their bytes by then, or follow the flight that still has them.
+/// What becomes of a key, the new row being `$1` to `$8`.
+const RECORDED: &str = "ON CONFLICT (key) DO UPDATE SET
+        blob = excluded.blob, size = excluded.size,
+        last_modified = excluded.last_modified, etag = excluded.etag,
+        content_type = excluded.content_type, checked_at = excluded.checked_at";
+
+const COUNTED: &str = "counted AS (
+    UPDATE volume SET blobs = blobs + 1, bytes = bytes + added.size
+    FROM added WHERE added.is_new)";
+
+const INTO: &str =
+    "INSERT INTO resources (key, blob, size, last_modified, etag, content_type, checked_at)";
+
+/// Its clients have their bytes by then, or follow the flight that still has them.
 pub(super) async fn record(calls: &Calls, key: &str, entry: &Entry) -> Result<(), IndexError> {
     record_where(calls, key, entry, "true").await
 }
@@ -40,39 +53,57 @@ async fn record_where(
     entry: &Entry,
     condition: &str,
 ) -> Result<(), IndexError> {
+    let sql = format!(
+        "WITH {ADDED}, {COUNTED} {INTO} VALUES ($5, $1, $2, $6, $7, $8, $3)
+         {RECORDED} WHERE {condition}"
+    );
+    recorded(calls, &sql, key, entry, &[]).await.map(drop)
+}
+
+/// The blob lies on the volume, whether the lease is lost or not.
+pub(super) async fn record_under(
+    calls: &Calls,
+    lease: &Lease,
+    key: &str,
+    entry: &Entry,
+) -> Result<bool, IndexError> {
+    let sql = format!(
+        "WITH {FENCE}, {ADDED}, {COUNTED} {INTO}
+         SELECT $5, $1, $2, $6, $7, $8, $3 FROM fence {RECORDED} RETURNING 1"
+    );
+    let fence: [Parameter<'_>; 2] =
+        [(&lease.name, Type::TEXT), (&signed(lease.generation), Type::INT8)];
+    recorded(calls, &sql, key, entry, &fence).await
+}
+
+/// The name first, then the blob, then the volume: all that lock more than one go in this order.
+async fn recorded(
+    calls: &Calls,
+    sql: &str,
+    key: &str,
+    entry: &Entry,
+    fence: &[Parameter<'_>],
+) -> Result<bool, IndexError> {
     let (blob, size) = (entry.blob.as_bytes().as_slice(), signed(entry.size));
     let Validators { last_modified, etag } = &entry.validators;
-    let sql = format!(
-        "WITH {ADDED},
-         counted AS (
-             UPDATE volume SET blobs = blobs + 1, bytes = bytes + added.size
-             FROM added WHERE added.is_new)
-         INSERT INTO resources (key, blob, size, last_modified, etag, content_type, checked_at)
-         VALUES ($5, $1, $2, $6, $7, $8, $3)
-         ON CONFLICT (key) DO UPDATE SET
-             blob = excluded.blob, size = excluded.size,
-             last_modified = excluded.last_modified, etag = excluded.etag,
-             content_type = excluded.content_type, checked_at = excluded.checked_at
-         WHERE {condition}"
-    );
+    let mut parameters: Vec<Parameter<'_>> = vec![
+        (&blob, Type::BYTEA),
+        (&size, Type::INT8),
+        (&entry.checked_at, Type::INT8),
+        (&ROUND_TRIP, Type::FLOAT8),
+        (&key, Type::TEXT),
+        (last_modified, Type::INT8),
+        (etag, Type::TEXT),
+        (&entry.content_type, Type::TEXT),
+    ];
+    parameters.extend_from_slice(fence);
     let statements = [
-        Statement {
-            sql: &sql,
-            parameters: &[
-                (&blob, Type::BYTEA),
-                (&size, Type::INT8),
-                (&entry.checked_at, Type::INT8),
-                (&ROUND_TRIP, Type::FLOAT8),
-                (&key, Type::TEXT),
-                (last_modified, Type::INT8),
-                (etag, Type::TEXT),
-                (&entry.content_type, Type::TEXT),
-            ],
-        },
+        Statement { sql, parameters: &parameters },
         Statement { sql: REFERRED, parameters: &[(&vec![blob], Type::BYTEA_ARRAY)] },
     ];
     let purpose = Purpose::write("record a resource");
-    calls.rows_of_last(purpose, &statements).await.map(drop)
+    let answers = calls.rows_of_each(purpose, &statements).await?;
+    Ok(answers.first().is_some_and(|rows| !rows.is_empty()))
 }
 
 pub(super) async fn confirm(

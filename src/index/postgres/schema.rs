@@ -19,7 +19,7 @@ pub struct Migration {
 }
 
 /// Each brings the schema one version up; the version is their number.
-pub const MIGRATIONS: [Migration; 6] = [
+pub const MIGRATIONS: [Migration; 7] = [
     Migration {
         name: "resources",
         sql: include_str!("../../../migrations/postgres/0001_resources.sql"),
@@ -35,6 +35,7 @@ pub const MIGRATIONS: [Migration; 6] = [
         name: "knowledge",
         sql: include_str!("../../../migrations/postgres/0006_knowledge.sql"),
     },
+    Migration { name: "leases", sql: include_str!("../../../migrations/postgres/0007_leases.sql") },
 ];
 
 /// Held while the schema changes: ASCII for `aptmesh` and a number.

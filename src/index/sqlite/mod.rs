@@ -4,20 +4,23 @@ mod actor;
 mod blobs;
 mod expectations;
 mod files;
+mod leases;
 mod schema;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use self::actor::Actor;
+use self::leases::Leases;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::index::metrics::IndexMetrics;
 use crate::index::{
-    Change, Class, Entry, Expectation, HashedFile, Index, IndexError, Names, Stored, Totals, Use,
-    Volume, bounds_of,
+    Change, Class, Entry, Expectation, HashedFile, Holding, Index, IndexError, Lease, Names,
+    Renewal, Renewed, Stored, Taken, Totals, Use, Volume, bounds_of,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -36,6 +39,7 @@ pub struct SqliteIndex {
     reader: Actor,
     writer: Actor,
     counter: Actor,
+    leases: Leases,
 }
 
 impl SqliteIndex {
@@ -58,6 +62,7 @@ impl SqliteIndex {
                     reader: Actor::start("index-reader", reader)?,
                     writer: Actor::start("index-writer", writer)?,
                     counter: Actor::start("index-counter", counter)?,
+                    leases: Leases::default(),
                 })
             }
         }
@@ -123,12 +128,14 @@ impl SqliteIndex {
             reader: self.reader.observed(&metrics),
             writer: self.writer.observed(&metrics),
             counter: self.counter.observed(&metrics),
+            ..self
         }
     }
 
     /// What is in memory has one connection.
     fn on_one(actor: Actor) -> Self {
-        Self { reader: actor.clone(), counter: actor.clone(), writer: actor }
+        let (reader, counter) = (actor.clone(), actor.clone());
+        Self { reader, counter, writer: actor, leases: Leases::default() }
     }
 }
 
@@ -452,6 +459,40 @@ impl Index for SqliteIndex {
     async fn forget_files(&self, paths: &[PathBuf]) -> Result<(), IndexError> {
         let paths = paths.to_vec();
         self.writer.call("forget files", move |c| files::forget(c, &paths)).await
+    }
+
+    async fn take(&self, name: &str, owner: &str, term: Duration) -> Result<Taken, IndexError> {
+        Ok(self.leases.take(name, owner, term))
+    }
+
+    async fn renew(
+        &self,
+        renewals: &[Renewal],
+        term: Duration,
+    ) -> Result<Vec<Renewed>, IndexError> {
+        Ok(self.leases.renew(renewals, term))
+    }
+
+    async fn holdings(&self, names: &[String]) -> Result<Vec<Holding>, IndexError> {
+        Ok(self.leases.holdings(names))
+    }
+
+    async fn release(&self, leases: &[Lease]) -> Result<(), IndexError> {
+        self.leases.release(leases);
+        Ok(())
+    }
+
+    async fn record_under(
+        &self,
+        lease: &Lease,
+        key: &str,
+        entry: &Entry,
+    ) -> Result<bool, IndexError> {
+        let is_held = self.leases.is_held(lease);
+        if is_held {
+            self.record(key, entry).await?;
+        }
+        Ok(is_held)
     }
 
     async fn totals(&self) -> Result<Totals, IndexError> {

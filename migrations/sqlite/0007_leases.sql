@@ -1,0 +1,1 @@
+-- Leases are between processes that share an index. This one has one process, whose memory holds them.

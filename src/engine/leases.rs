@@ -1,0 +1,346 @@
+//! Leases of this process: taken, renewed while they are held, and given up; and a look at what the
+//! holders of others tell. One task does it for all, so that a site's database is asked ten times a
+//! second by each process, however many downloads are under way.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::index::budget::waited_for as in_time;
+use crate::index::{Holding, Index, IndexError, Lease, Renewal, Taken};
+
+/// For how long a lease holds without being renewed: clients of a process that dies wait for as long,
+/// and apt waits for 30 s. A database or a machine that is slow for a moment costs no lease.
+pub(super) const TERM: Duration = Duration::from_secs(5);
+/// How often it is told how far a download has come.
+const TELL_EVERY: Duration = Duration::from_millis(100);
+/// How often a lease is renewed of which there is nothing new to tell.
+const RENEW_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked what other holders tell.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How often a lease is asked for that another holds, for as long as the process lives.
+const ASK_EVERY: Duration = TERM;
+
+/// What a holder tells others who want the same.
+pub(super) trait Telling: Send + Sync {
+    /// Now; `None`: nothing yet.
+    fn note(&self) -> Option<String>;
+
+    /// Whether others want it.
+    fn is_wanted(&self, by_others: bool);
+}
+
+/// The leases of this process, and those of others that it watches.
+pub(super) struct Leases {
+    index: Arc<dyn Index>,
+    /// Tells this process from others.
+    owner: String,
+    held: Mutex<BTreeMap<String, Held>>,
+    watched: Mutex<HashMap<String, watch::Sender<Sight>>>,
+    /// There is something to do at once.
+    wake: Notify,
+}
+
+struct Held {
+    lease: Lease,
+    telling: Option<Arc<dyn Telling>>,
+    told: Option<String>,
+    renewed_at: Instant,
+    lost: CancellationToken,
+}
+
+impl Held {
+    fn wanted(&self, by_others: bool) {
+        if let Some(telling) = &self.telling {
+            telling.is_wanted(by_others);
+        }
+    }
+
+    fn end(&self) {
+        self.wanted(false);
+        self.lost.cancel();
+    }
+}
+
+/// What was seen of a lease that another holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Sight {
+    /// There was no look yet.
+    Unseen,
+    /// It is held.
+    Held(Holding),
+    /// Nobody holds it.
+    Free,
+    /// The index can not tell.
+    Blind,
+}
+
+impl Leases {
+    pub(super) fn new(index: &Arc<dyn Index>) -> Arc<Self> {
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        Arc::new(Self {
+            index: Arc::clone(index),
+            owner: format!("{host}-{}-{started}", std::process::id()),
+            held: Mutex::default(),
+            watched: Mutex::default(),
+            wake: Notify::new(),
+        })
+    }
+
+    /// Takes a lease, and with it what its last holder told, if that one died; `None` while another
+    /// holds it.
+    ///
+    /// # Errors
+    /// When the index can not be asked.
+    pub(super) async fn take(
+        self: &Arc<Self>,
+        name: &str,
+        telling: Option<Arc<dyn Telling>>,
+    ) -> Result<Option<(Tenure, Option<String>)>, IndexError> {
+        let Taken::Granted { lease, note } =
+            in_time(self.index.take(name, &self.owner, TERM)).await?
+        else {
+            return Ok(None);
+        };
+        let lost = CancellationToken::new();
+        let held = Held {
+            lease: lease.clone(),
+            telling,
+            told: None,
+            renewed_at: Instant::now(),
+            lost: lost.clone(),
+        };
+        self.held().insert(name.to_owned(), held);
+        self.wake.notify_one();
+        Ok(Some((Tenure { leases: Arc::clone(self), lease, lost }, note)))
+    }
+
+    /// Waits until the lease is ours, for as long as it takes: for work that goes on for as long as a
+    /// site lives, in one of its processes.
+    pub(super) async fn hold(self: &Arc<Self>, name: &str) -> Tenure {
+        loop {
+            match self.take(name, None).await {
+                Ok(Some((tenure, _))) => return tenure,
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!(name, %error, source = %error.source, "no lease");
+                }
+            }
+            sleep(ASK_EVERY).await;
+        }
+    }
+
+    /// Watches a lease that another holds.
+    pub(super) fn watch(self: &Arc<Self>, name: &str) -> Watched {
+        let sender = watch::Sender::new(Sight::Unseen);
+        let sight = sender.subscribe();
+        self.watched().insert(name.to_owned(), sender);
+        self.wake.notify_one();
+        Watched { leases: Arc::clone(self), name: name.to_owned(), sight }
+    }
+
+    /// There is something to tell that others wait for.
+    pub(super) fn tell_now(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Renews and looks, for as long as the process lives.
+    pub(super) async fn run(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.pause() => {}
+                () = self.wake.notified() => {}
+            }
+            tokio::join!(self.renew(), self.look());
+        }
+    }
+
+    async fn pause(&self) {
+        let (is_watching, is_telling, is_holding) = {
+            let held = self.held();
+            let is_telling = held.values().any(|held| held.telling.is_some());
+            (!self.watched().is_empty(), is_telling, !held.is_empty())
+        };
+        match (is_watching, is_telling, is_holding) {
+            (true, _, _) => sleep(LOOK_EVERY).await,
+            (_, true, _) => sleep(TELL_EVERY).await,
+            (_, _, true) => sleep(RENEW_EVERY).await,
+            (false, false, false) => std::future::pending().await,
+        }
+    }
+
+    /// Leases are lost to who took them meanwhile, not to an index that is away.
+    async fn renew(&self) {
+        let due = self.due();
+        if due.is_empty() {
+            return;
+        }
+        let renewed = match in_time(self.index.renew(&due, TERM)).await {
+            Ok(renewed) => renewed,
+            Err(error) => {
+                tracing::debug!(%error, source = %error.source, "leases were not renewed");
+                return;
+            }
+        };
+        let wanted: HashMap<&str, bool> =
+            renewed.iter().map(|one| (one.name.as_str(), one.is_wanted)).collect();
+        let mut held = self.held();
+        for renewal in due {
+            let name = renewal.lease.name.as_str();
+            // It may have been given up, and even taken anew.
+            let Some(one) = held.get_mut(name).filter(|one| one.lease == renewal.lease) else {
+                continue;
+            };
+            if let Some(is_wanted) = wanted.get(name) {
+                one.wanted(*is_wanted);
+                one.told = renewal.note.or(one.told.take());
+            } else {
+                tracing::warn!(name, "another process took over");
+                held.remove(name).inspect(Held::end);
+            }
+        }
+    }
+
+    /// What is to be renewed by now, or has something new to tell.
+    fn due(&self) -> Vec<Renewal> {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        for held in self.held().values_mut() {
+            let since = now.duration_since(held.renewed_at);
+            let note = held.telling.as_ref().and_then(|telling| telling.note());
+            let is_first = held.told.is_none() && note.is_some();
+            let is_new = note != held.told && (is_first || since >= TELL_EVERY);
+            if is_new || since >= RENEW_EVERY {
+                held.renewed_at = now;
+                due.push(Renewal { lease: held.lease.clone(), note: note.filter(|_| is_new) });
+            }
+        }
+        due
+    }
+
+    async fn look(&self) {
+        let names: Vec<String> = self.watched().keys().cloned().collect();
+        if names.is_empty() {
+            return;
+        }
+        let mut seen: HashMap<String, Sight> = match in_time(self.index.holdings(&names)).await {
+            Ok(held) => {
+                held.into_iter().map(|one| (one.lease.name.clone(), Sight::Held(one))).collect()
+            }
+            Err(error) => {
+                tracing::debug!(%error, source = %error.source, "leases could not be looked at");
+                names.iter().map(|name| (name.clone(), Sight::Blind)).collect()
+            }
+        };
+        let watched = self.watched();
+        for name in names {
+            let sight = seen.remove(&name).unwrap_or(Sight::Free);
+            if let Some(sender) = watched.get(&name) {
+                sender.send_if_modified(|current| {
+                    let is_new = *current != sight;
+                    *current = sight;
+                    is_new
+                });
+            }
+        }
+    }
+
+    /// Gives all leases up: the process is about to end.
+    pub(super) async fn release_all(&self) {
+        let held = std::mem::take(&mut *self.held());
+        held.values().for_each(Held::end);
+        self.release(held.into_values().map(|held| held.lease).collect()).await;
+    }
+
+    /// Whether it was ours still.
+    fn let_go(&self, lease: &Lease) -> bool {
+        let mut held = self.held();
+        let is_ours = held.get(&lease.name).is_some_and(|held| held.lease == *lease);
+        if is_ours {
+            held.remove(&lease.name).inspect(Held::end);
+        }
+        is_ours
+    }
+
+    async fn release(&self, leases: Vec<Lease>) {
+        if leases.is_empty() {
+            return;
+        }
+        if let Err(error) = self.index.release(&leases).await {
+            tracing::debug!(%error, source = %error.source, "leases will expire");
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<String, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn watched(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<Sight>>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A lease of this process, which is renewed until this is dropped.
+pub(super) struct Tenure {
+    leases: Arc<Leases>,
+    lease: Lease,
+    lost: CancellationToken,
+}
+
+impl Tenure {
+    /// The lease, to write under.
+    pub(super) fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// Waits until another process has it.
+    pub(super) async fn lost(&self) {
+        self.lost.cancelled().await;
+    }
+}
+
+/// Nobody waits until the index has heard of it.
+impl Drop for Tenure {
+    fn drop(&mut self) {
+        if self.leases.let_go(&self.lease)
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let (leases, lease) = (Arc::clone(&self.leases), self.lease.clone());
+            runtime.spawn(async move { leases.release(vec![lease]).await });
+        }
+    }
+}
+
+/// A lease of another process, watched until this is dropped.
+pub(super) struct Watched {
+    leases: Arc<Leases>,
+    name: String,
+    sight: watch::Receiver<Sight>,
+}
+
+impl Watched {
+    /// What is seen next that is new.
+    pub(super) async fn next(&mut self) -> Sight {
+        match self.sight.changed().await {
+            Ok(()) => self.sight.borrow_and_update().clone(),
+            // Somebody else watches it under this name.
+            Err(_) => Sight::Blind,
+        }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let mut watched = self.leases.watched();
+        let sender = watched.get(&self.name);
+        if sender.is_some_and(|sender| sender.subscribe().same_channel(&self.sight)) {
+            watched.remove(&self.name);
+        }
+    }
+}
