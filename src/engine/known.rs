@@ -43,7 +43,7 @@ impl Engine {
             return held;
         }
         let told = self.told(ask).await;
-        let expectation = told.map_or_else(|Untold(by_name)| by_name, |told| told);
+        let expectation = told.unwrap_or_else(|Untold(by_name)| by_name);
         let fits = |entry: &Entry| {
             expectation.is_none_or(|expected| !expected.contradicts(entry.size, &entry.blob))
         };

@@ -388,7 +388,7 @@ impl Engine {
         let engine = Arc::clone(self);
         self.tasks.spawn(budget::inherited(async move {
             // Whoever began it, clients may wait for it.
-            budget::waited_for(transfer.run(departure)).await;
+            budget::waited_for(Box::pin(transfer.run(departure))).await;
             engine.metrics.flights.dec();
         }));
         Ok((interest, Outcome::Miss))
@@ -532,7 +532,8 @@ impl Engine {
         let landed = timeout_at(until, self.tasks.wait()).await.is_ok();
         self.leases.release_all().await;
         self.tidying().tell().await;
-        self.late.tell_now(&self.inspector).await;
+        // What is left is found by a walk over the volume.
+        drop(timeout_at(until, self.late.tell_now(&self.inspector)).await);
         landed
     }
 }

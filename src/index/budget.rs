@@ -60,9 +60,10 @@ pub fn inherited<F: Future>(work: F) -> impl Future<Output = F::Output> + use<F>
     CURRENT.scope(Budget::current(), work)
 }
 
-/// Runs what no client waits for, though one may have begun it.
-pub async fn on_its_own<F: Future>(work: F) -> F::Output {
-    CURRENT.scope(None, work).await
+/// Runs what no client waits for, though one may have begun it, on an account of its own.
+pub async fn for_at_most<F: Future>(time: Duration, work: F) -> F::Output {
+    let budget = Budget { left: Mutex::new(time) };
+    CURRENT.scope(Some(Arc::new(budget)), work).await
 }
 
 #[cfg(test)]
@@ -78,7 +79,9 @@ mod tests {
             waited_for(async { spend() }).await;
             let inherited = inherited(async { Budget::current().unwrap().left() });
             assert_eq!(tokio::spawn(inherited).await.unwrap(), Duration::ZERO);
-            assert!(on_its_own(async { Budget::current().is_none() }).await);
+            let minute = Duration::from_secs(60);
+            let other = for_at_most(minute, async { Budget::current().unwrap().left() });
+            assert_eq!(other.await, minute);
             spend();
             assert_eq!(Budget::current().unwrap().left(), Duration::ZERO);
         })

@@ -2,16 +2,20 @@
 //! clients do not see it.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use serde_json::json;
+use tokio::time::timeout;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 use warp::{Filter as _, Reply as _};
 
 use crate::engine::Engine;
 use crate::telemetry::metrics::Metrics;
+
+/// How long a status waits for the index to count.
+const COUNT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the admin surface needs to answer.
 pub struct Admin {
@@ -75,7 +79,7 @@ fn metrics(admin: &Admin) -> Response {
 }
 
 async fn status(admin: Arc<Admin>) -> Response {
-    let totals = admin.engine.totals().await;
+    let totals = timeout(COUNT_PATIENCE, admin.engine.totals()).await.ok().flatten();
     let bytes = &admin.engine.metrics().served_bytes;
     let served = |source| bytes.with_label_values(&[source]).get();
     warp::reply::json(&json!({

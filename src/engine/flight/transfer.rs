@@ -28,6 +28,10 @@ const RESUMES_MAX: u32 = 3;
 /// Before a transfer is resumed.
 const RESUME_PAUSE: Duration = Duration::from_millis(200);
 
+/// How long the index may take to hear of what is kept: after that, it is told later. Nobody waits for
+/// it, but flights are counted.
+const KEEP_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How often file and signature of a release are looked at again that do not fit together.
 const TEARS_MAX: u32 = 4;
 /// Before that: a mirror takes a moment from one state to the next.
@@ -85,7 +89,7 @@ impl Transfer {
         };
         // Whole by now: it is kept whether somebody still waits or not.
         if let Some(arrived) = arrived {
-            budget::on_its_own(self.keep(arrived)).await;
+            budget::for_at_most(KEEP_PATIENCE, self.keep(arrived)).await;
         }
     }
 
@@ -105,7 +109,7 @@ impl Transfer {
                 Ok(Asked::Unchanged(known)) => {
                     known.confirm();
                     flight.land(Landing::Unchanged(Arc::clone(&known)));
-                    budget::on_its_own(self.confirm(&known)).await;
+                    self.confirm(&known).await;
                     self.refresh_signature(&known).await;
                     return None;
                 }

@@ -40,8 +40,8 @@ impl Uses {
         self.note_several(counter, 1);
     }
 
-    fn note_several(&self, counter: &Arc<Counter>, uses: u64) {
-        if counter.uses.fetch_add(uses, Ordering::Relaxed) > 0 {
+    fn note_several(&self, counter: &Arc<Counter>, times: u64) {
+        if counter.uses.fetch_add(times, Ordering::Relaxed) > 0 {
             return;
         }
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
@@ -94,7 +94,9 @@ impl Uses {
             let told = index.asked(&list.key, below, now_seconds()).await;
             if told.is_err() {
                 // It may be told again.
-                asked.iter().for_each(|key| self.note_asked(key));
+                for key in &asked {
+                    self.note_asked(key);
+                }
                 return told;
             }
         }

@@ -72,14 +72,10 @@ impl Health {
         if before == condition {
             return;
         }
-        match condition.trouble() {
-            Some(trouble) => {
-                tracing::warn!(
-                    reason = why,
-                    "{trouble}: going on without the index until it is back"
-                );
-            }
-            None => tracing::info!("PostgreSQL is back"),
+        if let Some(trouble) = condition.trouble() {
+            tracing::warn!(reason = why, "{trouble}: going on without it until it is back");
+        } else {
+            tracing::info!("PostgreSQL is back");
         }
     }
 

@@ -48,13 +48,7 @@ impl Inner {
             match timeout(self.patience, host.connect(self.tls.clone())).await {
                 Ok(Ok((client, connection))) => {
                     self.last.store(at, Ordering::Relaxed);
-                    #[expect(clippy::disallowed_methods, reason = "it ends with its client")]
-                    let task = tokio::spawn(async move {
-                        if let Err(error) = connection.await {
-                            tracing::debug!(%error, "a connection to PostgreSQL broke");
-                        }
-                    });
-                    return Ok((client, task));
+                    return Ok((client, carried(connection)));
                 }
                 Ok(Err(error)) => failed = Some(error),
                 Err(_elapsed) => {}
@@ -66,6 +60,16 @@ impl Inner {
             None => pending().await,
         }
     }
+}
+
+/// What comes and goes on a connection does so in a task of its own, which ends with the client.
+fn carried(connection: impl Future<Output = Result<(), Error>> + Send + 'static) -> JoinHandle<()> {
+    #[expect(clippy::disallowed_methods, reason = "it ends with its client")]
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection to PostgreSQL broke");
+        }
+    })
 }
 
 impl Connect for Hosts {
