@@ -3,6 +3,7 @@
 //! second by each process, however many downloads are under way.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,6 +12,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::engine::memory::now_seconds;
 use crate::index::budget::waited_for as in_time;
 use crate::index::{Holding, Index, IndexError, Lease, Renewal, Taken};
 
@@ -32,7 +34,7 @@ pub(super) trait Telling: Send + Sync {
     fn note(&self) -> Option<String>;
 
     /// Whether others want it.
-    fn is_wanted(&self, by_others: bool);
+    fn is_wanted(self: Arc<Self>, by_others: bool);
 }
 
 /// The leases of this process, and those of others that it watches.
@@ -44,6 +46,8 @@ pub(super) struct Leases {
     watched: Mutex<HashMap<String, watch::Sender<Sight>>>,
     /// There is something to do at once.
     wake: Notify,
+    /// There is something to tell at once.
+    is_urgent: AtomicBool,
 }
 
 struct Held {
@@ -57,7 +61,7 @@ struct Held {
 impl Held {
     fn wanted(&self, by_others: bool) {
         if let Some(telling) = &self.telling {
-            telling.is_wanted(by_others);
+            Arc::clone(telling).is_wanted(by_others);
         }
     }
 
@@ -90,6 +94,7 @@ impl Leases {
             held: Mutex::default(),
             watched: Mutex::default(),
             wake: Notify::new(),
+            is_urgent: AtomicBool::new(false),
         })
     }
 
@@ -103,6 +108,7 @@ impl Leases {
         name: &str,
         telling: Option<Arc<dyn Telling>>,
     ) -> Result<Option<(Tenure, Option<String>)>, IndexError> {
+        let since = now_seconds();
         let Taken::Granted { lease, note } =
             in_time(self.index.take(name, &self.owner, TERM)).await?
         else {
@@ -118,7 +124,7 @@ impl Leases {
         };
         self.held().insert(name.to_owned(), held);
         self.wake.notify_one();
-        Ok(Some((Tenure { leases: Arc::clone(self), lease, lost }, note)))
+        Ok(Some((Tenure { leases: Arc::clone(self), lease, since, lost }, note)))
     }
 
     /// Waits until the lease is ours, for as long as it takes: for work that goes on for as long as a
@@ -147,6 +153,7 @@ impl Leases {
 
     /// There is something to tell that others wait for.
     pub(super) fn tell_now(&self) {
+        self.is_urgent.store(true, Ordering::Relaxed);
         self.wake.notify_one();
     }
 
@@ -210,12 +217,12 @@ impl Leases {
     /// What is to be renewed by now, or has something new to tell.
     fn due(&self) -> Vec<Renewal> {
         let now = Instant::now();
+        let is_urgent = self.is_urgent.swap(false, Ordering::Relaxed);
         let mut due = Vec::new();
         for held in self.held().values_mut() {
             let since = now.duration_since(held.renewed_at);
             let note = held.telling.as_ref().and_then(|telling| telling.note());
-            let is_first = held.told.is_none() && note.is_some();
-            let is_new = note != held.told && (is_first || since >= TELL_EVERY);
+            let is_new = note != held.told && (is_urgent || since >= TELL_EVERY);
             if is_new || since >= RENEW_EVERY {
                 held.renewed_at = now;
                 due.push(Renewal { lease: held.lease.clone(), note: note.filter(|_| is_new) });
@@ -290,10 +297,16 @@ impl Leases {
 pub(super) struct Tenure {
     leases: Arc<Leases>,
     lease: Lease,
+    since: i64,
     lost: CancellationToken,
 }
 
 impl Tenure {
+    /// When it was taken, in seconds since 1970.
+    pub(super) fn since(&self) -> i64 {
+        self.since
+    }
+
     /// The lease, to write under.
     pub(super) fn lease(&self) -> &Lease {
         &self.lease
@@ -332,6 +345,15 @@ impl Watched {
             // Somebody else watches it under this name.
             Err(_) => Sight::Blind,
         }
+    }
+}
+
+impl Watched {
+    /// Waits until there is something new.
+    pub(super) async fn changed(&mut self) {
+        // An error is told by `next`.
+        drop(self.sight.changed().await);
+        self.sight.mark_changed();
     }
 }
 

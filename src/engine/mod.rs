@@ -35,14 +35,15 @@ use crate::engine::flight::follower::Follower;
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
 use crate::engine::flight::{Boarding, Flights, Interest, Landing, NotBoarded};
+use crate::engine::known::{Finding, Findings};
 use crate::engine::late::Late;
 use crate::engine::learn::Learner;
 use crate::engine::learn::doubt::Doubts;
-use crate::engine::leases::Leases;
+use crate::engine::leases::{Leases, Tenure};
 use crate::engine::memory::{Known, Memory};
 pub use crate::engine::metrics::EngineMetrics;
 use crate::engine::outcome::{Content, Failure, Outcome, Served};
-use crate::engine::plan::{Plan, Situation, plan};
+use crate::engine::plan::{Freshness, Plan, Situation, plan};
 use crate::engine::prefetch::Prefetcher;
 use crate::engine::relayed::Relayed;
 use crate::engine::suites::Suites;
@@ -102,6 +103,7 @@ pub struct Engine {
     judge: Judge,
     flights: Arc<Flights>,
     leases: Arc<Leases>,
+    findings: Findings,
     recheck_after_millis: AtomicU64,
     doubts: Doubts,
     suites: Suites,
@@ -158,6 +160,7 @@ impl Engine {
             judge: Judge::new(config.judge.clone(), metrics),
             flights: Arc::default(),
             leases,
+            findings: Findings::default(),
             recheck_after_millis: AtomicU64::new(0),
             doubts: Doubts::default(),
             suites: Suites::default(),
@@ -210,12 +213,12 @@ impl Engine {
     }
 
     async fn answer(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
-        let known = self.known(ask).await;
+        let Finding { known, expectation } = self.find(ask).await;
         match (self.plan(ask, known.as_deref()), known) {
             (Plan::Serve, Some(known)) => Ok(stored(known, ask.hit())),
             (Plan::ServeStale, Some(known)) => Ok(stored(known, Outcome::Stale)),
             (Plan::Revalidate, Some(known)) => self.revalidate(ask, known).await,
-            (Plan::Fetch, _) => self.fetch(ask, None).await,
+            (Plan::Fetch, _) => self.fetch(ask, None, expectation).await,
             (Plan::Relay | Plan::Serve | Plan::ServeStale | Plan::Revalidate, _) => {
                 self.relay(ask).await
             }
@@ -260,11 +263,13 @@ impl Engine {
         let has_begun = Arc::clone(&begun);
         let preparing = self.tasks.spawn(budget::waited_for(async move {
             let ask = engine.pinned(&ask).await.unwrap_or(ask);
-            let known = engine.known(&ask).await;
-            let expectation = engine.expectation(&ask).await;
+            let Finding { known, expectation } = engine.find(&ask).await;
             let interest = match (engine.plan(&ask, known.as_deref()), known) {
                 (Plan::Fetch, _) => engine.board(&ask, None, expectation),
-                (Plan::Revalidate, Some(known)) => engine.board(&ask, Some(&known), expectation),
+                (Plan::Revalidate, Some(known)) => {
+                    let expectation = engine.expectation(&ask).await;
+                    engine.board(&ask, Some(&known), expectation)
+                }
                 _ => return,
             };
             if let Ok((interest, _)) = interest {
@@ -298,7 +303,8 @@ impl Engine {
             known.fail();
             return Ok(stored(known, Outcome::Stale));
         }
-        let confirming = self.fetch(ask, Some(&known));
+        let expectation = self.expectation(ask).await;
+        let confirming = self.fetch(ask, Some(&known), expectation);
         match timeout(STALE_PATIENCE, confirming).await {
             Ok(Err(failure)) if failure.is_trouble() => {
                 tracing::warn!(
@@ -321,8 +327,8 @@ impl Engine {
         self: &Arc<Self>,
         ask: &Ask,
         known: Option<&Arc<Known>>,
+        expectation: Option<Expectation>,
     ) -> Result<Served, Failure> {
-        let expectation = self.expectation(ask).await;
         for _ in 0..BOARDINGS_MAX {
             let (interest, outcome) = match self.board(ask, known, expectation) {
                 Ok(boarded) => boarded,
@@ -344,7 +350,9 @@ impl Engine {
             }
             match landing {
                 Landing::Unchanged(known) => return Ok(stored(known, Outcome::Revalidated)),
+                Landing::Settled(known) => return Ok(stored(known, ask.hit())),
                 Landing::Flowing(flow) if !interest.flight().is_cut() => {
+                    let outcome = if flow.is_abroad { Outcome::Collapsed } else { outcome };
                     let mirror = Arc::clone(&self.mirror);
                     let follower = Box::new(Follower::new(flow, interest, mirror));
                     return Ok(Served::new(Content::Flight(follower), outcome));
@@ -382,6 +390,10 @@ impl Engine {
             expectation,
             known: known.cloned(),
             pace: ask.pace,
+            window: match ask.freshness {
+                Freshness::Now => Duration::ZERO,
+                Freshness::Any | Freshness::Recent => self.recheck_after(),
+            },
             via: ask.headers.get_all(header::VIA).iter().cloned().collect(),
         };
         self.metrics.flights.inc();
@@ -451,18 +463,26 @@ impl Engine {
         refused
     }
 
-    /// Tells the index what is stored of `key`: later, if need be.
-    async fn record(&self, key: &str, entry: &Entry) {
-        match self.index.record(key, entry).await {
-            Ok(()) => self.late.is_told(key),
-            Err(error) => self.late.record(key, entry, &error),
-        }
+    /// Tells the index what is stored of `key`: later, if need be. `false` if another process has the
+    /// lease under which that was to be done.
+    async fn record(&self, key: &str, entry: &Entry, tenure: Option<&Tenure>) -> bool {
+        let recorded = match tenure {
+            Some(tenure) => self.index.record_under(tenure.lease(), key, entry).await,
+            None => self.index.record(key, entry).await.map(|()| true),
+        };
+        recorded.inspect(|_| self.late.is_told(key)).unwrap_or_else(|error| {
+            // Whoever has the lease by then took it later, and what that one records is newer.
+            let since = tenure.map_or(i64::MAX, Tenure::since);
+            let entry = Entry { checked_at: entry.checked_at.min(since), ..entry.clone() };
+            self.late.record(key, &entry, &error);
+            true
+        })
     }
 
     /// The same, without keeping anybody waiting.
     fn record_soon(self: &Arc<Self>, key: &str, entry: &Entry) {
         let (engine, key, entry) = (Arc::clone(self), key.to_owned(), entry.clone());
-        self.tasks.spawn(async move { engine.record(&key, &entry).await });
+        self.tasks.spawn(async move { engine.record(&key, &entry, None).await });
     }
 
     /// What is wrong with the index at present, in words.

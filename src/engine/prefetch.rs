@@ -14,8 +14,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::archive::version::{PackageFile, compare};
 use crate::engine::flight::State;
+use crate::engine::known::Finding;
 use crate::engine::memory::now_seconds;
 use crate::engine::{Ask, Engine};
+use crate::index::Expectation;
 use crate::telemetry::metrics::Metrics;
 
 /// Lists whose news may wait to be looked at. What one more says is not prefetched.
@@ -306,11 +308,12 @@ impl Errands {
         }
         self.waiting.remove(&package);
         let ask = Ask { pace: Some(self.config.rate).filter(|rate| *rate > 0), ..ask };
-        if engine.known(&ask).await.is_some() {
+        let Finding { known, expectation } = engine.find(&ask).await;
+        if known.is_some() {
             return;
         }
         self.spent += item.size;
-        if is_fetched(engine, &ask).await {
+        if is_fetched(engine, &ask, expectation).await {
             tracing::info!(key = item.key, size = item.size, "prefetched a package");
             self.watched.was_fetched(package, &item);
             return;
@@ -324,8 +327,7 @@ impl Errands {
     }
 }
 
-async fn is_fetched(engine: &Arc<Engine>, ask: &Ask) -> bool {
-    let expectation = engine.expectation(ask).await;
+async fn is_fetched(engine: &Arc<Engine>, ask: &Ask, expectation: Option<Expectation>) -> bool {
     let Ok((interest, _)) = engine.board(ask, None, expectation) else { return false };
     interest.flight().over().await;
     interest.flight().progress().borrow().state == State::Whole

@@ -120,11 +120,8 @@ impl Store {
     /// # Errors
     /// When the volume can not tell.
     pub fn read(&self, digest: &Sha256) -> Result<Option<Blob>, StoreError> {
-        let opened = OpenOptions::new()
-            .read(true)
-            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-            .open(self.path_of(digest))
-            .and_then(|file| Ok((file.metadata()?.len(), file)));
+        let opened =
+            open_to_read(&self.path_of(digest)).and_then(|file| Ok((file.metadata()?.len(), file)));
         match opened {
             Ok((size, file)) => Ok(Some(Blob { file: Arc::new(file), size })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -151,6 +148,15 @@ impl Store {
     /// not make room.
     pub fn stage(&self, size: Option<u64>) -> Result<Stage, StoreError> {
         self.staging.begin(size)
+    }
+
+    /// Opens what some process, of those that share the volume, is staging under this
+    /// [name](Stage::name); `None` if it does not any more. Blocks.
+    ///
+    /// # Errors
+    /// When the volume can not tell.
+    pub fn staged(&self, name: &str) -> Result<Option<File>, StoreError> {
+        self.staging.open(name)
     }
 
     /// How large the volume is, and what it has left. Blocks.
@@ -250,6 +256,11 @@ impl Store {
         let folder = name.get(..2).unwrap_or_default();
         self.blobs.join(folder).join(&name)
     }
+}
+
+fn open_to_read(path: &Path) -> io::Result<File> {
+    let no_links = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    OpenOptions::new().read(true).custom_flags(no_links).open(path)
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {

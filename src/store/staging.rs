@@ -4,7 +4,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -59,6 +59,20 @@ impl Staging {
             _ => {}
         }
         Ok(stage)
+    }
+
+    /// What some process is staging.
+    pub(super) fn open(&self, name: &str) -> Result<Option<File>, StoreError> {
+        let mut parts = Path::new(name).components();
+        let is_below = |part: Option<Component<'_>>| matches!(part, Some(Component::Normal(_)));
+        if !(is_below(parts.next()) && is_below(parts.next()) && parts.next().is_none()) {
+            return Ok(None);
+        }
+        match super::open_to_read(&self.root.join(name)) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StoreError::new("open a staged file", source)),
+        }
     }
 
     pub(super) fn remove_leftovers(&self) {
@@ -161,6 +175,16 @@ impl Stage {
     #[must_use]
     pub fn reader(&self) -> Arc<File> {
         Arc::clone(&self.file.file)
+    }
+
+    /// Under which name other processes find it: [`Store::staged`](crate::store::Store::staged).
+    #[must_use]
+    pub fn name(&self) -> String {
+        let name = |path: Option<&Path>| {
+            path.and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned()
+        };
+        let path = &self.file.path;
+        format!("{}/{}", name(path.parent()), name(Some(path)))
     }
 
     /// Bytes written so far.

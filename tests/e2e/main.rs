@@ -23,6 +23,7 @@ mod pipelining;
 mod postgres;
 mod prefetch;
 mod quota;
+mod replicas;
 mod signatures;
 mod streaming;
 mod volume;

@@ -113,8 +113,10 @@ impl Follower {
             }
             let progress = self.progress.borrow_and_update().clone();
             let readable = self.end.map_or(progress.readable, |end| end.min(progress.readable));
-            if self.position < readable {
-                return Ok(Some(Chunk::Span(self.span_to(readable))));
+            if let Some(arriving) = &progress.arriving
+                && self.position < readable
+            {
+                return Ok(Some(Chunk::Span(self.span_to(readable, &arriving.file))));
             }
             match progress.state {
                 State::Whole => return Ok(None),
@@ -131,10 +133,10 @@ impl Follower {
         }
     }
 
-    fn span_to(&mut self, readable: u64) -> Span {
+    fn span_to(&mut self, readable: u64, file: &Arc<File>) -> Span {
         let length = (readable - self.position).min(SPAN_MAX);
         let span = Span {
-            file: Arc::clone(&self.flow.file),
+            file: Arc::clone(file),
             offset: self.position,
             length: usize::try_from(length).unwrap_or_default(),
         };

@@ -13,7 +13,7 @@ use crate::archive::target::Target;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::engine::flight::transfer::Transfer;
-use crate::engine::flight::{Flight, Flow, Interest, Landing};
+use crate::engine::flight::{Flight, Interest, Landing};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::Failure;
 use crate::engine::suites::judge::{Case, Judgement};
@@ -59,11 +59,10 @@ impl Transfer {
         self.kind == Kind::Release && matches!(self.target.file_name(), "InRelease" | "Release")
     }
 
-    /// Decides about a release file that has arrived in `flow`.
+    /// Decides about a release file that has arrived in full.
     pub(in crate::engine) async fn admit(
         &self,
         flight: &Arc<Flight>,
-        flow: &Flow,
         digest: Sha256,
         deadline: Instant,
     ) -> Admission {
@@ -71,7 +70,9 @@ impl Transfer {
         if self.known.as_ref().is_some_and(|known| known.entry.blob == digest) {
             return Admission::Admitted(None);
         }
-        let file = Blob { file: Arc::clone(&flow.file), size: flow.size() };
+        let Some(file) = flight.arrived() else {
+            return Admission::Refused("sent no release file".to_owned());
+        };
         let reading = tokio::task::spawn_blocking(move || bytes_of(&file)).await;
         let Ok(Some(file)) = reading else {
             return Admission::Refused(
@@ -261,7 +262,7 @@ impl Transfer {
         let engine = Arc::clone(&self.engine);
         self.engine.tasks.spawn(async move {
             for key in &keys {
-                engine.record(key, &entry).await;
+                engine.record(key, &entry, None).await;
             }
             drop((arriving, promise));
         });

@@ -26,6 +26,7 @@ use crate::archive::release::{self, Release};
 use crate::archive::target::{Target, canonical_path};
 use crate::content::digest::{Expected, Sha256};
 use crate::engine::flight::{Landing, State};
+use crate::engine::known::Finding;
 use crate::engine::memory::now_seconds;
 use crate::engine::outcome::{Content, Failure, Served};
 use crate::engine::plan::Freshness;
@@ -383,10 +384,10 @@ impl Engine {
     }
 
     async fn has_member(self: &Arc<Self>, ask: &Ask) -> bool {
-        if self.known(ask).await.is_some() {
+        let Finding { known, expectation } = self.find(ask).await;
+        if known.is_some() {
             return true;
         }
-        let expectation = self.expectation(ask).await;
         let Ok((interest, _)) = self.board(ask, None, expectation) else { return false };
         interest.flight().over().await;
         match interest.flight().landed().await {

@@ -25,7 +25,7 @@ use self::calls::{Calls, Purpose};
 pub use self::url::Config;
 use crate::content::digest::Sha256;
 use crate::index::{
-    Change, Class, Entry, Expectation, HashedFile, Holding, Index, IndexError, Lease, Names,
+    Change, Class, Entry, Expectation, Found, HashedFile, Holding, Index, IndexError, Lease, Names,
     Renewal, Renewed, Stored, Taken, Totals, Use, Volume,
 };
 use crate::telemetry::metrics::Metrics;
@@ -66,6 +66,10 @@ impl PostgresIndex {
 
 #[async_trait]
 impl Index for PostgresIndex {
+    async fn find(&self, key: &str) -> Result<Found, IndexError> {
+        resources::find(&self.calls, key).await
+    }
+
     async fn look_up(&self, key: &str) -> Result<Option<Entry>, IndexError> {
         resources::look_up(&self.calls, key).await
     }
