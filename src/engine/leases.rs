@@ -13,8 +13,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::memory::now_seconds;
-use crate::index::budget::waited_for as in_time;
-use crate::index::{Holding, Index, IndexError, Lease, Renewal, Taken};
+use crate::index::{Holding, Index, IndexError, Lease, Renewal, Taken, budget};
 
 /// For how long a lease holds without being renewed: clients of a process that dies wait for as long,
 /// and apt waits for 30 s. A database or a machine that is slow for a moment costs no lease.
@@ -110,7 +109,7 @@ impl Leases {
     ) -> Result<Option<(Tenure, Option<String>)>, IndexError> {
         let since = now_seconds();
         let Taken::Granted { lease, note } =
-            in_time(self.index.take(name, &self.owner, TERM)).await?
+            budget::waited_for(self.index.take(name, &self.owner, TERM)).await?
         else {
             return Ok(None);
         };
@@ -188,7 +187,7 @@ impl Leases {
         if due.is_empty() {
             return;
         }
-        let renewed = match in_time(self.index.renew(&due, TERM)).await {
+        let renewed = match budget::for_at_most(TERM / 2, self.index.renew(&due, TERM)).await {
             Ok(renewed) => renewed,
             Err(error) => {
                 tracing::debug!(%error, source = %error.source, "leases were not renewed");
@@ -236,7 +235,9 @@ impl Leases {
         if names.is_empty() {
             return;
         }
-        let mut seen: HashMap<String, Sight> = match in_time(self.index.holdings(&names)).await {
+        let mut seen: HashMap<String, Sight> = match budget::waited_for(self.index.holdings(&names))
+            .await
+        {
             Ok(held) => {
                 held.into_iter().map(|one| (one.lease.name.clone(), Sight::Held(one))).collect()
             }

@@ -17,13 +17,14 @@ tokio::task_local! {
 #[derive(Debug)]
 pub struct Budget {
     left: Mutex<Duration>,
+    is_of_client: bool,
 }
 
 impl Budget {
     /// That of a new request.
     #[must_use]
     pub fn of_a_request() -> Arc<Self> {
-        Arc::new(Self { left: Mutex::new(OF_A_REQUEST) })
+        Arc::new(Self { left: Mutex::new(OF_A_REQUEST), is_of_client: true })
     }
 
     /// The one that the running task draws on; `None`: nobody waits for it.
@@ -36,6 +37,12 @@ impl Budget {
     #[must_use]
     pub fn left(&self) -> Duration {
         *self.lock()
+    }
+
+    /// Whether a client waits: then an index that is slow is not asked at all.
+    #[must_use]
+    pub fn is_of_client(&self) -> bool {
+        self.is_of_client
     }
 
     /// So much was waited.
@@ -60,9 +67,10 @@ pub fn inherited<F: Future>(work: F) -> impl Future<Output = F::Output> + use<F>
     CURRENT.scope(Budget::current(), work)
 }
 
-/// Runs what no client waits for, though one may have begun it, on an account of its own.
+/// Runs what no client waits for, though one may have begun it, and what is not to wait for a turn among
+/// background work: on an account of its own.
 pub async fn for_at_most<F: Future>(time: Duration, work: F) -> F::Output {
-    let budget = Budget { left: Mutex::new(time) };
+    let budget = Budget { left: Mutex::new(time), is_of_client: false };
     CURRENT.scope(Some(Arc::new(budget)), work).await
 }
 

@@ -35,7 +35,9 @@ use crate::telemetry::metrics::Metrics;
 
 /// How often a server that is away is looked after: as long as apt waits before it tries again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A server that answers within this is well: a request has time for more than one call then.
+/// Who has waited for this has given the server its time.
+const FULL: Duration = budget::OF_A_REQUEST.checked_mul(3).unwrap().checked_div(4).unwrap();
+/// A server that was slow is well when it answers within this: a request has time for more than one call.
 const FAST: Duration = budget::OF_A_REQUEST.checked_div(2).unwrap();
 /// How often a call is tried where others were in its way: deadlocks, which the order of locks should
 /// rule out, and serialization failures.
@@ -296,7 +298,7 @@ impl Calls {
         let begun = Instant::now();
         let outcome = match Budget::current() {
             Some(budget) => {
-                let outcome = self.run_for_client(purpose, budget.left(), attempt).await;
+                let outcome = self.run_on_account(purpose, &budget, attempt).await;
                 budget.spend(begun.elapsed());
                 outcome
             }
@@ -316,24 +318,27 @@ impl Calls {
         })
     }
 
-    async fn run_for_client<T, F>(
+    async fn run_on_account<T, F>(
         &self,
         purpose: Purpose,
-        patience: Duration,
+        budget: &Budget,
         attempt: impl Fn() -> F + Send,
     ) -> Result<T, Trouble>
     where
         T: Send,
         F: Future<Output = Result<T, Trouble>> + Send,
     {
+        let (patience, client_waits) = (budget.left(), budget.is_of_client());
         if patience.is_zero() {
             return Err(Trouble::NotAsked("PostgreSQL has had its time"));
         }
-        self.admit(purpose, true)?;
+        self.admit(purpose, client_waits)?;
         let outcome = within(patience, attempt).await;
         match &outcome {
             // What had little time left was late before: it is looked at how the server is.
-            Err(late @ Trouble::Late(_)) if purpose.only_reads && patience >= FAST => {
+            Err(late @ Trouble::Late(_))
+                if client_waits && purpose.only_reads && patience >= FULL =>
+            {
                 self.link.health.is_late(&late.to_string());
                 Link::look_after(&self.link, LOOK_EVERY);
             }
@@ -449,7 +454,8 @@ impl Link {
         };
         match found {
             Ok((is_read_only, took)) => {
-                let reach = if took > FAST { Reach::Slow } else { Reach::Well };
+                let limit = if self.health.is_slow() { FAST } else { budget::OF_A_REQUEST };
+                let reach = if took > limit { Reach::Slow } else { Reach::Well };
                 (Condition { reach, is_read_only }, format!("it takes {took:?} for an answer"))
             }
             // Those that there are may do.

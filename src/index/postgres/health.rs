@@ -61,6 +61,11 @@ impl Health {
         reaches && (only_reads || !condition.is_read_only)
     }
 
+    /// Whether it was too slow for clients so far.
+    pub(super) fn is_slow(&self) -> bool {
+        self.state().condition.reach == Reach::Slow
+    }
+
     /// What is wrong, in words.
     pub(super) fn trouble(&self) -> Option<&'static str> {
         self.state().condition.trouble()
