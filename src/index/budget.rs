@@ -67,8 +67,7 @@ pub fn inherited<F: Future>(work: F) -> impl Future<Output = F::Output> + use<F>
     CURRENT.scope(Budget::current(), work)
 }
 
-/// Runs what no client waits for, though one may have begun it, and what is not to wait for a turn among
-/// background work: on an account of its own.
+/// Runs what no client waits for, though one may have begun it, on an account of its own.
 pub async fn for_at_most<F: Future>(time: Duration, work: F) -> F::Output {
     let budget = Budget { left: Mutex::new(time), is_of_client: false };
     CURRENT.scope(Some(Arc::new(budget)), work).await

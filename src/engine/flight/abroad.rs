@@ -176,7 +176,10 @@ impl Transfer {
                     let note = holding.note.and_then(|note| Note::read(&note));
                     let Some(note) = note.filter(|_| !self.is_for_admission()) else { continue };
                     verified = self.take_in(flight, &note, verified).await;
-                    if verified.as_ref().is_some_and(|seen| seen.bytes >= note.written) {
+                    // A new holder may not have come as far yet as we had.
+                    let is_behind = note.written < flight.progress().borrow().written;
+                    if is_behind || verified.as_ref().is_some_and(|seen| seen.bytes >= note.written)
+                    {
                         unseen_since = None;
                         continue;
                     }

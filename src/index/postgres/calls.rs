@@ -35,6 +35,8 @@ use crate::telemetry::metrics::Metrics;
 
 /// How often a server that is away is looked after: as long as apt waits before it tries again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Connections that are opened ahead of need.
+const WARM_MAX: usize = 8;
 /// Who has waited for this has given the server its time.
 const FULL: Duration = budget::OF_A_REQUEST.checked_mul(3).unwrap().checked_div(4).unwrap();
 /// A server that was slow is well when it answers within this: a request has time for more than one call.
@@ -62,15 +64,22 @@ pub(super) struct Purpose {
     operation: &'static str,
     /// Whether it only reads: then it waits for nobody's locks, and its lateness tells of the server.
     only_reads: bool,
+    /// Whether it does not wait for a turn among other background work.
+    is_urgent: bool,
 }
 
 impl Purpose {
     pub(super) const fn read(operation: &'static str) -> Self {
-        Self { operation, only_reads: true }
+        Self { operation, only_reads: true, is_urgent: false }
     }
 
     pub(super) const fn write(operation: &'static str) -> Self {
-        Self { operation, only_reads: false }
+        Self { operation, only_reads: false, is_urgent: false }
+    }
+
+    /// It can not wait, whoever waits for it.
+    pub(super) const fn urgent(self) -> Self {
+        Self { is_urgent: true, ..self }
     }
 
     /// Completes "could not …".
@@ -246,6 +255,11 @@ impl Calls {
         self.link.connection().await
     }
 
+    /// Opens connections ahead of the first clients, who have no time for that.
+    pub(super) async fn warm_up(&self) {
+        Link::warm_up(&self.link).await;
+    }
+
     /// The rows of one statement.
     pub(super) async fn rows(
         &self,
@@ -333,6 +347,8 @@ impl Calls {
             return Err(Trouble::NotAsked("PostgreSQL has had its time"));
         }
         self.admit(purpose, client_waits)?;
+        let takes_turns = !client_waits && !purpose.is_urgent;
+        let _permit = if takes_turns { self.permit(patience).await? } else { None };
         let outcome = within(patience, attempt).await;
         match &outcome {
             // What had little time left was late before: it is looked at how the server is.
@@ -358,7 +374,7 @@ impl Calls {
     {
         self.admit(purpose, false)?;
         // Who waits long for a turn is not to wait for what others found out meanwhile.
-        let _permit = self.permit().await?;
+        let _permit = self.permit(self.link.patience).await?;
         self.admit(purpose, false)?;
         let outcome = within(self.link.patience, attempt).await;
         self.note(outcome.as_ref().err());
@@ -375,8 +391,7 @@ impl Calls {
     }
 
     /// Background work waits for its turn; that it waits long tells nothing of the server.
-    async fn permit(&self) -> Result<Option<SemaphorePermit<'_>>, Trouble> {
-        let patience = self.link.patience;
+    async fn permit(&self, patience: Duration) -> Result<Option<SemaphorePermit<'_>>, Trouble> {
         let permit = timeout(patience, self.background.acquire()).await;
         // It is never closed.
         permit.map(Result::ok).map_err(|_elapsed| Trouble::Late(patience))
@@ -420,6 +435,14 @@ impl Calls {
 }
 
 impl Link {
+    async fn warm_up(link: &Arc<Self>) {
+        let number = link.pool.status().max_size.min(WARM_MAX);
+        let opening = futures_util::future::join_all((0..number).map(|_| link.connection()));
+        if let Ok(opened) = timeout(link.patience, opening).await {
+            opened.into_iter().flatten().for_each(Connection::give_back);
+        }
+    }
+
     /// Has somebody look at the server, `after` a while and until it is well.
     fn look_after(link: &Arc<Self>, after: Duration) {
         if link.health.look_after() {
@@ -501,6 +524,9 @@ impl Watch {
         if condition.reach == Reach::Away || (condition.is_read_only && link.has_several_hosts) {
             // Connections to a server that stays away are no good when it is back: it may be another.
             link.pool.retain(|_, _| false);
+        }
+        if condition == Condition::default() && link.health.trouble().is_some() {
+            Link::warm_up(&link).await;
         }
         link.health.found(condition, &why);
         condition != Condition::default()

@@ -60,7 +60,9 @@ impl PostgresIndex {
     /// When not; where the schema is another, [`schema::SchemaMismatch`] is the source.
     pub async fn verify(&self) -> Result<(), IndexError> {
         let purpose = Purpose::read("use the database");
-        self.calls.rows(purpose, "SELECT 1", &[]).await.map(drop)
+        self.calls.rows(purpose, "SELECT 1", &[]).await?;
+        self.calls.warm_up().await;
+        Ok(())
     }
 }
 
