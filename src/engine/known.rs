@@ -217,6 +217,9 @@ impl Engine {
         match self.load(entry).await {
             Ok(Loaded::Known(known)) => {
                 let known = Arc::from(known);
+                if !self.is_at_hand(&known).await {
+                    return None;
+                }
                 self.memory.hold(key, Arc::clone(&known));
                 self.prove(key, &known);
                 Some(known)
@@ -239,7 +242,8 @@ impl Engine {
 
     async fn load(&self, entry: Entry) -> Result<Loaded, StoreError> {
         let (store, inspector) = (Arc::clone(&self.store), Arc::clone(&self.inspector));
-        let loading = tokio::task::spawn_blocking(move || {
+        let looking = Arc::clone(&store);
+        let loading = looking.look(move || {
             let Some(blob) = store.read(&entry.blob)? else { return Ok(Loaded::Missing) };
             if inspector.is_condemned(&entry.blob, &blob) {
                 return Ok(Loaded::Condemned);
@@ -253,7 +257,7 @@ impl Engine {
                 Err(error) => Err(StoreError::interrupted(error)),
             }
         });
-        loading.await.map_err(StoreError::interrupted)?
+        loading.await
     }
 
     /// Lets go of what the volume does not have; nobody waits until the index does.

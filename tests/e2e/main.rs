@@ -6,6 +6,8 @@ mod apt;
 mod consistency;
 mod database_away;
 mod durability;
+mod failover;
+mod fleet;
 mod flights;
 mod folders;
 mod freshness;

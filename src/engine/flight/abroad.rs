@@ -237,7 +237,7 @@ impl Transfer {
     async fn begin_with(&self, name: &str) -> Option<Verified> {
         let (store, name): (_, Arc<str>) = (Arc::clone(&self.engine.store), name.into());
         let opening = Arc::clone(&name);
-        let opened = tokio::task::spawn_blocking(move || store.staged(&opening)).await.ok()?;
+        let opened = self.engine.store.look(move || store.staged(&opening)).await;
         let file = opened.ok().flatten()?;
         Some(Verified { name, file: file.into(), hasher: Hasher::new(self.expected()), bytes: 0 })
     }

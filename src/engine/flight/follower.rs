@@ -15,6 +15,7 @@ use crate::content::digest::Sha256;
 use crate::engine::flight::{Flow, Interest, Progress, State};
 use crate::engine::outcome::Meta;
 use crate::mirror::{self, Framing, Mirror, Question};
+use crate::store;
 
 /// The longest span handed out at once, in bytes.
 pub const SPAN_MAX: u64 = 256 * 1024;
@@ -36,6 +37,14 @@ pub struct Span {
     pub offset: u64,
     /// How many; at most [`SPAN_MAX`].
     pub length: usize,
+}
+
+impl Span {
+    /// Whether sending it waits for no disk, as far as can be told.
+    #[must_use]
+    pub fn is_cached(&self) -> bool {
+        store::is_cached(&self.file, self.offset, self.length as u64)
+    }
 }
 
 /// A body that ends before its end.

@@ -13,7 +13,7 @@ use crate::content::digest::{Hasher, Verdict};
 use crate::engine::flight::{Arriving, Flight};
 use crate::engine::volume::room::Staged;
 use crate::index::budget;
-use crate::store::{Blob, StoreError};
+use crate::store::{Blob, StoreError, WRITE_PATIENCE};
 
 /// Chunks that may wait to be written: with a mirror's chunks of up to 64 kB, about a megabyte.
 const WAITING_MAX: usize = 16;
@@ -71,6 +71,7 @@ impl Writer {
         let (chunks, mut waiting) = mpsc::channel::<Bytes>(WAITING_MAX);
         let (file, name) = (staged.stage.reader(), staged.stage.name().into());
         flight.place(Arriving { file, name }, staged.stage.size(), held_back, hasher.so_far());
+        let store = staged.store();
         let mut work = Work { staged, hasher, held_back, flight };
         #[expect(clippy::disallowed_methods, reason = "its transfer waits for it")]
         let finished = tokio::spawn(budget::inherited(async move {
@@ -79,9 +80,7 @@ impl Writer {
                 let chunks = std::mem::take(&mut batch);
                 let coming: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
                 work.staged.cover(work.staged.stage.size() + coming).await?;
-                work = spawn_blocking(move || work.take(chunks))
-                    .await
-                    .map_err(StoreError::interrupted)??;
+                work = store.within(WRITE_PATIENCE, move || work.take(chunks)).await?;
             }
             Ok(Written { staged: work.staged, verdict: work.hasher.finish() })
         }));

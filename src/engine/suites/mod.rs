@@ -329,14 +329,12 @@ impl Engine {
             return Some(generation);
         }
         let store = Arc::clone(&self.store);
-        let reading = tokio::task::spawn_blocking(move || {
-            let bytes = bytes_of(&store.read(&release).ok()??)?;
-            if Sha256::of(&bytes) != release {
-                return None;
-            }
-            Some(Generation::read(&bytes).unwrap_or_default())
+        let looking = self.store.look(move || {
+            let Some(blob) = store.read(&release)? else { return Ok(None) };
+            let right = bytes_of(&blob).filter(|bytes| Sha256::of(bytes) == release);
+            Ok(right.map(|bytes| Generation::read(&bytes).unwrap_or_default()))
         });
-        let generation = Arc::new(reading.await.ok()??);
+        let generation = Arc::new(looking.await.ok()??);
         self.suites.generations.insert(release, Arc::clone(&generation));
         Some(generation)
     }
