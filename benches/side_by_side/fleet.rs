@@ -164,8 +164,7 @@ fn look_ups(server: &Postgres) {
         begun.elapsed().as_secs_f64()
     );
     let minute = Duration::from_secs(60);
-    let patience = postgres::Patience { client: minute, background: minute };
-    let config = postgres::Config::parse(&url, 8, patience).unwrap();
+    let config = postgres::Config::parse(&url, 8, minute).unwrap();
     let index = PostgresIndex::new(&config).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let times: Vec<f64> = runtime.block_on(async {

@@ -40,8 +40,7 @@ pub fn run() {
     learn_thrice("PostgreSQL", &mirror, &proxy);
     hits_meanwhile(&mirror, &proxy);
     let minute = Duration::from_secs(60);
-    let patience = postgres::Patience { client: minute, background: minute };
-    let config = postgres::Config::parse(&migrated(), 8, patience).unwrap();
+    let config = postgres::Config::parse(&migrated(), 8, minute).unwrap();
     look_ups("PostgreSQL", &PostgresIndex::new(&config).unwrap());
 }
 

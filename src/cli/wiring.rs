@@ -45,7 +45,7 @@ pub(super) async fn build(
     let mirror = Arc::new(Mirror::new(&config.mirror, &metrics)?);
     let engine = Engine::new(
         &config.engine,
-        open_index(config).await?,
+        open_index(config, &metrics).await?,
         store,
         Arc::clone(&mirror),
         &metrics,
@@ -118,13 +118,13 @@ fn on_own_volume(server: &postgres::Config, config: &Config) -> postgres::Config
     server.clone().on_volume(store::identity(&config.store))
 }
 
-async fn open_index(config: &Config) -> anyhow::Result<Arc<dyn Index>> {
+async fn open_index(config: &Config, metrics: &Metrics) -> anyhow::Result<Arc<dyn Index>> {
     match &config.index {
-        index::Config::Sqlite(file) => open_sqlite(file),
+        index::Config::Sqlite(file) => Ok(Arc::new(open_sqlite(file)?.observed(metrics))),
         index::Config::Postgres(server) => {
             let server = on_own_volume(server, config);
             let index = PostgresIndex::new(&server).map_err(|error| anyhow!(error.source))?;
-            open_postgres(index).await
+            open_postgres(index.observed(metrics)).await
         }
     }
 }
@@ -143,13 +143,13 @@ async fn open_postgres(index: PostgresIndex) -> anyhow::Result<Arc<dyn Index>> {
 }
 
 /// An index that can not be opened costs what it would have learnt, not the service.
-fn open_sqlite(config: &sqlite::Config) -> anyhow::Result<Arc<dyn Index>> {
+fn open_sqlite(config: &sqlite::Config) -> anyhow::Result<SqliteIndex> {
     match (SqliteIndex::open(config), config) {
-        (Ok(index), _) => Ok(Arc::new(index)),
+        (Ok(index), _) => Ok(index),
         (Err(error), sqlite::Config::File(path)) => {
             let source = &error.source;
             tracing::error!(%error, %source, "going on with a copy of the index in memory");
-            Ok(Arc::new(SqliteIndex::copy_of(path)?))
+            Ok(SqliteIndex::copy_of(path)?)
         }
         (Err(error), sqlite::Config::Memory) => Err(error.into()),
     }

@@ -123,7 +123,8 @@ pub static KEYS: [Key; 33] = [
         "The index: `sqlite:PATH`, for one process; or `postgres://USER:PASSWORD@HOST/DATABASE`, for \
          any number of them, on one volume or with one each (`proxy.advertise`), after `aptmesh migrate`. As with `libpq`, `sslmode` and \
          `sslrootcert` (a CA file) say how the connection is secured, `connect_timeout` how long it \
-         may take to be made. Empty: `index.sqlite` in the data folder.",
+         may take to be made; of `HOST:PORT,HOST:PORT`, the one that takes writes is found with \
+         `target_session_attrs=read-write`. Empty: `index.sqlite` in the data folder.",
     )
     .flag("--index")
     .secret(),
@@ -137,7 +138,7 @@ pub static KEYS: [Key; 33] = [
         "index.timeout",
         "10s",
         "For how long background work, such as learning lists, waits for a statement in PostgreSQL. \
-         What clients wait for waits 200 ms, and then goes on without the index.",
+         A request waits 200 ms in all, and then goes on without the index.",
     ),
     key(
         "store.quota",

@@ -16,7 +16,6 @@ use crate::config::bytes::Bytes;
 use crate::config::keyrings;
 use crate::engine::suites::judge::Verify;
 use crate::engine::volume::limits::MinFree;
-use crate::index::postgres::{CLIENT_PATIENCE, Patience};
 use crate::index::{self, postgres, sqlite};
 use crate::telemetry::logs;
 
@@ -162,8 +161,7 @@ impl Reader<'_> {
     pub(super) fn index(&mut self, key: &str, data: &Path) -> index::Config {
         let text = self.text(key);
         let pool = self.number("index.pool", POOL_MAX);
-        let background = self.some_time("index.timeout");
-        let patience = Patience { client: CLIENT_PATIENCE, background };
+        let patience = self.some_time("index.timeout");
         let parsed = match (text.split_once(':'), text.is_empty()) {
             (_, true) => Ok(index::Config::Sqlite(sqlite::Config::File(data.join("index.sqlite")))),
             (Some(("sqlite", path)), _) if !path.is_empty() => {

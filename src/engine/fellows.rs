@@ -20,7 +20,7 @@ use crate::engine::memory::{Known, now_seconds};
 use crate::engine::plan::Freshness;
 use crate::engine::volume::room::Staged;
 use crate::engine::{Ask, Engine, Sharing, without_index};
-use crate::index::{Entry, Expectation, Index, Presence};
+use crate::index::{Entry, Expectation, Index, Presence, budget};
 use crate::store::StoreError;
 use crate::swarm::token::Secret;
 use crate::swarm::{Body, Swarm};
@@ -241,8 +241,7 @@ impl Engine {
             self.loaded(&key, Some(entry)).await?
         } else {
             // They were told that it is here.
-            let (engine, blob) = (Arc::clone(self), *blob);
-            self.tasks.spawn(async move { engine.forget(&blob).await });
+            self.forget(blob);
             return None;
         };
         // What is small was hashed when it was read.
@@ -310,7 +309,9 @@ impl Engine {
 
     /// The rest of a blob of which another fellow broke off.
     pub(super) async fn borrow_rest(&self, entry: &Entry, from: u64) -> Option<Body> {
-        let holders = self.index.holders(&entry.blob).await.ok()?;
+        // Its clients waited for the index when they came.
+        let holders = self.index.holders(&entry.blob);
+        let holders = budget::for_at_most(budget::OF_A_REQUEST, holders).await.ok()?;
         timeout(BUDGET, self.fellows.open(&holders.urls, entry, from)).await.ok()?
     }
 
@@ -417,12 +418,15 @@ impl Engine {
         });
         let known = Arc::new(committing.await.map_err(StoreError::interrupted)??);
         self.metrics.stored_bytes.inc_by(size);
-        if let Err(error) = self.index.add_blob(&blob, size, now_seconds()).await {
-            tracing::warn!(key, %error, source = %error.source, "brought, but not recorded");
-        }
         self.memory.hold(key, Arc::clone(&known));
         self.learner.offer(key, &known);
-        drop((arriving, promise));
+        let (index, key) = (Arc::clone(&self.index), key.to_owned());
+        self.tasks.spawn(async move {
+            if let Err(error) = index.add_blob(&blob, size, now_seconds()).await {
+                tracing::warn!(key, %error, source = %error.source, "brought, but not recorded");
+            }
+            drop((arriving, promise));
+        });
         Ok(known)
     }
 }

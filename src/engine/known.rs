@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
 use crate::archive::kind::Kind;
 use crate::content::digest::{Expected, Sha256};
@@ -14,6 +15,7 @@ use crate::engine::memory::Known;
 use crate::engine::volume::inspect::InspectError;
 use crate::engine::volume::proof::Soundness;
 use crate::engine::{Ask, Engine, Sharing, without_index};
+use crate::index::budget::{self, Budget};
 use crate::index::{Entry, Expectation};
 use crate::store::{Blob, StoreError};
 
@@ -48,7 +50,16 @@ impl Findings {
         let cell = Arc::clone(self.table().entry(key.to_owned()).or_default());
         // Who comes when it is found looks anew.
         let _over = Over { findings: self, key, cell: &cell };
-        cell.get_or_init(|| finding).await.clone()
+        let (begun, mut is_ours) = (Instant::now(), false);
+        let found = cell.get_or_init(|| {
+            is_ours = true;
+            finding
+        });
+        let found = found.await.clone();
+        if let Some(budget) = Budget::current().filter(|_| !is_ours) {
+            budget.spend(begun.elapsed());
+        }
+        found
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<String, Arc<OnceCell<Finding>>>> {
@@ -87,7 +98,9 @@ impl Engine {
         if held.as_ref().is_some_and(|known| known.is_checked(knowledge)) {
             return Finding { known: held, expectation: None };
         }
-        self.findings.together(key, self.look_up(ask, held, knowledge)).await
+        let looking_up = Box::pin(self.look_up(ask, held, knowledge));
+        let looking_up = budget::waited_for(looking_up);
+        self.findings.together(key, looking_up).await
     }
 
     /// The same, where all that matters is what is stored.
@@ -104,6 +117,8 @@ impl Engine {
     ) -> Finding {
         let key = ask.target.key.as_str();
         let found = self.index.find(key).await.map_or_else(|error| without_index(&error), Some);
+        // What lists say that could not be asked is to be looked up again.
+        let is_checked = found.is_some() || !may_be_listed(ask.kind);
         let found = found.unwrap_or_default();
         let expectation = must_be(ask.kind, || found.expectation);
         let fits = |entry: &Entry| {
@@ -122,7 +137,9 @@ impl Engine {
             },
         };
         if let Some(known) = &known {
-            known.mark_checked(knowledge);
+            if is_checked {
+                known.mark_checked(knowledge);
+            }
             if known.soundness() == Soundness::Proven {
                 self.learner.offer(key, known);
             }
@@ -155,7 +172,7 @@ impl Engine {
         match self.loaded(key, self.under_another_name(expectation).await).await {
             Some(known) => {
                 // What is used here under which name is worth knowing: see `prefetch.rs`.
-                self.record(key, &known.entry, None).await;
+                self.record_soon(key, &known.entry);
                 Some(known)
             }
             None => self.shared(key, expectation?).await,
@@ -210,7 +227,7 @@ impl Engine {
             }
             Ok(Loaded::Missing) => {
                 if !self.is_elsewhere(&digest).await {
-                    self.forget(&digest).await;
+                    self.forget(&digest);
                 }
                 None
             }
@@ -246,16 +263,20 @@ impl Engine {
         loading.await
     }
 
-    pub(super) async fn forget(&self, digest: &Sha256) {
+    /// Lets go of what the volume does not have; nobody waits until the index does.
+    pub(super) fn forget(self: &Arc<Self>, digest: &Sha256) {
         self.memory.forget_blobs(&[*digest]);
-        match self.inspector.forget_missing(&[*digest]).await {
-            // Evicted just now, or on its way back; or the volume is away, which is said once.
-            Ok(0) | Err(InspectError::NoVolume) => {}
-            Ok(_) => {
-                tracing::warn!(%digest, "the index names a blob that the volume does not have");
+        let (engine, digest) = (Arc::clone(self), *digest);
+        self.tasks.spawn(async move {
+            match engine.inspector.forget_missing(&[digest]).await {
+                // Evicted just now, or on its way back; or the volume is away, which is said once.
+                Ok(0) | Err(InspectError::NoVolume) => {}
+                Ok(_) => {
+                    tracing::warn!(%digest, "the index names a blob that the volume does not have");
+                }
+                Err(error) => tracing::warn!(%digest, %error, "could not forget a blob"),
             }
-            Err(error) => tracing::warn!(%digest, %error, "could not forget a blob"),
-        }
+        });
     }
 }
 

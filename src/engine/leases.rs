@@ -12,7 +12,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::index::{Holding, Index, IndexError, Lease, Renewal, Taken};
+use crate::engine::memory::now_seconds;
+use crate::index::{Holding, Index, IndexError, Lease, Renewal, Taken, budget};
 
 /// For how long a lease holds without being renewed: clients of a process that dies wait for as long,
 /// and apt waits for 30 s. A database or a machine that is slow for a moment costs no lease.
@@ -111,7 +112,10 @@ impl Leases {
         name: &str,
         telling: Option<Arc<dyn Telling>>,
     ) -> Result<Option<(Tenure, Option<String>)>, IndexError> {
-        let Taken::Granted { lease, note } = self.index.take(name, &self.owner, TERM).await? else {
+        let since = now_seconds();
+        let Taken::Granted { lease, note } =
+            budget::waited_for(self.index.take(name, &self.owner, TERM)).await?
+        else {
             return Ok(None);
         };
         let lost = CancellationToken::new();
@@ -124,7 +128,7 @@ impl Leases {
         };
         self.held().insert(name.to_owned(), held);
         self.wake.notify_one();
-        Ok(Some((Tenure { leases: Arc::clone(self), lease, lost }, note)))
+        Ok(Some((Tenure { leases: Arc::clone(self), lease, since, lost }, note)))
     }
 
     /// Waits until the lease is ours, for as long as it takes: for work that goes on for as long as a
@@ -188,7 +192,7 @@ impl Leases {
         if due.is_empty() {
             return;
         }
-        let renewed = match self.index.renew(&due, TERM).await {
+        let renewed = match budget::for_at_most(TERM / 2, self.index.renew(&due, TERM)).await {
             Ok(renewed) => renewed,
             Err(error) => {
                 tracing::debug!(%error, source = %error.source, "leases were not renewed");
@@ -236,7 +240,9 @@ impl Leases {
         if names.is_empty() {
             return;
         }
-        let mut seen: HashMap<String, Sight> = match self.index.holdings(&names).await {
+        let mut seen: HashMap<String, Sight> = match budget::waited_for(self.index.holdings(&names))
+            .await
+        {
             Ok(held) => {
                 held.into_iter().map(|one| (one.lease.name.clone(), Sight::Held(one))).collect()
             }
@@ -297,10 +303,16 @@ impl Leases {
 pub(super) struct Tenure {
     leases: Arc<Leases>,
     lease: Lease,
+    since: i64,
     lost: CancellationToken,
 }
 
 impl Tenure {
+    /// When it was taken, in seconds since 1970.
+    pub(super) fn since(&self) -> i64 {
+        self.since
+    }
+
     /// The lease, to write under.
     pub(super) fn lease(&self) -> &Lease {
         &self.lease

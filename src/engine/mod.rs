@@ -5,6 +5,7 @@ mod count;
 pub mod fellows;
 pub mod flight;
 mod known;
+mod late;
 mod learn;
 mod leases;
 pub mod memory;
@@ -37,9 +38,10 @@ use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
 use crate::engine::flight::{Boarding, Flights, Interest, Landing, NotBoarded};
 use crate::engine::known::{Finding, Findings};
+use crate::engine::late::Late;
 use crate::engine::learn::Learner;
 use crate::engine::learn::doubt::Doubts;
-use crate::engine::leases::Leases;
+use crate::engine::leases::{Leases, Tenure};
 use crate::engine::memory::{Known, Memory};
 pub use crate::engine::metrics::EngineMetrics;
 use crate::engine::outcome::{Content, Failure, Outcome, Served};
@@ -55,7 +57,7 @@ use crate::engine::volume::proof::Checks;
 use crate::engine::volume::room::{self, Room};
 use crate::engine::volume::upkeep;
 use crate::engine::volume::uses::Uses;
-use crate::index::{Entry, Expectation, Index, IndexError, Lease, Totals};
+use crate::index::{Entry, Expectation, Index, IndexError, Totals, budget};
 use crate::mirror::{Answer, Framing, Mirror, Question};
 use crate::store::Store;
 use crate::telemetry::metrics::Metrics;
@@ -99,6 +101,8 @@ pub struct Engine {
     /// How often something was learnt: what was checked before has to be checked again.
     knowledge: Arc<AtomicU64>,
     learner: Learner,
+    /// What the index is still to be told.
+    late: Arc<Late>,
     prefetcher: Arc<Prefetcher>,
     judge: Judge,
     flights: Arc<Flights>,
@@ -144,6 +148,7 @@ impl Engine {
         let inspector = Inspector::new(&index, &store, moves, room.unadopted(), metrics);
         let inspector = Arc::new(inspector);
         let folders = Folders::new(&config.folders, &index, &inspector, metrics);
+        let late = Arc::new(Late::new(room.unadopted(), metrics));
         let leases = Leases::new(&index);
         let process = leases.owner().to_owned();
         let fellows = Fellows::new(&config.fellows, &index, process, metrics)?;
@@ -159,6 +164,7 @@ impl Engine {
             uses: Arc::default(),
             knowledge,
             learner,
+            late,
             prefetcher,
             judge: Judge::new(config.judge.clone(), metrics),
             flights: Arc::default(),
@@ -180,6 +186,8 @@ impl Engine {
         background.spawn(engine.tidying().run());
         background.spawn(Arc::clone(&engine.leases).run());
         background.spawn(upkeep::scrub(Arc::clone(&engine.inspector), config.scrub));
+        let (late, inspector) = (Arc::clone(&engine.late), Arc::clone(&engine.inspector));
+        background.spawn(async move { late.tell(&inspector).await });
         background.spawn(upkeep::adopt(Arc::clone(&engine.inspector)));
         background.spawn(Arc::clone(&engine.folders).watch());
         Ok(engine)
@@ -196,6 +204,10 @@ impl Engine {
     /// # Errors
     /// When there is no answer to be had.
     pub async fn serve(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
+        budget::waited_for(self.serve_in_time(ask)).await
+    }
+
+    async fn serve_in_time(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
         let pinned = self.pinned(ask).await;
         let meant = pinned.as_ref().unwrap_or(ask);
         let served = self.answer(meant).await;
@@ -213,7 +225,7 @@ impl Engine {
     async fn answer(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
         let Finding { known: held, expectation } = self.find(ask).await;
         let is_held = held.is_some();
-        let known = if is_held { held } else { self.bring(ask).await };
+        let known = if is_held { held } else { Box::pin(self.bring(ask)).await };
         let hit = if is_held { ask.hit() } else { Outcome::Miss };
         let served = match (self.plan(ask, known.as_deref()), known) {
             (Plan::Serve, Some(known)) => Ok(stored(known, hit)),
@@ -266,10 +278,10 @@ impl Engine {
         let engine = Arc::clone(self);
         let begun = Arc::new(AtomicBool::new(false));
         let has_begun = Arc::clone(&begun);
-        let preparing = self.tasks.spawn(async move {
+        let preparing = self.tasks.spawn(budget::waited_for(async move {
             let ask = engine.pinned(&ask).await.unwrap_or(ask);
             let Finding { known: held, expectation } = engine.find(&ask).await;
-            let known = if held.is_some() { held } else { engine.bring(&ask).await };
+            let known = if held.is_some() { held } else { Box::pin(engine.bring(&ask)).await };
             let interest = match (engine.plan(&ask, known.as_deref()), known) {
                 (Plan::Fetch, _) => engine.board(&ask, None, expectation),
                 (Plan::Revalidate, Some(known)) => {
@@ -283,7 +295,7 @@ impl Engine {
                 // Kept until the hint is dropped, or the flight is over.
                 interest.flight().over().await;
             }
-        });
+        }));
         Some(Hint { preparing: preparing.abort_handle(), begun })
     }
 
@@ -406,10 +418,11 @@ impl Engine {
         };
         self.metrics.flights.inc();
         let engine = Arc::clone(self);
-        self.tasks.spawn(async move {
-            transfer.run(departure).await;
+        self.tasks.spawn(budget::inherited(async move {
+            // Whoever began it, clients may wait for it.
+            budget::waited_for(Box::pin(transfer.run(departure))).await;
             engine.metrics.flights.dec();
-        });
+        }));
         Ok((interest, Outcome::Miss))
     }
 
@@ -470,17 +483,32 @@ impl Engine {
         refused
     }
 
-    /// Tells the index what is stored of `key`; without it, that is found out anew. `false` if
-    /// another process has the lease under which that was to be done.
-    async fn record(&self, key: &str, entry: &Entry, lease: Option<&Lease>) -> bool {
-        let recorded = match lease {
-            Some(lease) => self.index.record_under(lease, key, entry).await,
+    /// Tells the index what is stored of `key`: later, if need be. `false` if another process has the
+    /// lease under which that was to be done.
+    async fn record(&self, key: &str, entry: &Entry, tenure: Option<&Tenure>) -> bool {
+        let recorded = match tenure {
+            Some(tenure) => self.index.record_under(tenure.lease(), key, entry).await,
             None => self.index.record(key, entry).await.map(|()| true),
         };
-        recorded.unwrap_or_else(|error| {
-            tracing::warn!(key, %error, source = %error.source, "stored, but not recorded");
+        recorded.inspect(|_| self.late.is_told(key)).unwrap_or_else(|error| {
+            // Whoever has the lease by then took it later, and what that one records is newer.
+            let since = tenure.map_or(i64::MAX, Tenure::since);
+            let entry = Entry { checked_at: entry.checked_at.min(since), ..entry.clone() };
+            self.late.record(key, &entry, &error);
             true
         })
+    }
+
+    /// The same, without keeping anybody waiting.
+    fn record_soon(self: &Arc<Self>, key: &str, entry: &Entry) {
+        let (engine, key, entry) = (Arc::clone(self), key.to_owned(), entry.clone());
+        self.tasks.spawn(async move { engine.record(&key, &entry, None).await });
+    }
+
+    /// What is wrong with the index at present, in words.
+    #[must_use]
+    pub fn index_trouble(&self) -> Option<&'static str> {
+        self.index.trouble()
     }
 
     fn count(&self, ask: &Ask, served: &Result<Served, Failure>) {
@@ -544,6 +572,8 @@ impl Engine {
         let landed = timeout_at(until, self.tasks.wait()).await.is_ok();
         self.leases.release_all().await;
         self.tidying().tell().await;
+        // What is left is found by a walk over the volume.
+        drop(timeout_at(until, self.late.tell_now(&self.inspector)).await);
         landed
     }
 }

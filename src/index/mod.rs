@@ -1,8 +1,10 @@
 //! The index: what the site knows of resources. A cache of facts: losing it costs speed, never
 //! correctness.
 
+pub mod budget;
 mod fellow;
 mod lease;
+mod metrics;
 pub mod postgres;
 pub mod sqlite;
 
@@ -345,6 +347,15 @@ pub trait Index: Send + Sync {
     /// Forgets files that lie elsewhere, or did.
     async fn forget_files(&self, paths: &[PathBuf]) -> Result<(), IndexError>;
 
+    /// As [`Index::record`], for what could not be recorded at its time: nothing of a name that was
+    /// confirmed as late, or later, is undone, by whatever process.
+    async fn record_late(&self, key: &str, entry: &Entry) -> Result<(), IndexError>;
+
+    /// What is wrong with it at present, in words; `None`: nothing, as far as is known.
+    fn trouble(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Takes the lease `name` for the process `owner`, for `term`, unless another process holds it.
     async fn take(&self, name: &str, owner: &str, term: Duration) -> Result<Taken, IndexError>;
 
@@ -419,6 +430,6 @@ impl IndexError {
     /// Whether it only says again that the index is away, which was told already.
     #[must_use]
     pub fn is_old_news(&self) -> bool {
-        self.source.is::<postgres::Away>()
+        self.source.is::<postgres::NotAsked>()
     }
 }

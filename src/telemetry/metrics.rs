@@ -48,6 +48,15 @@ impl Metrics {
         self.declare(Histogram::with_opts(options))
     }
 
+    /// Declares what is looked up when it is asked for.
+    ///
+    /// # Panics
+    /// When its name is declared already: names are constants, and a bad one fails every start.
+    #[expect(clippy::expect_used, reason = "see above")]
+    pub fn collect(&self, collector: impl Collector + 'static) {
+        self.registry.register(Box::new(collector)).expect("a metric declared once");
+    }
+
     /// All of them, in Prometheus' text format.
     #[must_use]
     pub fn render(&self) -> Vec<u8> {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use serde_json::json;
+use tokio::time::timeout;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 use warp::{Filter as _, Reply as _};
@@ -13,6 +14,9 @@ use warp::{Filter as _, Reply as _};
 use crate::engine::Engine;
 use crate::telemetry::metrics::Metrics;
 use crate::web::phase::Phase;
+
+/// How long a status waits for the index to count.
+const COUNT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the admin surface needs to answer.
 pub struct Admin {
@@ -57,8 +61,8 @@ impl Admin {
     }
 }
 
-/// Ready means that apt is served: a volume that takes nothing is told of, but is no reason to send
-/// clients away.
+/// Ready means that apt is served: a volume that takes nothing, or an index that is away, is told of,
+/// but is no reason to send clients away.
 fn readyz(admin: &Admin) -> Response {
     let watched_at = &admin.watched_at;
     *watched_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
@@ -66,10 +70,18 @@ fn readyz(admin: &Admin) -> Response {
         let reply = warp::reply::with_status("stopping\n", StatusCode::SERVICE_UNAVAILABLE);
         return reply.into_response();
     }
-    match admin.engine.store_trouble() {
+    match trouble(&admin.engine) {
         None => "ready\n".into_response(),
-        Some(trouble) => format!("ready, but not storing: {trouble}\n").into_response(),
+        Some(trouble) => format!("ready, but {trouble}\n").into_response(),
     }
+}
+
+/// What is wrong, in words.
+fn trouble(engine: &Engine) -> Option<String> {
+    let store = engine.store_trouble().map(|trouble| format!("not storing: {trouble}"));
+    let index = engine.index_trouble().map(|trouble| format!("without its index: {trouble}"));
+    let all: Vec<String> = store.into_iter().chain(index).collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 fn metrics(admin: &Admin) -> Response {
@@ -79,7 +91,7 @@ fn metrics(admin: &Admin) -> Response {
 }
 
 async fn status(admin: Arc<Admin>) -> Response {
-    let totals = admin.engine.totals().await;
+    let totals = timeout(COUNT_PATIENCE, admin.engine.totals()).await.ok().flatten();
     let bytes = &admin.engine.metrics().served_bytes;
     let served = |source| bytes.with_label_values(&[source]).get();
     warp::reply::json(&json!({
@@ -93,7 +105,7 @@ async fn status(admin: Arc<Admin>) -> Response {
             "resources": totals.resources, "blobs": totals.blobs, "bytes": totals.bytes,
             "expectations": totals.expectations, "quota": admin.engine.room().limits().quota,
         })),
-        "trouble": admin.engine.store_trouble(),
+        "trouble": trouble(&admin.engine),
     }))
     .into_response()
 }

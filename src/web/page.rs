@@ -4,7 +4,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
 
 use crate::engine::Engine;
-use crate::index::Volume;
+use crate::index::{Volume, budget};
 use crate::web::body::Source;
 use crate::web::reply::with_payload;
 
@@ -27,7 +27,11 @@ pub(super) async fn front(engine: &Engine, headers: &HeaderMap) -> warp::reply::
     );
     fields.insert(header::VARY, HeaderValue::from_static("Accept"));
     // Tools that look for a cache ask often: they do not read it.
-    let stored = if is_browser { engine.room().volume().await } else { Volume::default() };
+    let stored = if is_browser {
+        budget::waited_for(engine.room().volume()).await
+    } else {
+        Volume::default()
+    };
     let page = render(engine, stored, &escape(host));
     fields.insert(header::CONTENT_LENGTH, HeaderValue::from(page.len()));
     with_payload(answer, Source::Bytes(page.into()))
@@ -35,9 +39,11 @@ pub(super) async fn front(engine: &Engine, headers: &HeaderMap) -> warp::reply::
 
 fn render(engine: &Engine, stored: Volume, host: &str) -> String {
     let version = env!("CARGO_PKG_VERSION");
-    let state = match engine.store_trouble() {
-        None => "All is well.".to_owned(),
-        Some(trouble) => format!("Not storing: {}.", escape(&trouble)),
+    let storing = engine.store_trouble().map(|why| format!("Not storing: {}.", escape(&why)));
+    let index = engine.index_trouble().map(|why| format!("Without its index: {why}."));
+    let state = match (storing, index) {
+        (None, None) => "All is well.".to_owned(),
+        (storing, index) => storing.into_iter().chain(index).collect::<Vec<_>>().join(" "),
     };
     let quota = engine.room().limits().quota;
     let quota = quota.map(|quota| format!(" of {}", quota / 1_000_000)).unwrap_or_default();

@@ -4,6 +4,7 @@ mod kit;
 
 mod apt;
 mod consistency;
+mod database_away;
 mod durability;
 mod failover;
 mod fleet;

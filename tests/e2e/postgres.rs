@@ -80,6 +80,36 @@ fn a_database_is_migrated_once_and_by_hand() {
     assert!(command("", &["migrate"]).status.success(), "SQLite needs none");
 }
 
+/// A step of a version to come that only adds is no reason to stop; one that takes away is.
+#[test]
+fn an_old_replica_starts_beside_new_ones_until_it_can_not() {
+    let (server, mirror, archive) = (Postgres::start(), Mirror::start(), archive());
+    let (url, volume) = (migrated(&server), tempfile::tempdir().unwrap());
+    archive.publish(&mirror, "/debian");
+    let database = database_of(&url);
+    let version = server.sql(database, "SELECT max(version) FROM schema_versions");
+    let version: u32 = version.parse().unwrap();
+    let step = |next: u32, works_from: u32| {
+        let columns = "schema_versions (version, name, works_from)";
+        server
+            .sql(database, &format!("INSERT INTO {columns} VALUES ({next}, 'new', {works_from})"));
+    };
+    server.sql(database, "ALTER TABLE resources ADD COLUMN colour TEXT");
+    step(version + 1, version);
+    assert!(command(&url, &["migrate"]).status.success());
+    let old = replica(&url, volume.path());
+    install(&client(&old, &mirror, &archive));
+    old.wait_landed();
+    assert_ne!(server.sql(database, "SELECT count(*) FROM resources"), "0");
+
+    step(version + 2, version + 1);
+    let refused = command(&url, &["migrate", "--check"]);
+    let told = told(&refused);
+    assert_eq!(refused.status.code(), Some(1), "{told}");
+    assert!(told.contains("use a newer aptmesh"), "{told}");
+    install(&client(&old, &mirror, &archive));
+}
+
 #[test]
 fn the_password_of_the_database_is_kept_secret() {
     let server = Postgres::start();

@@ -15,6 +15,7 @@ use crate::leases;
 /// Runs every test, each on an index of its own.
 pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {
     wait(knows_what_was_recorded(&open()));
+    wait(records_late_only_what_is_newer(&open()));
     wait(finds_all_there_is_of_a_resource(&open()));
     wait(keeps_marks_to_the_letter(&open()));
     wait(confirms_only_what_is_still_so(&open()));
@@ -147,6 +148,22 @@ async fn keeps_marks_to_the_letter(index: &impl Index) {
     }
 }
 
+async fn records_late_only_what_is_newer(index: &impl Index) {
+    let at = |content: &str, checked_at| Entry { checked_at, ..entry(content) };
+    for (late, known) in [
+        (at("a", 5), at("a", 5)),
+        (at("b", 4), at("a", 5)),
+        (at("b", 5), at("a", 5)),
+        (at("b", 6), at("b", 6)),
+    ] {
+        index.record_late("http://m/a", &late).await.unwrap();
+        assert_eq!(index.look_up("http://m/a").await.unwrap(), Some(known));
+    }
+    assert_eq!(index.volume().await.unwrap().blobs, 2);
+    index.record("http://m/a", &at("a", 1)).await.unwrap();
+    assert_eq!(index.look_up("http://m/a").await.unwrap(), Some(at("a", 1)), "in time, the last");
+}
+
 async fn confirms_only_what_is_still_so(index: &impl Index) {
     index.record("http://m/a", &entry("a")).await.unwrap();
     index.confirm("http://m/a", &Sha256::of(b"something else"), 77).await.unwrap();
@@ -154,8 +171,8 @@ async fn confirms_only_what_is_still_so(index: &impl Index) {
     assert_eq!(index.look_up("http://m/a").await.unwrap(), Some(entry("a")));
     assert_eq!(index.look_up("http://m/unknown").await.unwrap(), None);
 
-    index.confirm("http://m/a", &Sha256::of(b"a"), 77).await.unwrap();
-    let confirmed = Entry { checked_at: 77, ..entry("a") };
+    index.confirm("http://m/a", &Sha256::of(b"a"), 1_800_000_077).await.unwrap();
+    let confirmed = Entry { checked_at: 1_800_000_077, ..entry("a") };
     assert_eq!(index.look_up("http://m/a").await.unwrap(), Some(confirmed));
 }
 

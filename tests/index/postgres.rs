@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use aptmesh::content::digest::{Expected, Sha256};
 use aptmesh::index::postgres::schema::{self, MIGRATIONS, SchemaMismatch};
-use aptmesh::index::postgres::{CLIENT_PATIENCE, Config, Patience, PostgresIndex};
-use aptmesh::index::{Change, Entry, Expectation, Index, IndexError, Use};
+use aptmesh::index::postgres::{Config, PostgresIndex};
+use aptmesh::index::{Change, Entry, Expectation, Index, IndexError, Use, budget};
 
 use crate::conformance;
 use crate::kit::Ca;
@@ -18,14 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// With more patience than it has in the product: how fast this machine is, is no matter here.
 pub(crate) fn config(url: &str) -> Config {
-    let patience = Patience { client: PATIENCE / 2, background: PATIENCE / 2 };
-    Config::parse(url, 8, patience).unwrap()
-}
-
-/// With as much patience as in the product.
-fn hasty(url: &str) -> PostgresIndex {
-    let patience = Patience { client: CLIENT_PATIENCE, background: PATIENCE / 2 };
-    PostgresIndex::new(&Config::parse(url, 8, patience).unwrap()).unwrap()
+    Config::parse(url, 8, PATIENCE / 2).unwrap()
 }
 
 fn open(url: &str) -> PostgresIndex {
@@ -130,10 +123,92 @@ fn another_schema_is_refused_until_it_is_right() {
     schema::migrate(&config(&url)).unwrap();
     assert_eq!(wait(index.look_up("m/a")).unwrap(), None, "without a restart");
 
+    // By one that did not tell yet what works with it.
     server.sql(database_of(&url), "INSERT INTO schema_versions VALUES (1000, 'of the future')");
     let why = refused(wait(open(&url).verify()).unwrap_err());
     assert!(why.contains("1000") && why.contains("newer aptmesh"), "{why}");
     refused(schema::migrate(&config(&url)).unwrap_err());
+}
+
+#[test]
+fn a_newer_schema_may_go_on_working_for_an_older_program() {
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    let (database, ours) = (database_of(&url), MIGRATIONS.len());
+    let running = open(&url);
+    wait(running.record("m/a", &entry("a"))).unwrap();
+    // A future step that adds what we do not know of.
+    let (next, after) = (ours + 1, ours + 2);
+    server.sql(
+        database,
+        &format!(
+            "ALTER TABLE resources ADD COLUMN colour TEXT NOT NULL DEFAULT 'none';
+             CREATE TABLE colours (name TEXT PRIMARY KEY);
+             INSERT INTO schema_versions (version, name, works_from)
+                 VALUES ({next}, 'colours', {ours})"
+        ),
+    );
+    for index in [&running, &open(&url)] {
+        wait(async {
+            index.record("m/b", &entry("b")).await.unwrap();
+            assert_eq!(index.look_up("m/a").await.unwrap(), Some(entry("a")));
+        });
+    }
+    schema::verify(&config(&url)).unwrap();
+    assert!(schema::migrate(&config(&url)).unwrap().is_empty(), "a start runs it, too");
+
+    // One that takes away what we use.
+    server.sql(
+        database,
+        &format!(
+            "ALTER TABLE resources DROP COLUMN etag;
+             INSERT INTO schema_versions (version, name, works_from)
+                 VALUES ({after}, 'no marks', {next})"
+        ),
+    );
+    let why = |refused: IndexError| {
+        assert!(refused.source.is::<SchemaMismatch>(), "{}", refused.source);
+        refused.source.to_string()
+    };
+    let told = why(wait(open(&url).verify()).unwrap_err());
+    assert!(told.contains(&format!("version {after}")), "{told}");
+    assert!(told.contains("newer aptmesh") && told.contains(&format!("of {ours}")), "{told}");
+    why(schema::verify(&config(&url)).unwrap_err());
+    why(schema::migrate(&config(&url)).unwrap_err());
+    // One that runs since before hears of it when something is missing.
+    wait(running.look_up("m/a")).unwrap_err();
+    why(wait(running.look_up("m/a")).unwrap_err());
+}
+
+#[test]
+fn large_tables_are_not_counted_row_by_row() {
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    let index = open(&url);
+    wait(async {
+        index.record("m/a", &entry("a")).await.unwrap();
+        assert_eq!(index.totals().await.unwrap().resources, 1);
+        let grown = "UPDATE pg_class SET reltuples = 12e6 WHERE oid = 'resources'::REGCLASS";
+        server.sql(database_of(&url), grown);
+        let totals = index.totals().await.unwrap();
+        assert_eq!((totals.resources, totals.expectations), (12_000_000, 0));
+    });
+}
+
+#[test]
+fn what_is_recorded_late_undoes_nothing_newer() {
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    let (here, there) = (open(&url), open(&url));
+    let at = |content: &str, checked_at| Entry { checked_at, ..entry(content) };
+    wait(async {
+        there.record("m/a", &at("newer", 20)).await.unwrap();
+        here.record_late("m/a", &at("older", 10)).await.unwrap();
+        assert_eq!(here.look_up("m/a").await.unwrap(), Some(at("newer", 20)));
+        assert!(here.blob(&Sha256::of(b"older")).await.unwrap().is_some(), "it lies there");
+        here.confirm("m/a", &Sha256::of(b"newer"), 15).await.unwrap();
+        assert_eq!(here.look_up("m/a").await.unwrap(), Some(at("newer", 20)));
+    });
 }
 
 #[test]
@@ -198,6 +273,16 @@ fn the_right_server_is_told_from_others() {
         assert!(told.contains(why), "{parameters}: {told}");
         assert!(by_command.is_err(), "{parameters}");
     }
+    let bouncer = PgBouncer::with_tls_before(&server, &ca);
+    let pooled = bouncer.url_for(&url);
+    for (parameters, is_right) in [
+        (format!("sslmode=verify-full&sslrootcert={right}"), true),
+        (format!("sslmode=verify-full&sslrootcert={wrong}"), false),
+        ("sslmode=disable".to_owned(), false),
+    ] {
+        let (by_pool, by_command) = verified(&pooled, &parameters);
+        assert_eq!((by_pool.is_ok(), by_command.is_ok()), (is_right, is_right), "{parameters}");
+    }
     let plain = Postgres::start();
     let (by_pool, _) = verified(&plain.database(), "sslmode=require");
     assert!(by_pool.unwrap_err().source.to_string().contains("TLS"), "no TLS, no connection");
@@ -216,13 +301,22 @@ fn what_can_not_be_reached_is_an_error_soon() {
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let of_port = |port: u16| url.replace(&format!(":{}/", server.port()), &format!(":{port}/"));
     let (mute, nobody) = (of_port(silent.local_addr().unwrap().port()), of_port(1));
-    let all = [(open(&wrong), "password"), (hasty(&mute), "200ms"), (open(&nobody), "refused")];
-    for (index, why) in all {
+    let asked = |index: &PostgresIndex| wait(index.look_up("m/a"));
+    let in_time = |index: &PostgresIndex| wait(budget::waited_for(index.look_up("m/a")));
+    type Ask<'a> = &'a dyn Fn(&PostgresIndex) -> Result<Option<Entry>, IndexError>;
+    let all: [(PostgresIndex, Ask<'_>, &str); 3] = [
+        (open(&wrong), &asked, "password"),
+        (open(&mute), &in_time, "did not answer within"),
+        (open(&nobody), &asked, "refused"),
+    ];
+    for (index, ask, why) in all {
         let begun = Instant::now();
-        let first = wait(index.look_up("m/a")).unwrap_err().source.to_string();
+        let first = ask(&index).unwrap_err().source.to_string();
         assert!(first.contains(why), "{first}");
-        let second = wait(index.look_up("m/a")).unwrap_err().source.to_string();
-        assert!(second.contains("away"), "nobody waits again: {second}");
+        let second = in_time(&index).unwrap_err().source.to_string();
+        let says_so = ["PostgreSQL is away", "PostgreSQL is too slow"].contains(&second.as_str());
+        assert!(says_so, "nobody waits again: {second}");
+        assert!(index.trouble().is_some());
         assert!(begun.elapsed() < PATIENCE / 3, "{:?}", begun.elapsed());
         assert!(!format!("{first}{second}").contains("barley"));
     }
@@ -234,27 +328,45 @@ fn a_request_waits_no_longer_than_its_budget() {
     let url = server.copy_of(&template);
     let bouncer = PgBouncer::before(&server);
     for url in [url.clone(), bouncer.url_for(&url)] {
-        let index = hasty(&url);
+        let index = open(&url);
         wait(async {
             index.record("m/a", &entry("a")).await.unwrap();
             let lock = server.session(database_of(&url), "SELECT FROM resources FOR UPDATE");
-            let error = index.confirm("m/a", &Sha256::of(b"a"), 5).await.unwrap_err();
-            assert!(error.source.to_string().contains("200ms"), "{}", error.source);
+            let blob = Sha256::of(b"a");
+            let confirming = index.confirm("m/a", &blob, 5);
+            late(budget::waited_for(confirming).await.unwrap_err());
             // It was a lock: the server is well.
-            until("others are answered", async || index.look_up("m/a").await.is_ok()).await;
+            until("others are answered", async || {
+                budget::waited_for(index.look_up("m/a")).await.is_ok()
+            })
+            .await;
             nobody_waits(&server, database_of(&url)).await;
             drop(lock);
 
-            let lock = server.session(database_of(&url), "LOCK TABLE resources");
-            let error = index.look_up("m/a").await.unwrap_err();
-            assert!(error.source.to_string().contains("200ms"), "{}", error.source);
-            let error = index.volume().await.unwrap_err();
-            assert!(error.source.to_string().contains("away"), "{}", error.source);
+            let lock = server.session(database_of(&url), "LOCK TABLE resources, absent");
+            budget::waited_for(async {
+                let begun = Instant::now();
+                late(index.look_up("m/a").await.unwrap_err());
+                // Nothing is left for the next, and nobody is asked.
+                for _ in 0..3 {
+                    assert!(index.is_absent("m/a").await.unwrap_err().is_old_news());
+                }
+                assert!(begun.elapsed() < PATIENCE / 3, "{:?}", begun.elapsed());
+            })
+            .await;
             nobody_waits(&server, database_of(&url)).await;
             drop(lock);
-            until("the index is back", async || index.look_up("m/a").await.is_ok()).await;
+            until("the index is back", async || {
+                budget::waited_for(index.look_up("m/a")).await.is_ok()
+            })
+            .await;
         });
     }
+}
+
+fn late(error: IndexError) {
+    let why = error.source.to_string();
+    assert!(why.contains("did not answer within"), "{why}");
 }
 
 /// What nobody waits for any more does not go on in the server.
@@ -298,7 +410,8 @@ fn a_server_without_room_for_more_connections_keeps_those_there_are() {
         let only_these = format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", database_of(&url));
         server.sql("postgres", &only_these);
         until("one of many finds the connection", async || {
-            let many = futures_util::future::join_all((0..20).map(|_| index.look_up("m/a"))).await;
+            let look_up = || budget::waited_for(index.look_up("m/a"));
+            let many = futures_util::future::join_all((0..20).map(|_| look_up())).await;
             many.iter().any(Result::is_err) && many.iter().any(Result::is_ok)
         })
         .await;
@@ -318,7 +431,10 @@ fn background_work_leaves_connections_to_clients() {
         let touching = futures_util::future::join_all((0..20).map(|_| index.touch(&used)));
         let looking = async {
             for _ in 0..20 {
-                until("clients are answered", async || index.look_up("m/a").await.is_ok()).await;
+                until("clients are answered", async || {
+                    budget::waited_for(index.look_up("m/a")).await.is_ok()
+                })
+                .await;
             }
             drop(lock);
         };

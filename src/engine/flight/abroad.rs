@@ -21,7 +21,7 @@ use crate::engine::flight::{Arriving, Flight, Flow, Landing, State};
 use crate::engine::leases::{Sight, Tenure};
 use crate::engine::memory::Known;
 use crate::engine::plan::Standing;
-use crate::index::Entry;
+use crate::index::{Entry, budget};
 
 /// How often a flight passes from replica to replica before this one goes on alone.
 const TURNS_MAX: u32 = 16;
@@ -75,8 +75,14 @@ impl Transfer {
         if let Some(arrival) = self.borrow().await {
             return Some((self.receive(flight, arrival, deadline).await?, None));
         }
-        for _ in 0..TURNS_MAX {
-            match self.turn(flight).await {
+        for number in 0..TURNS_MAX {
+            let turn = self.turn(flight);
+            let turn = match number {
+                0 => turn.await,
+                // Who held it has died, which took longer than any request may wait for the index.
+                _ => budget::for_at_most(budget::OF_A_REQUEST, turn).await,
+            };
+            match turn {
                 Turn::Ours(Some(tenure)) => tokio::select! {
                     arrived = self.fly(flight, deadline) => return Some((arrived?, Some(tenure))),
                     // It was as good as dead for a while.
@@ -106,7 +112,9 @@ impl Transfer {
             }
             Ok(None) => self.follow(flight, &name).await,
             Err(error) => {
-                tracing::warn!(%error, source = %error.source, "fetching without the other replicas");
+                if !error.is_old_news() {
+                    tracing::warn!(%error, source = %error.source, "fetching without the other replicas");
+                }
                 Turn::Ours(None)
             }
         }
@@ -181,7 +189,10 @@ impl Transfer {
                     let note = holding.note.and_then(|note| Note::read(&note));
                     let Some(note) = note.filter(|_| !self.is_for_admission()) else { continue };
                     verified = self.take_in(flight, &note, verified).await;
-                    if verified.as_ref().is_some_and(|seen| seen.bytes >= note.written) {
+                    // A new holder may not have come as far yet as we had.
+                    let is_behind = note.written < flight.progress().borrow().written;
+                    if is_behind || verified.as_ref().is_some_and(|seen| seen.bytes >= note.written)
+                    {
                         unseen_since = None;
                         continue;
                     }

@@ -21,7 +21,7 @@ use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::{Failure, Meta};
 use crate::engine::suites::admission::{Admission, RELEASE_BUDGET, RELEASE_MAX};
 use crate::engine::volume::room::Staged;
-use crate::index::{Entry, Expectation};
+use crate::index::{Entry, Expectation, budget};
 use crate::mirror::{Answer, Framing, HEAD_BUDGET, MirrorError, Question};
 use crate::store::StoreError;
 
@@ -29,6 +29,10 @@ use crate::store::StoreError;
 const RESUMES_MAX: u32 = 3;
 /// Before a transfer is resumed.
 const RESUME_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long the index may take to hear of what is kept: after that, it is told later. Nobody waits for
+/// it, but flights are counted.
+const KEEP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often file and signature of a release are looked at again that do not fit together.
 const TEARS_MAX: u32 = 4;
@@ -95,7 +99,7 @@ impl Transfer {
         };
         // Whole by now: it is kept whether somebody still waits or not.
         if let Some((arrived, tenure)) = arrived {
-            self.keep(arrived, tenure.as_ref()).await;
+            budget::for_at_most(KEEP_PATIENCE, self.keep(arrived, tenure.as_ref())).await;
         }
     }
 
@@ -119,8 +123,9 @@ impl Transfer {
                     return None;
                 }
                 Ok(Asked::Unchanged(known)) => {
-                    self.confirm(&known).await;
+                    known.confirm();
                     flight.land(Landing::Unchanged(Arc::clone(&known)));
+                    self.confirm(&known).await;
                     self.refresh_signature(&known).await;
                     return None;
                 }
@@ -556,7 +561,7 @@ impl Transfer {
         let asked_as = Some(&source.key).filter(|key| **key != self.target.key);
         self.engine.note_absent_beside(&self.target.key).await;
         for key in asked_as.into_iter().chain([&self.target.key]) {
-            if self.engine.record(key, &known.entry, tenure.map(Tenure::lease)).await {
+            if self.engine.record(key, &known.entry, tenure).await {
                 self.engine.memory.hold(key, Arc::clone(&known));
             } else {
                 tracing::warn!(key, "fetched, but another replica has taken over");
@@ -565,11 +570,10 @@ impl Transfer {
     }
 
     async fn confirm(&self, known: &Known) {
-        known.confirm();
-        let confirmed =
-            self.engine.index.confirm(&self.target.key, &known.entry.blob, now_seconds()).await;
-        if let Err(error) = confirmed {
-            tracing::warn!(url = self.target.url, %error, source = %error.source, "confirmed, but not recorded");
+        let (key, entry) = (&self.target.key, &known.entry);
+        let entry = Entry { checked_at: now_seconds(), ..entry.clone() };
+        if let Err(error) = self.engine.index.confirm(key, &entry.blob, entry.checked_at).await {
+            self.engine.late.confirm(key, &entry, &error);
         }
     }
 }

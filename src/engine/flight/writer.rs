@@ -12,6 +12,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use crate::content::digest::{Hasher, Verdict};
 use crate::engine::flight::{Arriving, Flight};
 use crate::engine::volume::room::Staged;
+use crate::index::budget;
 use crate::store::{Blob, StoreError, WRITE_PATIENCE};
 
 /// Chunks that may wait to be written: with a mirror's chunks of up to 64 kB, about a megabyte.
@@ -73,7 +74,7 @@ impl Writer {
         let store = staged.store();
         let mut work = Work { staged, hasher, held_back, flight };
         #[expect(clippy::disallowed_methods, reason = "its transfer waits for it")]
-        let finished = tokio::spawn(async move {
+        let finished = tokio::spawn(budget::inherited(async move {
             let mut batch = Vec::with_capacity(WAITING_MAX);
             while waiting.recv_many(&mut batch, WAITING_MAX).await > 0 {
                 let chunks = std::mem::take(&mut batch);
@@ -82,7 +83,7 @@ impl Writer {
                 work = store.within(WRITE_PATIENCE, move || work.take(chunks)).await?;
             }
             Ok(Written { staged: work.staged, verdict: work.hasher.finish() })
-        });
+        }));
         Self { chunks, finished }
     }
 

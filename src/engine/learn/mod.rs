@@ -15,7 +15,7 @@ use prometheus::IntCounterVec;
 use rustix::process::setpriority_process;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::task::TaskTracker;
 
 use crate::archive::control::ControlError;
@@ -34,7 +34,7 @@ const WAITING_MAX: usize = 256;
 /// Blobs of which it is remembered that they were looked at; then they are looked at anew.
 const SEEN_MAX: usize = 4096;
 /// Lists kept for another look, each with its file open.
-const EARLY_MAX: usize = 32;
+const KEPT_MAX: usize = 32;
 /// By how much learning gives way to what clients wait for (nice(2)).
 const NICENESS: i32 = 10;
 /// Batches that may wait to be written.
@@ -45,10 +45,11 @@ const DISUSED_AFTER: i64 = 30 * 24 * 60 * 60;
 /// How often there is a look for such lists.
 const FORGET_EVERY: Duration = Duration::from_hours(1);
 /// For how long there is a pause before a list is learnt again that the index could not remember:
-/// another process may be writing, or the disk be full for a moment. After the last, it waits for the
-/// next request.
+/// another process may be writing, or the disk be full for a moment.
 const AGAIN_AFTER: [Duration; 3] =
     [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(20)];
+/// How often those are looked at again that could not be remembered even so.
+const FAILED_EVERY: Duration = Duration::from_secs(15);
 /// Lists that are forgotten at once.
 const FORGOTTEN_MAX: usize = 64;
 
@@ -81,6 +82,7 @@ impl Learner {
             prefetcher,
             seen: HashSet::new(),
             early: Vec::new(),
+            failed: Vec::new(),
             learnt: metrics.counters(
                 "aptmesh_engine_learnt_lists_total",
                 "Lists that were looked at to learn from, by outcome.",
@@ -154,18 +156,27 @@ struct Student {
     seen: HashSet<(String, Sha256)>,
     /// Lists that came before their release file was learnt, oldest first.
     early: Vec<Job>,
+    /// Lists that the index could not remember, oldest first.
+    failed: Vec<Job>,
     learnt: IntCounterVec,
 }
 
 impl Student {
     async fn run(mut self, mut waiting: mpsc::Receiver<Job>) {
-        let mut forgetting = interval(FORGET_EVERY);
+        let (mut forgetting, mut again) = (interval(FORGET_EVERY), interval(FAILED_EVERY));
+        again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 job = waiting.recv() => match job {
                     Some(job) => self.look_at_all(job).await,
                     None => return,
                 },
+                // Not while it is known to be in vain.
+                _ = again.tick(), if self.index.trouble().is_none() => {
+                    for job in std::mem::take(&mut self.failed) {
+                        self.look_at_all(job).await;
+                    }
+                }
                 _ = forgetting.tick() => {
                     if let Err(error) = self.forget_disused().await {
                         tracing::warn!(%error, source = %error.source, "could not forget old lists");
@@ -213,7 +224,7 @@ impl Student {
                 "learnt"
             }
             Err(Refusal::NotCurrent) => {
-                self.keep_early(job);
+                keep(&mut self.early, job);
                 "not_current"
             }
             Err(refusal) if refusal.is_final() => {
@@ -222,22 +233,12 @@ impl Student {
             }
             Err(refusal) => {
                 tracing::warn!(list = key, %refusal, "could not learn a list now");
+                keep(&mut self.failed, job);
                 "failed"
             }
         };
         self.learnt.with_label_values(&[outcome]).inc();
         self.remember(looked_at, outcome);
-    }
-
-    fn keep_early(&mut self, job: Job) {
-        let is_same = |early: &Job| early.list.key == job.list.key && early.digest == job.digest;
-        if self.early.iter().any(is_same) {
-            return;
-        }
-        if self.early.len() == EARLY_MAX {
-            self.early.remove(0);
-        }
-        self.early.push(job);
     }
 
     fn take_early(&mut self, base: &str) -> Vec<Job> {
@@ -391,6 +392,18 @@ impl Student {
         }
         Ok(!is_named)
     }
+}
+
+/// Keeps a list for another look.
+fn keep(kept: &mut Vec<Job>, job: Job) {
+    let is_same = |other: &Job| other.list.key == job.list.key && other.digest == job.digest;
+    if kept.iter().any(is_same) {
+        return;
+    }
+    if kept.len() == KEPT_MAX {
+        kept.remove(0);
+    }
+    kept.push(job);
 }
 
 /// What the index has of a list, a page at a time.

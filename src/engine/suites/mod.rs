@@ -302,7 +302,7 @@ impl Engine {
             if self.suites.refused.get(key.as_str()).is_some()
                 && let Err(error) = self.index.note_absent(&key).await
             {
-                without_index::<()>(&error);
+                self.late.note_absent(&key, &error);
             }
         }
     }

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use tokio::sync::Notify;
+
 use crate::content::digest::Sha256;
 use crate::engine::volume::inspect::{Finding, InspectError, Inspector, before};
 use crate::engine::volume::pace::Pace;
@@ -38,17 +40,38 @@ pub struct Adopted {
 
 /// What lies on the volume and is not known to the index yet: it takes room all the same.
 #[derive(Default)]
-pub struct Unadopted(AtomicU64);
+pub struct Unadopted {
+    found: AtomicU64,
+    /// Stored by ourselves, while the index could not be told.
+    late: AtomicU64,
+    again: Notify,
+}
 
 impl Unadopted {
     /// Bytes, as far as has been looked.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        let late = self.late.load(Ordering::Relaxed);
+        self.found.load(Ordering::Relaxed).saturating_add(late)
     }
 
     fn set(&self, bytes: u64) {
-        self.0.store(bytes, Ordering::Relaxed);
+        self.found.store(bytes, Ordering::Relaxed);
+    }
+
+    /// There may be something new, which is to be looked for.
+    pub(in crate::engine) fn look_again(&self) {
+        self.again.notify_one();
+    }
+
+    /// Waits until there may be.
+    pub(in crate::engine) async fn is_due(&self) {
+        self.again.notified().await;
+    }
+
+    /// So much was stored that the index is still to be told of.
+    pub(in crate::engine) fn set_late(&self, bytes: u64) {
+        self.late.store(bytes, Ordering::Relaxed);
     }
 }
 

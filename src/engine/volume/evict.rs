@@ -13,11 +13,13 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use prometheus::IntCounterVec;
 use thiserror::Error;
+use tokio::time::{Instant, timeout};
 
 use crate::content::digest::Sha256;
 use crate::engine::memory::{Memory, now_seconds};
-use crate::engine::volume::moves::Moves;
+use crate::engine::volume::moves::{Leaving, Moves};
 use crate::engine::volume::pins::Pin;
+use crate::index::budget::Budget;
 use crate::index::{Class, Index, IndexError, Names, Stored};
 use crate::store::{Store, StoreError};
 use crate::telemetry::metrics::Metrics;
@@ -254,7 +256,7 @@ impl Evictor {
         let (removed, stuck) = removing.await.map_err(StoreError::interrupted)?;
         let gone: Vec<Sha256> = removed.iter().copied().collect();
         self.memory.forget_blobs(&gone);
-        self.index.forget_blobs(&gone).await?;
+        self.forget(leaving, gone).await?;
         let mut gone = victims.iter().filter(|victim| removed.contains(&victim.blob.digest));
         let freed = gone.clone().map(|victim| victim.blob.size).sum();
         self.count(class, gone.clone());
@@ -262,6 +264,27 @@ impl Evictor {
             self.index.raise_floor(last.blob.rank).await?;
         }
         Ok((freed, stuck))
+    }
+
+    /// Whoever waits for room has only so much time for the index, but what is gone is forgotten.
+    async fn forget(&self, leaving: Leaving, gone: Vec<Sha256>) -> Result<(), IndexError> {
+        let index = Arc::clone(&self.index);
+        let Some(budget) = Budget::current() else { return index.forget_blobs(&gone).await };
+        let begun = Instant::now();
+        #[expect(clippy::disallowed_methods, reason = "short, and as a rule waited for")]
+        let mut forgetting = tokio::spawn(async move {
+            let forgotten = index.forget_blobs(&gone).await;
+            drop(leaving);
+            forgotten
+        });
+        let forgotten = timeout(budget.left(), &mut forgetting).await;
+        budget.spend(begun.elapsed());
+        let operation = "forget blobs";
+        match forgotten {
+            Ok(Ok(forgotten)) => forgotten,
+            Ok(Err(error)) => Err(IndexError { operation, source: error.into() }),
+            Err(elapsed) => Err(IndexError { operation, source: elapsed.into() }),
+        }
     }
 
     fn count<'a>(&self, class: Class, gone: impl Iterator<Item = &'a Victim>) {

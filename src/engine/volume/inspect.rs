@@ -247,6 +247,19 @@ impl Inspector {
         Ok(())
     }
 
+    /// Tells the index what is stored of `key`, late: unless it went meanwhile.
+    pub(in crate::engine) async fn record_late(
+        &self,
+        key: &str,
+        entry: &Entry,
+    ) -> Result<(), InspectError> {
+        let _arriving = self.moves.arrive(entry.blob).await;
+        if self.open(&entry.blob).await?.is_some() {
+            self.index.record_late(key, entry).await?;
+        }
+        Ok(())
+    }
+
     /// Removes and forgets a bad blob. One that can not be removed is not served again.
     pub(in crate::engine) async fn drop_bad(
         &self,

@@ -12,8 +12,8 @@ use tokio::sync::{Semaphore, watch};
 use crate::content::digest::Sha256;
 use crate::engine::Engine;
 use crate::engine::memory::Known;
-use crate::engine::volume::inspect::Inspector;
 use crate::engine::volume::pace::Pace;
+use crate::index::Entry;
 use crate::store::{Blob, Stamp};
 
 /// Files hashed at a time: more of them would take the cores from sending.
@@ -214,8 +214,8 @@ impl Engine {
         if known.small.is_some() {
             if known.entry.checked_at == 0 && !known.proof.is_shared {
                 // Perhaps found on the volume, and new to the index.
-                let (inspector, known) = (Arc::clone(&self.inspector), Arc::clone(known));
-                self.tasks.spawn(async move { record(&inspector, &known).await });
+                let (engine, known) = (Arc::clone(self), Arc::clone(known));
+                self.tasks.spawn(async move { engine.note_right(&known).await });
             }
             return;
         }
@@ -244,7 +244,7 @@ impl Engine {
                 check.verdict = Verdict::Right(stamp);
                 drop(check);
                 self.learner.offer(key, &known);
-                record(&self.inspector, &known).await;
+                self.note_right(&known).await;
             }
             (_, Ok(false)) if known.proof.is_shared => {
                 self.memory.forget_blobs(&[digest]);
@@ -261,6 +261,15 @@ impl Engine {
         }
     }
 
+    /// Its bytes were hashed, and are right.
+    async fn note_right(&self, known: &Known) {
+        let Entry { blob, size, .. } = &known.entry;
+        if let Err(error) = self.inspector.note(blob, *size).await {
+            tracing::debug!(%error, "checked, but not recorded yet");
+            self.late.add(blob, *size);
+        }
+    }
+
     /// Drops a blob that is not what its name says.
     pub(in crate::engine) async fn drop_bad(&self, digest: &Sha256, blob: &Blob) {
         self.metrics.verify_failures.with_label_values(&["store"]).inc();
@@ -268,11 +277,5 @@ impl Engine {
             tracing::warn!(%digest, %error, "could not remove a bad blob");
         }
         self.memory.forget_blobs(&[*digest]);
-    }
-}
-
-async fn record(inspector: &Inspector, known: &Known) {
-    if let Err(error) = inspector.note(&known.entry.blob, known.entry.size).await {
-        tracing::debug!(%error, "checked, but not recorded");
     }
 }

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use prometheus::{IntCounter, IntGauge};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::engine::memory::Memory;
 use crate::engine::volume::adopt::Unadopted;
 use crate::engine::volume::evict::{EvictError, Evictor, Mode};
 use crate::engine::volume::limits::{Limits, Promised, Shortage, shortage};
 use crate::engine::volume::pins::Pin;
-use crate::index::{Index, IndexError, Volume};
+use crate::index::{Index, IndexError, Volume, budget};
 use crate::store::{Space, Stage, Store, StoreError, StoreErrorKind, WRITE_PATIENCE, set_aside};
 use crate::telemetry::metrics::Metrics;
 
@@ -29,6 +29,8 @@ const ROUNDS_MAX: u32 = 3;
 const ARREARS_MAX: u64 = 256 * 1024 * 1024;
 /// What is evicted at once in the background, in bytes: then requests get their turn.
 const TIDY_STEP: u64 = 64 * 1024 * 1024;
+/// After how long of waiting for who makes room there is a look at the index.
+const LOCK_STEP: Duration = Duration::from_millis(100);
 /// By how much a body of unknown length is given room, in bytes.
 const STEP: u64 = 256 * 1024;
 /// How much room a body has at most ahead of what has arrived of it, in bytes, where only its mirror
@@ -334,8 +336,24 @@ impl Room {
         to_its_end(async move { room.make_alone().await }).await
     }
 
+    /// The lock that one makes room under. No client waits for one who waits for an index in trouble.
+    async fn alone(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, StoreError> {
+        loop {
+            match timeout(LOCK_STEP, self.making.lock()).await {
+                Ok(alone) => return Ok(alone),
+                Err(_elapsed) => {
+                    if let Some(trouble) = self.index.trouble() {
+                        let source = std::io::Error::other(trouble);
+                        let kind = StoreErrorKind::NoRoom;
+                        return Err(StoreError { kind, operation: "make room", source });
+                    }
+                }
+            }
+        }
+    }
+
     async fn make_alone(&self) -> Result<(), StoreError> {
-        let _alone = self.making.lock().await;
+        let _alone = self.alone().await?;
         let mut shortage = self.shortage(false).await;
         for _ in 0..ROUNDS_MAX {
             if shortage.bytes() == 0 {
@@ -365,7 +383,7 @@ impl Room {
                 Err(error) if error.kind == StoreErrorKind::Full => {
                     let room = Arc::clone(self);
                     let freeing = async move {
-                        let _alone = room.making.lock().await;
+                        let _alone = room.alone().await?;
                         room.free(bytes.max(STEP), true).await.then_some(()).ok_or(error)
                     };
                     to_its_end(freeing).await?;
@@ -452,7 +470,7 @@ async fn to_its_end(
     work: impl Future<Output = Result<(), StoreError>> + Send + 'static,
 ) -> Result<(), StoreError> {
     #[expect(clippy::disallowed_methods, reason = "short, and as a rule waited for")]
-    let working = tokio::spawn(work);
+    let working = tokio::spawn(budget::inherited(work));
     working.await.map_err(StoreError::interrupted)?
 }
 

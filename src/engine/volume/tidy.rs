@@ -49,8 +49,8 @@ impl Engine {
 impl Tidying {
     /// Never ends.
     pub(in crate::engine) async fn run(self) {
-        // Pins may have changed since the last start.
-        note(self.index.unpin().await);
+        // Pins may have changed since the last start: that is told once.
+        let mut has_unpinned = false;
         let every = |period| {
             let mut ticks = interval(period);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -68,6 +68,7 @@ impl Tidying {
                     }
                 }
                 _ = uses.tick() => {
+                    has_unpinned = has_unpinned || self.index.unpin().await.is_ok();
                     note(self.uses.tell(&*self.index).await);
                     let (memory, store) = (Arc::clone(&self.memory), self.room.store());
                     // It ends well, or its loss is no loss.

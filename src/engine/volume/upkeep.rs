@@ -94,13 +94,22 @@ pub(in crate::engine) async fn adopt(inspector: Arc<Inspector>) {
             ),
             // What is fetched meanwhile lies there too: tomorrow it is looked at again.
             Err(InspectError::NoVolume) => {}
+            // It is told of by itself, and what is not adopted takes room.
+            Err(InspectError::Index(error)) if inspector.index.trouble().is_some() => {
+                tracing::debug!(%error, "comparing index and volume later");
+                sleep(IDLE).await;
+                continue;
+            }
             Err(error) => {
                 tracing::warn!(%error, "could not compare index and volume");
                 sleep(PAUSE).await;
                 continue;
             }
         }
-        sleep(ADOPT_EVERY).await;
+        tokio::select! {
+            () = sleep(ADOPT_EVERY) => {}
+            () = inspector.unadopted.is_due() => {}
+        }
         let store = Arc::clone(&inspector.store);
         // It ends well, or says why itself.
         drop(tokio::task::spawn_blocking(move || store.remove_leftovers()).await);

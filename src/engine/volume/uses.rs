@@ -37,7 +37,11 @@ pub(in crate::engine) struct Uses {
 impl Uses {
     /// A blob was served. Takes a lock at its first use since the last telling only.
     pub(in crate::engine) fn note(&self, counter: &Arc<Counter>) {
-        if counter.uses.fetch_add(1, Ordering::Relaxed) > 0 {
+        self.note_several(counter, 1);
+    }
+
+    fn note_several(&self, counter: &Arc<Counter>, times: u64) {
+        if counter.uses.fetch_add(times, Ordering::Relaxed) > 0 {
             return;
         }
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
@@ -56,7 +60,8 @@ impl Uses {
         }
     }
 
-    /// Tells the index what was used. What it can not note is lost.
+    /// Tells the index what was used. What it may have noted in part is lost; while it is not asked,
+    /// what was used is kept.
     pub(in crate::engine) async fn tell(&self, index: &dyn Index) -> Result<(), IndexError> {
         let counters =
             std::mem::take(&mut *self.used.lock().unwrap_or_else(PoisonError::into_inner));
@@ -72,7 +77,13 @@ impl Uses {
                 used_at,
             })
             .collect();
-        index.touch(&uses).await
+        let told = index.touch(&uses).await;
+        if told.as_ref().is_err_and(IndexError::is_old_news) {
+            for (counter, told) in counters.iter().zip(&uses) {
+                self.note_several(counter, told.uses);
+            }
+        }
+        told
     }
 
     /// Tells the index which lists were asked for.
@@ -80,7 +91,14 @@ impl Uses {
         let asked = std::mem::take(&mut *self.asked.lock().unwrap_or_else(PoisonError::into_inner));
         for list in asked.iter().filter_map(|key| List::at(key)) {
             let below = (list.kind == ListKind::Release).then_some(list.base.as_str());
-            index.asked(&list.key, below, now_seconds()).await?;
+            let told = index.asked(&list.key, below, now_seconds()).await;
+            if told.is_err() {
+                // It may be told again.
+                for key in &asked {
+                    self.note_asked(key);
+                }
+                return told;
+            }
         }
         Ok(())
     }

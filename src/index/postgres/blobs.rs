@@ -70,7 +70,7 @@ pub(super) async fn add(
         },
         Statement { sql: REFERRED, parameters: &[(&vec![blob], Type::BYTEA_ARRAY)] },
     ];
-    calls.rows_of_last(Purpose::write("add a blob").in_background(), &statements).await.map(drop)
+    calls.rows_of_last(Purpose::write("add a blob"), &statements).await.map(drop)
 }
 
 /// One statement: no blob is half forgotten. The names go first, being what the statement itself does;
@@ -114,7 +114,7 @@ pub(super) async fn after(
     let after: &[u8] = after.as_ref().map_or(&[], |digest| digest.as_bytes());
     page(
         calls,
-        Purpose::read("page through blobs").in_background(),
+        Purpose::read("page through blobs"),
         "AND digest > $1 ORDER BY digest LIMIT $2",
         &[(&after, Type::BYTEA), (&limit_of(limit), Type::INT8)],
     )
@@ -124,7 +124,7 @@ pub(super) async fn after(
 pub(super) async fn to_check(calls: &Calls, limit: usize) -> Result<Vec<Stored>, IndexError> {
     page(
         calls,
-        Purpose::read("look up blobs to check").in_background(),
+        Purpose::read("look up blobs to check"),
         "ORDER BY checked_at, digest LIMIT $1",
         &[(&limit_of(limit), Type::INT8)],
     )
@@ -134,7 +134,7 @@ pub(super) async fn to_check(calls: &Calls, limit: usize) -> Result<Vec<Stored>,
 pub(super) async fn checked(calls: &Calls, digest: &Sha256, now: i64) -> Result<(), IndexError> {
     calls
         .rows(
-            Purpose::write("note that a blob was checked").in_background(),
+            Purpose::write("note that a blob was checked"),
             &format!(
                 "UPDATE blobs SET checked_at = $2 WHERE digest = $1 AND volume = {}",
                 calls.volume()
@@ -157,7 +157,7 @@ pub(super) async fn touch(calls: &Calls, uses: &[Use]) -> Result<(), IndexError>
     let own = calls.volume();
     calls
         .rows(
-            Purpose::write("note uses").in_background(),
+            Purpose::write("note uses"),
             &format!(
                 "WITH used AS MATERIALIZED (
                  SELECT blobs.digest, told.number, told.at
@@ -190,7 +190,7 @@ pub(super) async fn victims(
     after: Option<&Stored>,
     limit: usize,
 ) -> Result<Vec<Stored>, IndexError> {
-    let purpose = Purpose::read("choose victims").in_background();
+    let purpose = Purpose::read("choose victims");
     let digest: &[u8] = after.map_or(&[], |last| last.digest.as_bytes());
     let rank = after.map_or(f64::MIN, |last| last.rank);
     let limit = limit_of(limit);
@@ -240,7 +240,7 @@ pub(super) async fn victims(
 pub(super) async fn raise_floor(calls: &Calls, floor: f64) -> Result<(), IndexError> {
     calls
         .rows(
-            Purpose::write("raise the floor").in_background(),
+            Purpose::write("raise the floor"),
             &format!("UPDATE volumes SET floor = $1 WHERE floor < $1 AND id = {}", calls.volume()),
             &[(&floor, Type::FLOAT8)],
         )
@@ -249,7 +249,7 @@ pub(super) async fn raise_floor(calls: &Calls, floor: f64) -> Result<(), IndexEr
 }
 
 pub(super) async fn names(calls: &Calls, blobs: &[Sha256]) -> Result<Vec<Names>, IndexError> {
-    let purpose = Purpose::read("look up blobs' names").in_background();
+    let purpose = Purpose::read("look up blobs' names");
     let digests: Vec<&[u8]> = blobs.iter().map(|blob| &blob.as_bytes()[..]).collect();
     let rows = calls
         .rows(
@@ -291,7 +291,7 @@ pub(super) async fn pin(calls: &Calls, digests: &[Sha256]) -> Result<(), IndexEr
     let own = calls.volume();
     calls
         .rows(
-            Purpose::write("pin blobs").in_background(),
+            Purpose::write("pin blobs"),
             &format!(
                 "WITH locked AS MATERIALIZED (
                      SELECT digest FROM blobs WHERE digest = ANY($1) AND volume = {own}
@@ -309,7 +309,7 @@ pub(super) async fn unpin(calls: &Calls) -> Result<(), IndexError> {
     let own = calls.volume();
     calls
         .rows(
-            Purpose::write("unpin blobs").in_background(),
+            Purpose::write("unpin blobs"),
             &format!(
                 "WITH locked AS MATERIALIZED (
                      SELECT digest FROM blobs WHERE pinned AND volume = {own}

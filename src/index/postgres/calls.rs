@@ -8,6 +8,7 @@ use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use deadpool_postgres::{
@@ -15,22 +16,32 @@ use deadpool_postgres::{
 };
 use thiserror::Error;
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, Row, SimpleQueryMessage};
 use tokio_util::task::TaskTracker;
 
 use crate::index::IndexError;
-use crate::index::postgres::health::{Health, reasons};
+use crate::index::budget::{self, Budget};
+use crate::index::metrics::{IndexMetrics, Outcome};
+use crate::index::postgres::gauges::Gauges;
+use crate::index::postgres::health::{Condition, Health, Reach, reasons};
+use crate::index::postgres::hosts::Hosts;
 use crate::index::postgres::schema::{self, SchemaMismatch};
 use crate::index::postgres::tls;
-use crate::index::postgres::url::{Config, Patience};
+use crate::index::postgres::url::Config;
 use crate::index::postgres::volumes::{self, Own};
+use crate::telemetry::metrics::Metrics;
 
-/// For how long a request waits for the database before it goes on without: what apt's users would
-/// not notice, and longer than any statement of a request takes on a database that is well.
-pub const CLIENT_PATIENCE: Duration = Duration::from_millis(200);
+/// How often a server that is away is looked after: as long as apt waits before it tries again.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Connections that are opened ahead of need.
+const WARM_MAX: usize = 8;
+/// Who has waited for this has given the server its time.
+const FULL: Duration = budget::OF_A_REQUEST.checked_mul(3).unwrap().checked_div(4).unwrap();
+/// A server that was slow is well when it answers within this: a request has time for more than one call.
+const FAST: Duration = budget::OF_A_REQUEST.checked_div(2).unwrap();
 /// How often a call is tried where others were in its way: deadlocks, which the order of locks should
 /// rule out, and serialization failures.
 const ATTEMPTS_MAX: u32 = 3;
@@ -47,43 +58,41 @@ pub(super) struct Statement<'a> {
     pub(super) parameters: &'a [Parameter<'a>],
 }
 
-/// What a call is for, and who waits for it.
+/// What a call is for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Purpose {
     /// Completes "could not …".
     operation: &'static str,
-    /// Whether only background work waits.
-    is_background: bool,
     /// Whether it only reads: then it waits for nobody's locks, and its lateness tells of the server.
     only_reads: bool,
+    /// Whether it does not wait for a turn among other background work.
+    is_urgent: bool,
 }
 
 impl Purpose {
-    /// A client waits for what is read.
     pub(super) const fn read(operation: &'static str) -> Self {
-        Self { operation, is_background: false, only_reads: true }
+        Self { operation, only_reads: true, is_urgent: false }
     }
 
-    /// A client may wait until it is written.
     pub(super) const fn write(operation: &'static str) -> Self {
-        Self { operation, is_background: false, only_reads: false }
+        Self { operation, only_reads: false, is_urgent: false }
+    }
+
+    /// It can not wait, whoever waits for it.
+    pub(super) const fn urgent(self) -> Self {
+        Self { is_urgent: true, ..self }
     }
 
     /// Completes "could not …".
     pub(super) const fn operation(self) -> &'static str {
         self.operation
     }
-
-    /// No client waits.
-    pub(super) const fn in_background(self) -> Self {
-        Self { is_background: true, ..self }
-    }
 }
 
-/// The server is away, which was told when it was noticed; nobody was asked this time.
+/// Nobody was asked this time, for a reason that was told when it was noticed.
 #[derive(Debug, Error)]
-#[error("PostgreSQL is away")]
-pub struct Away;
+#[error("{0}")]
+pub struct NotAsked(&'static str);
 
 /// Why a call failed.
 #[derive(Debug)]
@@ -97,7 +106,7 @@ pub(super) enum Trouble {
     /// It took too long.
     Late(Duration),
     /// Nobody asks at the moment.
-    Away,
+    NotAsked(&'static str),
     /// A row holds what can not be.
     Corrupt(&'static str),
 }
@@ -115,7 +124,7 @@ impl fmt::Display for Trouble {
             Self::Database(error) => f.write_str(&reasons(error)),
             Self::Schema(mismatch) => mismatch.fmt(f),
             Self::Late(patience) => write!(f, "PostgreSQL did not answer within {patience:?}"),
-            Self::Away => Away.fmt(f),
+            Self::NotAsked(why) => f.write_str(why),
             Self::Corrupt(what) => write!(f, "a row holds {what}"),
         }
     }
@@ -153,18 +162,49 @@ impl Trouble {
                         || *code == SqlState::TOO_MANY_CONNECTIONS
                 },
             ),
-            Self::Schema(_) | Self::Late(_) | Self::Away | Self::Corrupt(_) => false,
+            Self::Schema(_) | Self::Late(_) | Self::NotAsked(_) | Self::Corrupt(_) => false,
+        }
+    }
+
+    fn is_of(&self, codes: &[SqlState]) -> bool {
+        matches!(self, Self::Database(error) if error.code().is_some_and(|code| codes.contains(code)))
+    }
+
+    /// Whether the server reads, but does not write: a standby, one that was told so, or one whose disk
+    /// is full.
+    fn is_refused_write(&self) -> bool {
+        self.is_of(&[SqlState::READ_ONLY_SQL_TRANSACTION, SqlState::DISK_FULL])
+    }
+
+    /// Whether the schema may have changed under us.
+    fn is_of_schema(&self) -> bool {
+        self.is_of(&[SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_COLUMN])
+    }
+
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::NotAsked(_) => Outcome::NotAsked,
+            Self::Late(_) => Outcome::Late,
+            _ => Outcome::Failed,
         }
     }
 }
 
 /// The way to the database.
 pub(super) struct Calls {
-    pool: Pool,
-    health: Health,
-    patience: Patience,
+    link: Arc<Link>,
     /// Connections that background work may take, so that clients find some.
     background: Semaphore,
+    metrics: Option<IndexMetrics>,
+}
+
+/// What is looked after.
+struct Link {
+    pool: Pool,
+    health: Health,
+    /// For how long is waited where no client does.
+    patience: Duration,
+    has_several_hosts: bool,
     schema_is_right: AtomicBool,
     volume: Own,
     tasks: TaskTracker,
@@ -176,33 +216,61 @@ impl Calls {
         let fault = |source| IndexError { operation: "prepare connections", source };
         let tls = tls::connector(config).map_err(fault)?;
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = Manager::from_config(config.server.clone(), tls, recycling);
+        let hosts = Hosts::new(config.each.clone(), tls, config.connect_timeout());
+        let manager = Manager::from_connect(config.server.clone(), hosts, recycling);
+        let number = u32::try_from(config.each.len()).unwrap_or(u32::MAX);
         let pool = Pool::builder(manager)
             .max_size(config.connections)
             .runtime(Runtime::Tokio1)
-            .create_timeout(Some(config.connect_timeout()))
-            .wait_timeout(Some(config.patience.background))
+            .create_timeout(Some(config.connect_timeout().saturating_mul(number)))
+            .wait_timeout(Some(config.patience))
             .build()
             .map_err(|error| fault(error.into()))?;
-        Ok(Self {
+        let link = Link {
             pool,
             health: Health::default(),
             patience: config.patience,
-            background: Semaphore::new((config.connections / 2).max(1)),
+            has_several_hosts: number > 1,
             schema_is_right: AtomicBool::new(false),
             volume: Own::new(config.volume),
             tasks: TaskTracker::new(),
-        })
+        };
+        let background = Semaphore::new((config.connections / 2).max(1));
+        Ok(Self { link: Arc::new(link), background, metrics: None })
+    }
+
+    /// Tells `metrics` of its calls and connections.
+    pub(super) fn observed(self, metrics: &Metrics) -> Self {
+        let link = Arc::downgrade(&self.link);
+        metrics.collect(Gauges::new(self.link.pool.clone(), move || {
+            link.upgrade().is_some_and(|link| link.health.trouble().is_none())
+        }));
+        Self { metrics: Some(IndexMetrics::new(metrics)), ..self }
+    }
+
+    /// What is wrong with the server, in words.
+    pub(super) fn trouble(&self) -> Option<&'static str> {
+        self.link.health.trouble()
+    }
+
+    /// A connection to a database with the right schema.
+    pub(super) async fn connection(&self) -> Result<Connection, Trouble> {
+        self.link.connection().await
+    }
+
+    /// Opens connections ahead of the first clients, who have no time for that.
+    pub(super) async fn warm_up(&self) {
+        Link::warm_up(&self.link).await;
     }
 
     /// The number of this process's volume, as an expression.
     pub(super) fn volume(&self) -> &str {
-        &self.volume.id
+        &self.link.volume.id
     }
 
     /// This process's volume.
     pub(super) fn own(&self) -> &Own {
-        &self.volume
+        &self.link.volume
     }
 
     /// The rows of one statement.
@@ -232,7 +300,7 @@ impl Calls {
         purpose: Purpose,
         statements: &[Statement<'_>],
     ) -> Result<Vec<Vec<Row>>, IndexError> {
-        let begin = &self.beginning(purpose);
+        let begin = &self.beginning();
         self.run(purpose, || async move {
             let connection = self.connection().await?;
             let client: &Client = &connection;
@@ -254,78 +322,194 @@ impl Calls {
         T: Send,
         F: Future<Output = Result<T, Trouble>> + Send,
     {
-        let outcome = match self.permit(purpose).await {
-            Ok(_permit) if self.health.admits(Instant::now()) => {
-                let attempts = tried_again(attempt);
-                let patience = self.patience(purpose);
-                let outcome = timeout(patience, attempts).await;
-                let outcome = match outcome {
-                    Ok(Err(trouble)) if trouble.is_cancelled() => Err(Trouble::Late(patience)),
-                    outcome => outcome.unwrap_or(Err(Trouble::Late(patience))),
-                };
-                self.note(purpose, outcome.as_ref().err());
+        let begun = Instant::now();
+        let outcome = match Budget::current() {
+            Some(budget) => {
+                let outcome = self.run_on_account(purpose, &budget, attempt).await;
+                budget.spend(begun.elapsed());
                 outcome
             }
-            Ok(_permit) => Err(Trouble::Away),
-            Err(late) => Err(late),
+            None => self.run_in_background(purpose, attempt).await,
         };
+        if let Some(metrics) = &self.metrics {
+            let outcome = outcome.as_ref().map_or_else(Trouble::outcome, |_| Outcome::Answered);
+            metrics.count(purpose.operation, outcome, begun.elapsed());
+        }
         outcome.map_err(|trouble| IndexError {
             operation: purpose.operation,
             source: match trouble {
                 Trouble::Schema(mismatch) => mismatch.into(),
-                Trouble::Away => Away.into(),
+                Trouble::NotAsked(why) => NotAsked(why).into(),
                 trouble => trouble.into(),
             },
         })
     }
 
-    /// Background work waits for its turn; that it waits long tells nothing of the server.
-    async fn permit(&self, purpose: Purpose) -> Result<Option<SemaphorePermit<'_>>, Trouble> {
-        if !purpose.is_background {
-            return Ok(None);
+    async fn run_on_account<T, F>(
+        &self,
+        purpose: Purpose,
+        budget: &Budget,
+        attempt: impl Fn() -> F + Send,
+    ) -> Result<T, Trouble>
+    where
+        T: Send,
+        F: Future<Output = Result<T, Trouble>> + Send,
+    {
+        let (patience, client_waits) = (budget.left(), budget.is_of_client());
+        if patience.is_zero() {
+            return Err(Trouble::NotAsked("PostgreSQL has had its time"));
         }
-        let patience = self.patience(purpose);
+        self.admit(purpose, client_waits)?;
+        let takes_turns = !client_waits && !purpose.is_urgent;
+        let _permit = if takes_turns { self.permit(patience).await? } else { None };
+        let outcome = within(patience, attempt).await;
+        match &outcome {
+            // What had little time left was late before: it is looked at how the server is.
+            Err(late @ Trouble::Late(_))
+                if client_waits && purpose.only_reads && patience >= FULL =>
+            {
+                self.link.health.is_late(&late.to_string());
+                Link::look_after(&self.link, LOOK_EVERY);
+            }
+            outcome => self.note(outcome.as_ref().err()),
+        }
+        outcome
+    }
+
+    async fn run_in_background<T, F>(
+        &self,
+        purpose: Purpose,
+        attempt: impl Fn() -> F + Send,
+    ) -> Result<T, Trouble>
+    where
+        T: Send,
+        F: Future<Output = Result<T, Trouble>> + Send,
+    {
+        self.admit(purpose, false)?;
+        // Who waits long for a turn is not to wait for what others found out meanwhile.
+        let _permit = self.permit(self.link.patience).await?;
+        self.admit(purpose, false)?;
+        let outcome = within(self.link.patience, attempt).await;
+        self.note(outcome.as_ref().err());
+        outcome
+    }
+
+    fn admit(&self, purpose: Purpose, client_waits: bool) -> Result<(), Trouble> {
+        let health = &self.link.health;
+        if health.admits(purpose.only_reads, client_waits) {
+            return Ok(());
+        }
+        Link::look_after(&self.link, LOOK_EVERY);
+        Err(Trouble::NotAsked(health.trouble().unwrap_or("PostgreSQL is back")))
+    }
+
+    /// Background work waits for its turn; that it waits long tells nothing of the server.
+    async fn permit(&self, patience: Duration) -> Result<Option<SemaphorePermit<'_>>, Trouble> {
         let permit = timeout(patience, self.background.acquire()).await;
         // It is never closed.
         permit.map(Result::ok).map_err(|_elapsed| Trouble::Late(patience))
     }
 
-    fn patience(&self, purpose: Purpose) -> Duration {
-        if purpose.is_background { self.patience.background } else { self.patience.client }
-    }
-
     /// What begins a transaction. The server gives up its statements soon after nobody waits for them
     /// any more: an order to stop them, sent when that is so, is lost on a pooler.
-    pub(super) fn beginning(&self, purpose: Purpose) -> String {
-        let millis = (self.patience(purpose) + GIVE_UP_AFTER).as_millis();
+    pub(super) fn beginning(&self) -> String {
+        let patience = Budget::current().map_or(self.link.patience, |budget| budget.left());
+        let millis = (patience + GIVE_UP_AFTER).as_millis();
         format!("BEGIN; SET LOCAL statement_timeout = {millis}")
     }
 
-    fn note(&self, purpose: Purpose, trouble: Option<&Trouble>) {
+    fn note(&self, trouble: Option<&Trouble>) {
+        let link = &self.link;
         match trouble {
-            Some(late @ Trouble::Late(_)) if purpose.only_reads => self.give_up(late),
-            // A write may have waited for a lock. Where there are connections, there may only be no
-            // room for one more.
-            Some(Trouble::Away | Trouble::Late(_)) => {}
-            Some(Trouble::NoConnection(_)) if self.pool.status().size > 0 => {}
-            Some(outage) if outage.is_outage() => self.give_up(outage),
-            None | Some(_) => self.health.answered(),
+            // It may have waited for a lock; or for a server that is gone.
+            Some(Trouble::Late(_)) => Link::look_after(link, Duration::ZERO),
+            // Where there are connections, there may only be no room for one more.
+            Some(Trouble::NoConnection(_)) if link.pool.status().size > 0 => {
+                Link::look_after(link, Duration::ZERO);
+            }
+            Some(outage) if outage.is_outage() => {
+                link.health.found(Condition::AWAY, &outage.to_string());
+                Link::look_after(link, LOOK_EVERY);
+            }
+            Some(refused) if refused.is_refused_write() => {
+                link.health.refuses_writes(&refused.to_string());
+                if link.has_several_hosts {
+                    // Another may be the one that writes.
+                    link.pool.retain(|_, _| false);
+                }
+                Link::look_after(link, LOOK_EVERY);
+            }
+            Some(of_schema) if of_schema.is_of_schema() => {
+                link.schema_is_right.store(false, Ordering::Relaxed);
+            }
+            None | Some(_) => {}
+        }
+    }
+}
+
+impl Link {
+    async fn warm_up(link: &Arc<Self>) {
+        let number = link.pool.status().max_size.min(WARM_MAX);
+        let opening = futures_util::future::join_all((0..number).map(|_| link.connection()));
+        if let Ok(opened) = timeout(link.patience, opening).await {
+            opened.into_iter().flatten().for_each(Connection::give_back);
         }
     }
 
-    /// Connections to a server that stays away are no good when it is back: it may be another.
-    fn give_up(&self, why: &Trouble) {
-        if self.health.failed(why, Instant::now()) {
-            self.pool.retain(|_, _| false);
+    /// Has somebody look at the server, `after` a while and until it is well.
+    fn look_after(link: &Arc<Self>, after: Duration) {
+        if link.health.look_after() {
+            let watch = Watch(Arc::downgrade(link));
+            link.tasks.spawn(async move {
+                sleep(after).await;
+                while watch.look().await {
+                    sleep(LOOK_EVERY).await;
+                }
+            });
+        }
+    }
+
+    /// How the server is, and why.
+    async fn condition(&self) -> (Condition, String) {
+        let late = || Trouble::Late(self.patience);
+        let connecting = timeout(self.patience, self.connection()).await;
+        let found = match connecting.unwrap_or_else(|_elapsed| Err(late())) {
+            Err(trouble) => Err(trouble),
+            Ok(connection) => {
+                let begun = Instant::now();
+                let asking = connection.simple_query("SHOW transaction_read_only");
+                match timeout(self.patience, asking).await {
+                    Ok(Ok(said)) => {
+                        connection.give_back();
+                        Ok((says_on(&said), begun.elapsed()))
+                    }
+                    Ok(Err(error)) => Err(error.into()),
+                    Err(_elapsed) => Err(late()),
+                }
+            }
+        };
+        match found {
+            Ok((is_read_only, took)) => {
+                let limit = if self.health.is_slow() { FAST } else { budget::OF_A_REQUEST };
+                let reach = if took > limit { Reach::Slow } else { Reach::Well };
+                (Condition { reach, is_read_only }, format!("it takes {took:?} for an answer"))
+            }
+            // Those that there are may do.
+            Err(Trouble::NoConnection(_)) if self.pool.status().size > 0 => {
+                (Condition::default(), String::new())
+            }
+            // It is there; that each call is told why it is of no use.
+            Err(Trouble::Schema(_)) => (Condition::default(), String::new()),
+            Err(trouble) => (Condition::AWAY, trouble.to_string()),
         }
     }
 
     /// A connection to a database with the right schema.
-    pub(super) async fn connection(&self) -> Result<Connection, Trouble> {
+    async fn connection(&self) -> Result<Connection, Trouble> {
         let pool = self.pool.clone();
         // Who asks may give up, but a connection that is being made is there for the next.
         let getting = self.tasks.spawn(async move { pool.get().await });
-        let got = getting.await.map_err(|_| Trouble::Away)?;
+        let got = getting.await.map_err(|_| Trouble::NotAsked("stopping"))?;
         let object = got.map_err(Trouble::NoConnection)?;
         let connection = Connection { object: Some(object) };
         if !self.schema_is_right.load(Ordering::Relaxed) {
@@ -342,6 +526,50 @@ impl Calls {
             }
         }
         Ok(connection)
+    }
+}
+
+/// Who looks after the server.
+struct Watch(Weak<Link>);
+
+impl Watch {
+    /// Whether there is need to look again.
+    async fn look(&self) -> bool {
+        let Some(link) = self.0.upgrade() else { return false };
+        let (condition, why) = link.condition().await;
+        if condition.reach == Reach::Away || (condition.is_read_only && link.has_several_hosts) {
+            // Connections to a server that stays away are no good when it is back: it may be another.
+            link.pool.retain(|_, _| false);
+        }
+        if condition == Condition::default() && link.health.trouble().is_some() {
+            Link::warm_up(&link).await;
+        }
+        link.health.found(condition, &why);
+        condition != Condition::default()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(link) = self.0.upgrade() {
+            link.health.leave_alone();
+        }
+    }
+}
+
+fn says_on(said: &[SimpleQueryMessage]) -> bool {
+    said.iter()
+        .any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("on")))
+}
+
+async fn within<T, F>(patience: Duration, attempt: impl Fn() -> F + Send) -> Result<T, Trouble>
+where
+    F: Future<Output = Result<T, Trouble>> + Send,
+{
+    match timeout(patience, tried_again(attempt)).await {
+        Err(_elapsed) => Err(Trouble::Late(patience)),
+        Ok(Err(trouble)) if trouble.is_cancelled() => Err(Trouble::Late(patience)),
+        Ok(outcome) => outcome,
     }
 }
 

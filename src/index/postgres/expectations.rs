@@ -53,7 +53,7 @@ pub(super) async fn lists_naming(calls: &Calls, key: &str) -> Result<Vec<String>
 }
 
 pub(super) async fn learnt(calls: &Calls, list: &str) -> Result<Option<Sha256>, IndexError> {
-    let purpose = Purpose::read("look up a list").in_background();
+    let purpose = Purpose::read("look up a list");
     let sql = "SELECT blob FROM lists WHERE key = $1";
     let rows = calls.rows(purpose, sql, &[(&list, Type::TEXT)]).await?;
     let Some(row) = rows.first() else { return Ok(None) };
@@ -67,7 +67,7 @@ pub(super) async fn said_by(
     after: &str,
     limit: usize,
 ) -> Result<Vec<(String, Expectation)>, IndexError> {
-    let purpose = Purpose::read("read a list").in_background();
+    let purpose = Purpose::read("read a list");
     let rows = calls
         .rows(
             purpose,
@@ -88,8 +88,8 @@ pub(super) async fn learn(
     change: &Change,
     now: i64,
 ) -> Result<(), IndexError> {
-    let purpose = Purpose::write("learn a list").in_background();
-    let begin = &calls.beginning(purpose);
+    let purpose = Purpose::write("learn a list");
+    let begin = &calls.beginning();
     calls
         .run(purpose, || async move {
             let connection = calls.connection().await?;
@@ -111,8 +111,8 @@ pub(super) async fn finish(
     blob: &Sha256,
     now: i64,
 ) -> Result<(), IndexError> {
-    let purpose = Purpose::write("finish a list").in_background();
-    let begin = &calls.beginning(purpose);
+    let purpose = Purpose::write("finish a list");
+    let begin = &calls.beginning();
     calls
         .run(purpose, || async move {
             let connection = calls.connection().await?;
@@ -132,7 +132,7 @@ pub(super) async fn unlearn(
     limit: usize,
     now: i64,
 ) -> Result<bool, IndexError> {
-    let purpose = Purpose::write("unlearn a list").in_background();
+    let purpose = Purpose::write("unlearn a list");
     let some = keys(
         calls,
         purpose,
@@ -145,7 +145,7 @@ pub(super) async fn unlearn(
         learn(calls, list, &Change { set: Vec::new(), unset: some }, now).await?;
         return Ok(false);
     }
-    let begin = &calls.beginning(purpose);
+    let begin = &calls.beginning();
     calls
         .run(purpose, || async move {
             let connection = calls.connection().await?;
@@ -167,7 +167,7 @@ pub(super) async fn asked(
     let (from, to) = below.map_or_else(|| (list.to_owned(), list.to_owned()), bounds_of);
     calls
         .rows(
-            Purpose::write("note that a list was asked for").in_background(),
+            Purpose::write("note that a list was asked for"),
             "WITH locked AS MATERIALIZED (
                  SELECT id FROM lists
                  WHERE (key = $1 OR (key >= $2 AND key < $3)) AND asked_at < $4
@@ -187,7 +187,7 @@ pub(super) async fn disused(
 ) -> Result<Vec<String>, IndexError> {
     keys(
         calls,
-        Purpose::read("look up lists").in_background(),
+        Purpose::read("look up lists"),
         "SELECT key FROM lists WHERE asked_at < $1 ORDER BY asked_at LIMIT $2",
         &[(&before, Type::INT8), (&limit_of(limit), Type::INT8)],
     )
@@ -196,7 +196,7 @@ pub(super) async fn disused(
 
 /// How often lists were learnt or forgotten.
 pub(super) async fn knowledge(calls: &Calls) -> Result<u64, IndexError> {
-    let purpose = Purpose::read("look up what is new").in_background();
+    let purpose = Purpose::read("look up what is new");
     let rows = calls.rows(purpose, "SELECT version FROM knowledge", &[]).await?;
     let row = rows.first().ok_or(Trouble::Corrupt("no version")).map_err(corrupt(purpose))?;
     super::rows::unsigned(row, 0).map_err(corrupt(purpose))

@@ -16,7 +16,7 @@ use crate::index::{BOUNDS, HashedFile, Identity, IndexError};
 const COLUMNS: &str = "path, size, modified, changed, inode, digest";
 
 pub(super) async fn get(calls: &Calls, path: &Path) -> Result<Option<HashedFile>, IndexError> {
-    let purpose = Purpose::read("look up a file").in_background();
+    let purpose = Purpose::read("look up a file");
     Ok(page(calls, purpose, "AND path = $1", &[(&bytes(path), Type::BYTEA)]).await?.pop())
 }
 
@@ -44,7 +44,7 @@ pub(super) async fn below(
     let after = after.map_or(first.as_slice(), bytes);
     page(
         calls,
-        Purpose::read("page through files").in_background(),
+        Purpose::read("page through files"),
         "AND path > $1 AND path < $2 ORDER BY path LIMIT $3",
         &[(&after, Type::BYTEA), (&end, Type::BYTEA), (&limit_of(limit), Type::INT8)],
     )
@@ -62,7 +62,7 @@ pub(super) async fn record(calls: &Calls, files: &[HashedFile]) -> Result<(), In
     let digests: Vec<&[u8]> = files.values().map(|file| &file.digest.as_bytes()[..]).collect();
     calls
         .rows(
-            Purpose::write("record files").in_background(),
+            Purpose::write("record files"),
             &format!(
                 "INSERT INTO files (volume, path, size, modified, changed, inode, digest)
                  SELECT id, told.* FROM volumes, unnest($1, $2, $3, $4, $5, $6) AS told
@@ -91,7 +91,7 @@ pub(super) async fn forget(calls: &Calls, paths: &[PathBuf]) -> Result<(), Index
     let own = calls.volume();
     calls
         .rows(
-            Purpose::write("forget files").in_background(),
+            Purpose::write("forget files"),
             &format!(
                 "WITH locked AS MATERIALIZED (
                      SELECT path FROM files WHERE path = ANY($1) AND volume = {own}

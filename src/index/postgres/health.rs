@@ -1,67 +1,117 @@
-//! Whether PostgreSQL is there: while it is away, nobody waits to find that out again.
+//! How PostgreSQL is doing: while it is away, or too slow for clients, nobody waits to find that out
+//! again but one who looks after it.
 
 use std::error::Error;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use tokio::time::Instant;
+/// How far the server can be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// By all.
+    #[default]
+    Well,
+    /// By those whom no client waits for.
+    Slow,
+    /// By nobody.
+    Away,
+}
 
-/// For how long nobody asks a server that was away, but for one call then, which finds out whether it
-/// is back: as long as apt waits before it tries again.
-const PAUSE: Duration = Duration::from_secs(1);
+/// How the server was found to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Condition {
+    pub(super) reach: Reach,
+    /// It takes no writes: a standby, or one that was told so.
+    pub(super) is_read_only: bool,
+}
+
+impl Condition {
+    pub(super) const AWAY: Self = Self { reach: Reach::Away, is_read_only: false };
+
+    /// In words; `None`: all is well.
+    fn trouble(self) -> Option<&'static str> {
+        match self.reach {
+            Reach::Away => Some("PostgreSQL is away"),
+            Reach::Slow => Some("PostgreSQL is too slow"),
+            Reach::Well if self.is_read_only => Some("PostgreSQL takes no writes"),
+            Reach::Well => None,
+        }
+    }
+}
 
 /// What the last calls came to.
 #[derive(Default)]
-pub(super) struct Health {
-    absence: Mutex<Option<Absence>>,
-}
+pub(super) struct Health(Mutex<State>);
 
-/// The server is away.
-#[derive(Clone, Copy)]
-struct Absence {
-    since: Instant,
-    /// When the next call may try.
-    until: Instant,
+#[derive(Default)]
+struct State {
+    condition: Condition,
+    /// Whether somebody looks after it.
+    is_looked_after: bool,
 }
 
 impl Health {
-    /// Whether a call may be tried: all while the server is there; one each [`PAUSE`] while not.
-    pub(super) fn admits(&self, now: Instant) -> bool {
-        match self.absence().as_mut() {
-            None => true,
-            Some(absence) if absence.until > now => false,
-            Some(absence) => {
-                absence.until = now + PAUSE;
-                true
-            }
-        }
+    /// Whether a call may be tried.
+    pub(super) fn admits(&self, only_reads: bool, client_waits: bool) -> bool {
+        let condition = self.state().condition;
+        let reaches = match condition.reach {
+            Reach::Well => true,
+            Reach::Slow => !client_waits,
+            Reach::Away => false,
+        };
+        reaches && (only_reads || !condition.is_read_only)
     }
 
-    /// The server answered, be it with an error.
-    pub(super) fn answered(&self) {
-        if self.absence().take().is_some() {
+    /// Whether it was too slow for clients so far.
+    pub(super) fn is_slow(&self) -> bool {
+        self.state().condition.reach == Reach::Slow
+    }
+
+    /// What is wrong, in words.
+    pub(super) fn trouble(&self) -> Option<&'static str> {
+        self.state().condition.trouble()
+    }
+
+    /// The server is as it was just found, at which it was looked since `why`. Said once.
+    pub(super) fn found(&self, condition: Condition, why: &str) {
+        let before = std::mem::replace(&mut self.state().condition, condition);
+        if before == condition {
+            return;
+        }
+        if let Some(trouble) = condition.trouble() {
+            tracing::warn!(reason = why, "{trouble}: going on without it until it is back");
+        } else {
             tracing::info!("PostgreSQL is back");
         }
     }
 
-    /// The server could not be reached, or did not answer in time. Whether it has been away for a
-    /// while: then this is no matter of a moment in which there was much to do.
-    pub(super) fn failed(&self, why: &(dyn Error + 'static), now: Instant) -> bool {
-        let before = *self.absence();
-        let since = before.map_or(now, |absence| absence.since);
-        *self.absence() = Some(Absence { since, until: now + PAUSE });
-        if before.is_none() {
-            let reason = reasons(why);
-            tracing::warn!(
-                reason,
-                "PostgreSQL is away: going on without the index until it is back"
-            );
+    /// A client's look-up was late: none waits until it is known to be fast again.
+    pub(super) fn is_late(&self, why: &str) {
+        let condition = self.state().condition;
+        if condition.reach == Reach::Well {
+            self.found(Condition { reach: Reach::Slow, ..condition }, why);
         }
-        now.duration_since(since) >= PAUSE
     }
 
-    fn absence(&self) -> MutexGuard<'_, Option<Absence>> {
-        self.absence.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A write was refused since the server takes none.
+    pub(super) fn refuses_writes(&self, why: &str) {
+        let condition = self.state().condition;
+        if condition.reach != Reach::Away {
+            self.found(Condition { is_read_only: true, ..condition }, why);
+        }
+    }
+
+    /// The duty to look after the server until it is well; `None`: somebody does.
+    pub(super) fn look_after(&self) -> bool {
+        !std::mem::replace(&mut self.state().is_looked_after, true)
+    }
+
+    /// Nobody looks after it any more.
+    pub(super) fn leave_alone(&self) {
+        self.state().is_looked_after = false;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -84,18 +134,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_call_at_a_time_finds_out_whether_the_server_is_back() {
-        let (health, begun) = (Health::default(), Instant::now());
-        assert!(health.admits(begun) && health.admits(begun));
-        let gone = std::io::Error::other("gone");
-        let failed = |at| health.failed(&gone, at);
-        assert!(!failed(begun) && !failed(begun), "it may be a moment's matter");
-        assert!(!health.admits(begun));
-        let later = begun + PAUSE;
-        assert!(health.admits(later));
-        assert!(!health.admits(later), "one is enough");
-        assert!(failed(later), "it is away");
-        health.answered();
-        assert!(health.admits(later) && health.admits(later));
+    fn who_may_ask_depends_on_what_is_wrong() {
+        let health = Health::default();
+        let admitted = |health: &Health| {
+            let all = [(true, true), (true, false), (false, true), (false, false)];
+            all.map(|(only_reads, client_waits)| health.admits(only_reads, client_waits))
+        };
+        assert_eq!((admitted(&health), health.trouble()), ([true; 4], None));
+        health.refuses_writes("told so");
+        assert_eq!(admitted(&health), [true, true, false, false]);
+        health.is_late("200ms");
+        assert_eq!(admitted(&health), [false, true, false, false]);
+        assert_eq!(health.trouble(), Some("PostgreSQL is too slow"));
+        health.found(Condition::AWAY, "gone");
+        health.is_late("200ms");
+        health.refuses_writes("told so");
+        assert_eq!(admitted(&health), [false; 4]);
+        health.found(Condition::default(), "");
+        assert_eq!((admitted(&health), health.trouble()), ([true; 4], None));
+    }
+
+    #[test]
+    fn one_looks_after_the_server() {
+        let health = Health::default();
+        assert!(health.look_after() && !health.look_after());
+        health.leave_alone();
+        assert!(health.look_after());
     }
 }

@@ -48,7 +48,7 @@ pub(super) async fn renew(
     renewals: &[Renewal],
     term: Duration,
 ) -> Result<Vec<Renewed>, IndexError> {
-    let purpose = Purpose::write("renew leases");
+    let purpose = Purpose::write("renew leases").urgent();
     let names: Vec<&str> = renewals.iter().map(|one| one.lease.name.as_str()).collect();
     let generations: Vec<i64> = renewals.iter().map(|one| signed(one.lease.generation)).collect();
     let notes: Vec<Option<&str>> = renewals.iter().map(|one| one.note.as_deref()).collect();

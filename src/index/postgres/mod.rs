@@ -4,7 +4,9 @@ mod blobs;
 mod calls;
 mod expectations;
 mod files;
+mod gauges;
 mod health;
+mod hosts;
 mod leases;
 mod resources;
 mod rows;
@@ -17,15 +19,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio_postgres::types::Type;
 
-pub use self::calls::{Away, CLIENT_PATIENCE};
+pub use self::calls::NotAsked;
 use self::calls::{Calls, Purpose};
-pub use self::url::{Config, Patience};
+pub use self::url::Config;
 use crate::content::digest::Sha256;
 use crate::index::{
     Change, Class, Entry, Expectation, Found, HashedFile, Holders, Holding, Index, IndexError,
     Lease, Names, Presence, Renewal, Renewed, Site, Stored, Taken, Totals, Use, Volume,
 };
+use crate::telemetry::metrics::Metrics;
+
+/// Rows that are counted one by one. Of larger tables, the server's own estimate is told.
+const COUNTED_MAX: f64 = 1e6;
 
 /// An [`Index`] in PostgreSQL. Calls that clients wait for fail when their time is up, and at once
 /// while the server is away.
@@ -42,13 +49,21 @@ impl PostgresIndex {
         Ok(Self { calls: Calls::new(config)? })
     }
 
+    /// Tells `metrics` of its calls and connections.
+    #[must_use]
+    pub fn observed(self, metrics: &Metrics) -> Self {
+        Self { calls: self.calls.observed(metrics) }
+    }
+
     /// Whether the database can be reached, and has the schema that this program works with.
     ///
     /// # Errors
     /// When not; where the schema is another, [`schema::SchemaMismatch`] is the source.
     pub async fn verify(&self) -> Result<(), IndexError> {
-        let purpose = Purpose::read("use the database").in_background();
-        self.calls.rows(purpose, "SELECT 1", &[]).await.map(drop)
+        let purpose = Purpose::read("use the database");
+        self.calls.rows(purpose, "SELECT 1", &[]).await?;
+        self.calls.warm_up().await;
+        Ok(())
     }
 }
 
@@ -230,6 +245,14 @@ impl Index for PostgresIndex {
         expectations::knowledge(&self.calls).await
     }
 
+    async fn record_late(&self, key: &str, entry: &Entry) -> Result<(), IndexError> {
+        resources::record_late(&self.calls, key, entry).await
+    }
+
+    fn trouble(&self) -> Option<&'static str> {
+        self.calls.trouble()
+    }
+
     async fn take(&self, name: &str, owner: &str, term: Duration) -> Result<Taken, IndexError> {
         leases::take(&self.calls, name, owner, term).await
     }
@@ -272,18 +295,23 @@ impl Index for PostgresIndex {
     }
 
     async fn totals(&self) -> Result<Totals, IndexError> {
-        let purpose = Purpose::read("count resources").in_background();
+        let purpose = Purpose::read("count resources");
         let rows = self
             .calls
             .rows(
                 purpose,
                 &format!(
-                    "SELECT (SELECT count(*) FROM resources), blobs, bytes,
-                         (SELECT count(*) FROM expectations)
-                     FROM volumes WHERE id = {}",
+                    "SELECT resources, blobs, bytes, expectations FROM volumes,
+                         LATERAL (SELECT CASE WHEN reltuples > $1 THEN reltuples::BIGINT
+                             ELSE (SELECT count(*) FROM resources) END
+                          FROM pg_class WHERE oid = 'resources'::REGCLASS) AS r (resources),
+                         LATERAL (SELECT CASE WHEN reltuples > $1 THEN reltuples::BIGINT
+                             ELSE (SELECT count(*) FROM expectations) END
+                          FROM pg_class WHERE oid = 'expectations'::REGCLASS) AS e (expectations)
+                     WHERE id = {}",
                     self.calls.volume()
                 ),
-                &[],
+                &[(&COUNTED_MAX, Type::FLOAT8)],
             )
             .await?;
         let number = |at| match rows.first() {

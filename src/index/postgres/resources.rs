@@ -46,9 +46,24 @@ const INTO: &str =
 
 /// Its clients have their bytes by then, or follow the flight that still has them.
 pub(super) async fn record(calls: &Calls, key: &str, entry: &Entry) -> Result<(), IndexError> {
+    record_where(calls, key, entry, "true").await
+}
+
+/// Not over what is as new.
+pub(super) async fn record_late(calls: &Calls, key: &str, entry: &Entry) -> Result<(), IndexError> {
+    record_where(calls, key, entry, "resources.checked_at < excluded.checked_at").await
+}
+
+async fn record_where(
+    calls: &Calls,
+    key: &str,
+    entry: &Entry,
+    condition: &str,
+) -> Result<(), IndexError> {
     let added = added(calls.volume());
     let sql = format!(
-        "WITH {added}, counted AS ({COUNT}) {INTO} VALUES ($5, $1, $2, $6, $7, $8, $3) {RECORDED}"
+        "WITH {added}, counted AS ({COUNT}) {INTO} VALUES ($5, $1, $2, $6, $7, $8, $3)
+         {RECORDED} WHERE {condition}"
     );
     recorded(calls, &sql, key, entry, &[]).await.map(drop)
 }
@@ -95,7 +110,7 @@ async fn recorded(
         Statement { sql, parameters: &parameters },
         Statement { sql: REFERRED, parameters: &[(&vec![blob], Type::BYTEA_ARRAY)] },
     ];
-    let purpose = Purpose::write("record a resource").in_background();
+    let purpose = Purpose::write("record a resource");
     let answers = calls.rows_of_each(purpose, &statements).await?;
     Ok(answers.first().is_some_and(|rows| !rows.is_empty()))
 }
@@ -109,7 +124,8 @@ pub(super) async fn confirm(
     calls
         .rows(
             Purpose::write("confirm a resource"),
-            "UPDATE resources SET checked_at = $3 WHERE key = $1 AND blob = $2",
+            "UPDATE resources SET checked_at = $3
+             WHERE key = $1 AND blob = $2 AND checked_at < $3",
             &[
                 (&key, Type::TEXT),
                 (&blob.as_bytes().as_slice(), Type::BYTEA),
@@ -163,7 +179,7 @@ pub(super) async fn uses_below(
     after: &str,
     limit: usize,
 ) -> Result<Vec<(String, i64)>, IndexError> {
-    let purpose = Purpose::read("look up uses").in_background();
+    let purpose = Purpose::read("look up uses");
     let (from, to) = bounds_of(folder);
     let rows = calls
         .rows(

@@ -45,64 +45,96 @@ pub const MIGRATIONS: [Migration; 8] = [
 /// Held while the schema changes: ASCII for `aptmesh` and a number.
 const MIGRATING: i64 = 0x6170_746d_6573_6801;
 
-const VERSION: &str = "SELECT coalesce(max(version), 0) FROM schema_versions";
+/// The oldest program, told by its own schema's version, that works with the schema as this one leaves
+/// it: replicas of two versions run side by side while a site is upgraded. A step that takes away, or
+/// gives another meaning to, what older programs use has to wait until nobody runs them, and raises
+/// this to the first version that does without.
+const WORKS_FROM: usize = 8;
 
-/// The schema is not the one that this program works with.
+/// The version, and the oldest program's that works with it. Steps that were taken before this was
+/// noted work with none but their own.
+const VERSION: &str = "SELECT coalesce(max(version), 0),
+        coalesce(max(coalesce((to_jsonb(step) ->> 'works_from')::INTEGER, version)), 0)
+    FROM schema_versions AS step";
+
+/// The schema is not one that this program works with.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SchemaMismatch {
-    found: usize,
+    found: Found,
+}
+
+/// The state of a schema.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Found {
+    version: usize,
+    works_from: usize,
+}
+
+impl Found {
+    fn read(messages: &[SimpleQueryMessage]) -> Self {
+        let number = |at| {
+            let row = messages.iter().find_map(|message| match message {
+                SimpleQueryMessage::Row(row) => row.get(at),
+                _ => None,
+            });
+            row.and_then(|number| number.parse().ok()).unwrap_or_default()
+        };
+        Self { version: number(0), works_from: number(1) }
+    }
+
+    /// Whether a program works with it whose own schema is `known`.
+    fn suits(self, known: usize) -> bool {
+        self.version >= known && self.works_from <= known
+    }
+
+    fn ensure(self) -> Result<(), SchemaMismatch> {
+        if self.suits(MIGRATIONS.len()) { Ok(()) } else { Err(SchemaMismatch { found: self }) }
+    }
 }
 
 impl SchemaMismatch {
     /// Whether `aptmesh migrate` of this program helps.
     #[must_use]
     pub fn is_older(&self) -> bool {
-        self.found < MIGRATIONS.len()
+        self.found.version < MIGRATIONS.len()
     }
 }
 
 impl fmt::Display for SchemaMismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (found, known) = (self.found, MIGRATIONS.len());
-        write!(f, "the database's schema is version {found}, this program works with {known}: ")?;
-        f.write_str(if self.is_older() { "run `aptmesh migrate`" } else { "use a newer aptmesh" })
+        let (Found { version, works_from }, known) = (self.found, MIGRATIONS.len());
+        write!(f, "the database's schema is version {version}")?;
+        if self.is_older() {
+            write!(f, ", this program works with {known}: run `aptmesh migrate`")
+        } else {
+            let need = "programs of version";
+            write!(f, " and for {need} {works_from}, this one is of {known}: use a newer aptmesh")
+        }
     }
 }
 
 impl Error for SchemaMismatch {}
 
-/// Whether the schema is the one that this program works with.
+/// Whether the schema is one that this program works with.
 pub(super) async fn check(
     client: &Client,
 ) -> Result<Result<(), SchemaMismatch>, tokio_postgres::Error> {
     let found = match client.simple_query(VERSION).await {
-        Ok(messages) => version_in(&messages),
-        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => 0,
+        Ok(messages) => Found::read(&messages),
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => Found::default(),
         Err(error) => return Err(error),
     };
-    Ok(matching(found))
+    Ok(found.ensure())
 }
 
-fn matching(found: usize) -> Result<(), SchemaMismatch> {
-    if found == MIGRATIONS.len() { Ok(()) } else { Err(SchemaMismatch { found }) }
-}
-
-fn version_in(messages: &[SimpleQueryMessage]) -> usize {
-    let version = messages.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0),
-        _ => None,
-    });
-    version.and_then(|version| version.parse().ok()).unwrap_or_default()
-}
-
-/// Whether the schema is the one that this program works with. Blocks.
+/// Whether the schema is one that this program works with. Blocks.
 ///
 /// # Errors
 /// When it is not ([`SchemaMismatch`] is the source), or the database can not be asked.
 pub fn verify(config: &Config) -> Result<(), IndexError> {
     let verified = || -> Result<(), Fault> {
         let mut client = connect(config)?;
-        Ok(matching(version_of(&mut client)?)?)
+        Ok(found(&mut client)?.ensure()?)
     };
     verified().map_err(|source| IndexError { operation: "use the database", source })
 }
@@ -142,26 +174,43 @@ fn migrate_once(client: &mut postgres::Client) -> Result<Option<&'static str>, F
              version    INTEGER PRIMARY KEY,
              name       TEXT NOT NULL,
              applied_at TIMESTAMPTZ NOT NULL DEFAULT now()
-         )",
+         );
+         ALTER TABLE schema_versions ADD COLUMN IF NOT EXISTS works_from INTEGER",
     )?;
-    let found = version_in(&transaction.simple_query(VERSION)?);
-    let Some(migration) = MIGRATIONS.get(found) else {
-        matching(found)?;
+    let found = Found::read(&transaction.simple_query(VERSION)?);
+    let Some(migration) = MIGRATIONS.get(found.version) else {
+        found.ensure()?;
         return Ok(None);
     };
-    let (name, version) = (migration.name, found + 1);
+    let (name, version) = (migration.name, found.version + 1);
+    let works_from = version.min(WORKS_FROM);
     transaction.batch_execute(migration.sql)?;
     transaction.batch_execute(&format!(
-        "INSERT INTO schema_versions (version, name) VALUES ({version}, '{name}')"
+        "INSERT INTO schema_versions (version, name, works_from)
+         VALUES ({version}, '{name}', {works_from})"
     ))?;
     transaction.commit()?;
     Ok(Some(name))
 }
 
-fn version_of(client: &mut postgres::Client) -> Result<usize, postgres::Error> {
+fn found(client: &mut postgres::Client) -> Result<Found, postgres::Error> {
     match client.simple_query(VERSION) {
-        Ok(messages) => Ok(version_in(&messages)),
-        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => Ok(0),
+        Ok(messages) => Ok(Found::read(&messages)),
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => Ok(Found::default()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_program_works_with_what_a_newer_one_added() {
+        let expanded = Found { version: 9, works_from: 7 };
+        assert!(expanded.suits(9) && expanded.suits(8) && expanded.suits(7));
+        assert!(!expanded.suits(6), "what it uses is gone");
+        assert!(!expanded.suits(10), "what it uses is not there yet");
+        assert!(WORKS_FROM <= MIGRATIONS.len());
     }
 }

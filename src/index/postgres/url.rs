@@ -11,25 +11,18 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Config {
     /// The server or servers, and who we are.
     pub(super) server: tokio_postgres::Config,
+    /// The same, server by server.
+    pub(super) each: Vec<tokio_postgres::Config>,
     /// How the connection is secured.
     pub(super) security: Security,
     /// PEM file of who may sign the server's certificate.
     pub(super) ca_file: Option<PathBuf>,
     /// The most connections that this process opens.
     pub(super) connections: usize,
-    /// For how long it is waited for.
-    pub(super) patience: Patience,
+    /// For how long a call may take that no client waits for, whatever is in its way.
+    pub(super) patience: Duration,
     /// The identity of this process's volume.
     pub(super) volume: u128,
-}
-
-/// For how long a call may take, whatever is in its way.
-#[derive(Clone, Copy, Debug)]
-pub struct Patience {
-    /// One that a client waits for.
-    pub client: Duration,
-    /// One that no client waits for.
-    pub background: Duration,
 }
 
 /// `sslmode`, as `libpq` has it.
@@ -55,13 +48,13 @@ impl Config {
         Self { volume: identity, ..self }
     }
 
-    /// Reads `postgres://USER:PASSWORD@HOST:PORT/DATABASE?…`. Besides what the driver knows,
-    /// `sslmode` may be `verify-ca` or `verify-full`, with `sslrootcert`. `connections` is the most
-    /// that are opened.
+    /// Reads `postgres://USER:PASSWORD@HOST:PORT,HOST:PORT/DATABASE?…`. Besides what the driver
+    /// knows, `sslmode` may be `verify-ca` or `verify-full`, with `sslrootcert`. `connections` is the
+    /// most that are opened, `patience` for how long a call may take that no client waits for.
     ///
     /// # Errors
     /// In words, without the URL, which may hold a password.
-    pub fn parse(url: &str, connections: usize, patience: Patience) -> Result<Self, String> {
+    pub fn parse(url: &str, connections: usize, patience: Duration) -> Result<Self, String> {
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
         let (mut security, mut ca_file, mut rest) = (Security::Prefer, None, Vec::new());
         for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
@@ -71,9 +64,6 @@ impl Config {
                 _ => rest.push(parameter),
             }
         }
-        let driver_url = format!("{base}?{}", rest.join("&"));
-        let mut server: tokio_postgres::Config =
-            driver_url.parse().map_err(|error| super::health::reasons(&error))?;
         if security == Security::Require && ca_file.is_some() {
             security = Security::VerifyCa;
         }
@@ -81,14 +71,22 @@ impl Config {
         if verifies && ca_file.is_none() {
             return Err("sslmode=verify-… needs sslrootcert=FILE".to_owned());
         }
-        server.ssl_mode(security.driver_mode());
-        if server.get_connect_timeout().is_none() {
-            server.connect_timeout(CONNECT_TIMEOUT);
-        }
-        if server.get_application_name().is_none() {
-            server.application_name("aptmesh");
-        }
-        Ok(Self { server, security, ca_file, connections, patience, volume: 0 })
+        let driver = |base: &str| -> Result<tokio_postgres::Config, String> {
+            let url = format!("{base}?{}", rest.join("&"));
+            let mut server: tokio_postgres::Config =
+                url.parse().map_err(|error| super::health::reasons(&error))?;
+            server.ssl_mode(security.driver_mode());
+            if server.get_connect_timeout().is_none() {
+                server.connect_timeout(CONNECT_TIMEOUT);
+            }
+            if server.get_application_name().is_none() {
+                server.application_name("aptmesh");
+            }
+            Ok(server)
+        };
+        let server = driver(base)?;
+        let each = each_host(base).iter().map(|base| driver(base)).collect::<Result<_, _>>()?;
+        Ok(Self { server, each, security, ca_file, connections, patience, volume: 0 })
     }
 
     /// For how long a connection may take to be made.
@@ -123,6 +121,19 @@ impl Security {
     }
 }
 
+/// A URL for each of the hosts that stand in one, separated by commas.
+fn each_host(base: &str) -> Vec<String> {
+    let split = || {
+        let (scheme, rest) = base.split_once("://")?;
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let at = authority.rfind('@').map_or(0, |at| at + 1);
+        let (user, hosts) = authority.split_at_checked(at)?;
+        let one = |host: &str| format!("{scheme}://{user}{host}/{path}");
+        Some(hosts.split(',').map(one).collect())
+    };
+    split().unwrap_or_else(|| vec![base.to_owned()])
+}
+
 fn decoded(text: &str) -> Result<String, String> {
     let decoded = percent_encoding::percent_decode_str(text).decode_utf8();
     decoded.map(String::from).map_err(|_| "sslrootcert is not UTF-8".to_owned())
@@ -133,8 +144,7 @@ mod tests {
     use super::*;
 
     fn parse(url: &str) -> Result<Config, String> {
-        let patience = Duration::from_secs(1);
-        Config::parse(url, 8, Patience { client: patience, background: patience })
+        Config::parse(url, 8, Duration::from_secs(1))
     }
 
     #[test]
@@ -148,6 +158,20 @@ mod tests {
         assert_eq!(config.server.get_password(), Some(b"se@cret".as_slice()));
         assert!(!format!("{config:?}").contains("cret@"), "{config:?}");
         assert_eq!(parse("postgresql://db/apt").unwrap().security, Security::Prefer);
+    }
+
+    #[test]
+    fn each_of_several_hosts_is_known() {
+        let url = "postgres://me:a,b@one,two:6432,[::1]:7/apt?target_session_attrs=read-write";
+        let config = parse(url).unwrap();
+        assert_eq!(config.server.get_hosts().len(), 3);
+        let ports: Vec<&[u16]> = config.each.iter().map(|one| one.get_ports()).collect();
+        assert_eq!(ports, [[5432], [6432], [7]]);
+        for one in &config.each {
+            assert_eq!((one.get_hosts().len(), one.get_dbname()), (1, Some("apt")));
+            assert_eq!(one.get_password(), Some(b"a,b".as_slice()));
+            assert_eq!(one.get_target_session_attrs(), config.server.get_target_session_attrs());
+        }
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub(super) async fn register(client: &Client, own: &Own) -> Result<(), tokio_pos
 }
 
 pub(super) async fn meet(calls: &Calls, here: &Presence) -> Result<Option<Site>, IndexError> {
-    let purpose = Purpose::write("meet the fellows").in_background();
+    let purpose = Purpose::write("meet the fellows");
     let own = calls.volume();
     let [claim, insert] = calls.own().registered();
     let seen = format!(

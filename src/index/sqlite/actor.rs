@@ -2,8 +2,10 @@
 
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::index::IndexError;
+use crate::index::metrics::{IndexMetrics, Outcome};
 
 /// Calls that may wait for the connection; more wait for a place.
 const WAITING_MAX: usize = 1024;
@@ -14,6 +16,7 @@ type Call = Box<dyn FnOnce(&mut Connection) + Send>;
 #[derive(Clone)]
 pub(super) struct Actor {
     calls: mpsc::Sender<Call>,
+    metrics: Option<IndexMetrics>,
 }
 
 impl Actor {
@@ -30,11 +33,30 @@ impl Actor {
                 operation: "start the index's thread",
                 source: source.into(),
             })?;
-        Ok(Self { calls })
+        Ok(Self { calls, metrics: None })
+    }
+
+    /// Counts its calls from now on.
+    pub(super) fn observed(self, metrics: &IndexMetrics) -> Self {
+        Self { metrics: Some(metrics.clone()), ..self }
     }
 
     /// Runs `work` on the connection. `operation` completes "could not …".
     pub(super) async fn call<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, IndexError> {
+        let begun = Instant::now();
+        let answer = self.answer(operation, work).await;
+        if let Some(metrics) = &self.metrics {
+            let outcome = if answer.is_ok() { Outcome::Answered } else { Outcome::Failed };
+            metrics.count(operation, outcome, begun.elapsed());
+        }
+        answer
+    }
+
+    async fn answer<T: Send + 'static>(
         &self,
         operation: &'static str,
         work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,

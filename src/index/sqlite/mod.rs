@@ -17,10 +17,12 @@ use self::actor::Actor;
 use self::leases::Leases;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
+use crate::index::metrics::IndexMetrics;
 use crate::index::{
     Change, Class, Entry, Expectation, Found, HashedFile, Holders, Holding, Index, IndexError,
     Lease, Names, Presence, Renewal, Renewed, Site, Stored, Taken, Totals, Use, Volume, bounds_of,
 };
+use crate::telemetry::metrics::Metrics;
 
 /// Where the embedded index is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +83,55 @@ impl SqliteIndex {
         Ok(Self::on_one(Actor::start("index", connection)?))
     }
 
+    async fn record_where(
+        &self,
+        key: &str,
+        entry: &Entry,
+        condition: &'static str,
+    ) -> Result<(), IndexError> {
+        let (key, entry) = (key.to_owned(), entry.clone());
+        self.writer
+            .call("record a resource", move |connection| {
+                let transaction = connection.transaction()?;
+                blobs::add(&transaction, &entry.blob, entry.size, entry.checked_at)?;
+                transaction
+                    .prepare_cached(&format!(
+                        "INSERT INTO resources
+                             (key, blob, size, last_modified, etag, content_type, checked_at)
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                         ON CONFLICT (key) DO UPDATE SET
+                             blob = excluded.blob, size = excluded.size,
+                             last_modified = excluded.last_modified, etag = excluded.etag,
+                             content_type = excluded.content_type,
+                             checked_at = excluded.checked_at
+                         WHERE {condition}",
+                    ))?
+                    .execute(params![
+                        key,
+                        entry.blob.as_bytes(),
+                        signed(entry.size),
+                        entry.validators.last_modified,
+                        entry.validators.etag,
+                        entry.content_type,
+                        entry.checked_at,
+                    ])?;
+                transaction.commit()
+            })
+            .await
+    }
+
+    /// Tells `metrics` of its calls.
+    #[must_use]
+    pub fn observed(self, metrics: &Metrics) -> Self {
+        let metrics = IndexMetrics::new(metrics);
+        Self {
+            reader: self.reader.observed(&metrics),
+            writer: self.writer.observed(&metrics),
+            counter: self.counter.observed(&metrics),
+            ..self
+        }
+    }
+
     /// What is in memory has one connection.
     fn on_one(actor: Actor) -> Self {
         let (reader, counter) = (actor.clone(), actor.clone());
@@ -121,34 +172,11 @@ impl Index for SqliteIndex {
     }
 
     async fn record(&self, key: &str, entry: &Entry) -> Result<(), IndexError> {
-        let (key, entry) = (key.to_owned(), entry.clone());
-        self.writer
-            .call("record a resource", move |connection| {
-                let transaction = connection.transaction()?;
-                blobs::add(&transaction, &entry.blob, entry.size, entry.checked_at)?;
-                transaction
-                    .prepare_cached(
-                        "INSERT INTO resources
-                             (key, blob, size, last_modified, etag, content_type, checked_at)
-                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-                         ON CONFLICT (key) DO UPDATE SET
-                             blob = excluded.blob, size = excluded.size,
-                             last_modified = excluded.last_modified, etag = excluded.etag,
-                             content_type = excluded.content_type,
-                             checked_at = excluded.checked_at",
-                    )?
-                    .execute(params![
-                        key,
-                        entry.blob.as_bytes(),
-                        signed(entry.size),
-                        entry.validators.last_modified,
-                        entry.validators.etag,
-                        entry.content_type,
-                        entry.checked_at,
-                    ])?;
-                transaction.commit()
-            })
-            .await
+        self.record_where(key, entry, "true").await
+    }
+
+    async fn record_late(&self, key: &str, entry: &Entry) -> Result<(), IndexError> {
+        self.record_where(key, entry, "resources.checked_at < excluded.checked_at").await
     }
 
     async fn confirm(&self, key: &str, blob: &Sha256, checked_at: i64) -> Result<(), IndexError> {
@@ -157,7 +185,8 @@ impl Index for SqliteIndex {
             .call("confirm a resource", move |connection| {
                 connection
                     .prepare_cached(
-                        "UPDATE resources SET checked_at = ?3 WHERE key = ?1 AND blob = ?2",
+                        "UPDATE resources SET checked_at = ?3
+                         WHERE key = ?1 AND blob = ?2 AND checked_at < ?3",
                     )?
                     .execute(params![key, blob.as_bytes(), checked_at])
                     .map(drop)

@@ -5,7 +5,7 @@ use super::door::Door;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,19 +20,41 @@ const IN_FLIGHT: usize = 1024;
 /// connection is closed instead.
 pub struct Link {
     door: Door,
+    far: SocketAddr,
+    rtt: Rtt,
     connections: Arc<AtomicUsize>,
+}
+
+/// In milliseconds; it may change on the way.
+type Rtt = Arc<AtomicU64>;
+
+fn half_of(rtt: &Rtt) -> Duration {
+    Duration::from_millis(rtt.load(Ordering::SeqCst)) / 2
 }
 
 impl Link {
     pub fn to(far: SocketAddr, rtt: Duration) -> Self {
         let connections = Arc::new(AtomicUsize::new(0));
-        let count = connections.clone();
         let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let door = Door::open(here, move |near| {
-            count.fetch_add(1, Ordering::SeqCst);
-            relay(near, far, rtt);
-        });
-        Self { door, connections }
+        let rtt = Rtt::new(u64::try_from(rtt.as_millis()).expect("a short way").into());
+        let door = door(here, far, &rtt, &connections);
+        Self { door, far, rtt, connections }
+    }
+
+    /// Breaks all connections, and takes no more.
+    pub fn cut(&mut self) {
+        self.door.close();
+    }
+
+    /// After [`Link::cut`]: takes connections again, on the same port.
+    pub fn mend(&mut self) {
+        self.door = door(self.addr(), self.far, &self.rtt, &self.connections);
+    }
+
+    /// From here on it is as far.
+    pub fn set_rtt(&self, rtt: Duration) {
+        let millis = u64::try_from(rtt.as_millis()).expect("a short way");
+        self.rtt.store(millis, Ordering::SeqCst);
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -50,10 +72,18 @@ impl Link {
     }
 }
 
-fn relay(near: TcpStream, far: SocketAddr, rtt: Duration) {
+fn door(here: SocketAddr, far: SocketAddr, rtt: &Rtt, connections: &Arc<AtomicUsize>) -> Door {
+    let (count, rtt) = (connections.clone(), rtt.clone());
+    Door::open(here, move |near| {
+        count.fetch_add(1, Ordering::SeqCst);
+        relay(near, far, &rtt);
+    })
+}
+
+fn relay(near: TcpStream, far: SocketAddr, rtt: &Rtt) {
     // The real handshake takes no time on loopback: nothing that the near
     // side sends may leave before a distant handshake would have ended.
-    let handshaken = Instant::now() + rtt;
+    let handshaken = Instant::now() + half_of(rtt) * 2;
     let Ok(far) = TcpStream::connect(far) else {
         return;
     };
@@ -61,16 +91,20 @@ fn relay(near: TcpStream, far: SocketAddr, rtt: Duration) {
     let (Ok(near_copy), Ok(far_copy)) = (near.try_clone(), far.try_clone()) else {
         return;
     };
-    let there = thread::spawn(move || carry(near_copy, far_copy, rtt / 2, handshaken));
-    carry(far, near, rtt / 2, handshaken);
+    let there = thread::spawn({
+        let rtt = rtt.clone();
+        move || carry(near_copy, far_copy, &rtt, handshaken)
+    });
+    carry(far, near, rtt, handshaken);
     let _ = there.join();
 }
 
 /// Carries one direction until its end, then passes the end on as well.
-fn carry(from: TcpStream, to: TcpStream, delay: Duration, not_before: Instant) {
+fn carry(from: TcpStream, to: TcpStream, rtt: &Rtt, not_before: Instant) {
     let (sender, receiver) = sync_channel(IN_FLIGHT);
     let Ok(source) = from.try_clone() else { return };
-    let collector = thread::spawn(move || collect(source, &sender, delay, not_before));
+    let rtt = rtt.clone();
+    let collector = thread::spawn(move || collect(source, &sender, &rtt, not_before));
     if deliver(&receiver, &to) {
         let _ = to.shutdown(Shutdown::Write);
     } else {
@@ -85,13 +119,13 @@ fn carry(from: TcpStream, to: TcpStream, delay: Duration, not_before: Instant) {
 fn collect(
     mut from: TcpStream,
     sender: &SyncSender<(Instant, Vec<u8>)>,
-    delay: Duration,
+    rtt: &Rtt,
     not_before: Instant,
 ) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let count = uninterrupted(|| from.read(&mut buffer)).unwrap_or(0);
-        let due = Instant::now().max(not_before) + delay;
+        let due = Instant::now().max(not_before) + half_of(rtt);
         // An empty piece is the end, which travels like everything else.
         if sender.send((due, buffer[..count].to_vec())).is_err() || count == 0 {
             return;

@@ -27,6 +27,7 @@ pub struct Postgres {
     everywhere: AtomicBool,
     server: Mutex<Option<Child>>,
     databases: AtomicUsize,
+    connections: AtomicUsize,
 }
 
 impl Postgres {
@@ -37,12 +38,7 @@ impl Postgres {
     /// Its certificate is by `ca`, for 127.0.0.1 and localhost only.
     pub fn start_with_tls(ca: &Ca) -> Self {
         Self::start_with(|folder| {
-            let (certificate, key) = ca.certificate(&[]);
-            fs::write(folder.join("server.crt"), certificate).expect("a certificate");
-            fs::write(folder.join("server.key"), key).expect("a key");
-            let private = Permissions::from_mode(0o600);
-            fs::set_permissions(folder.join("server.key"), private).expect("a private key");
-            give_away(&folder.join("server.key"));
+            write_certificate(folder, ca);
             true
         })
     }
@@ -65,9 +61,58 @@ impl Postgres {
         let server = Mutex::new(None);
         let databases = AtomicUsize::new(0);
         let everywhere = AtomicBool::new(false);
-        let server = Self { folder, port: free_port(), has_tls, everywhere, server, databases };
+        let connections = AtomicUsize::new(200);
+        let port = free_port();
+        let server = Self { folder, port, has_tls, everywhere, server, databases, connections };
         server.resume();
         server
+    }
+
+    /// One that follows this one until it is promoted.
+    pub fn standby(&self) -> Self {
+        let folder = own_folder();
+        let copied = as_nobody(&program("pg_basebackup"))
+            .args([
+                "--no-sync",
+                "--checkpoint=fast",
+                "--wal-method=stream",
+                "--write-recovery-conf",
+            ])
+            .arg("--pgdata")
+            .arg(folder.path().join("data"))
+            .arg("--dbname")
+            .arg(url(self.port, "postgres"))
+            .output()
+            .expect("pg_basebackup");
+        let errors = String::from_utf8_lossy(&copied.stderr);
+        assert!(copied.status.success(), "pg_basebackup: {errors}");
+        let standby = Self {
+            folder,
+            port: free_port(),
+            has_tls: false,
+            everywhere: AtomicBool::new(false),
+            server: Mutex::new(None),
+            databases: AtomicUsize::new(0),
+            connections: AtomicUsize::new(200),
+        };
+        standby.resume();
+        standby
+    }
+
+    /// Ends its following: it takes writes from now on.
+    pub fn promote(&self) {
+        self.sql("postgres", "SELECT pg_promote(true)");
+    }
+
+    /// Waits until it has all that its primary has written by now.
+    pub fn catch_up(&self, primary: &Self) {
+        let at = primary.sql("postgres", "SELECT pg_current_wal_lsn()");
+        let has = format!("SELECT pg_last_wal_replay_lsn() >= '{at}'::pg_lsn");
+        let deadline = Instant::now() + START_TIME;
+        while self.sql("postgres", &has) != "t" {
+            assert!(Instant::now() < deadline, "the standby does not follow: {}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Starts it again after [`Postgres::stop`], on the same port.
@@ -77,6 +122,7 @@ impl Postgres {
         command.arg("-D").arg(folder.join("data"));
         let sockets = format!("unix_socket_directories={}", folder.display());
         let port = format!("port={}", self.port);
+        let connections = format!("max_connections={}", self.connections.load(Ordering::Relaxed));
         let everywhere = self.everywhere.load(Ordering::Relaxed);
         let listen = if everywhere { "listen_addresses=*" } else { "listen_addresses=127.0.0.1" };
         for setting in [
@@ -85,7 +131,7 @@ impl Postgres {
             listen,
             "fsync=off",
             "full_page_writes=off",
-            "max_connections=200",
+            &connections,
             "logging_collector=off",
         ] {
             command.args(["-c", setting]);
@@ -112,10 +158,66 @@ impl Postgres {
         self.everywhere.store(true, Ordering::Relaxed);
     }
 
+    /// From its next start on it takes so many, of which three are the superuser's.
+    pub fn limit_connections(&self, number: usize) {
+        self.connections.store(number, Ordering::Relaxed);
+    }
+
+    /// It says nothing any more, while all its connections stay, until it goes on.
+    pub fn pause(&self) {
+        let Some(main) = self.process() else { return };
+        signal(main, "STOP");
+        // No more of them come now.
+        for child in children_of(main) {
+            try_signal(child, "STOP");
+        }
+    }
+
+    /// After [`Postgres::pause`].
+    pub fn go_on(&self) {
+        let Some(main) = self.process() else { return };
+        for child in children_of(main) {
+            try_signal(child, "CONT");
+        }
+        signal(main, "CONT");
+    }
+
+    fn process(&self) -> Option<u32> {
+        self.server.lock().unwrap().as_ref().map(Child::id)
+    }
+
+    /// Takes all the connections that there are left.
+    pub fn fill(&self) -> Crowd {
+        let deadline = Instant::now() + START_TIME;
+        let mut crowd = Crowd(Vec::new());
+        loop {
+            let mut command = Command::new(program("psql"));
+            command.arg("--no-psqlrc").arg("--dbname").arg(url(self.port, "postgres"));
+            command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+            crowd.0.push(command.spawn().expect("psql"));
+            let one = self.psql("postgres", "SELECT 1").output().expect("psql");
+            if String::from_utf8_lossy(&one.stderr).contains("too many clients") {
+                return crowd;
+            }
+            assert!(Instant::now() < deadline, "there is room for all");
+        }
+    }
+
+    /// A setting that takes effect at once.
+    pub fn set(&self, setting: &str) {
+        self.sql("postgres", &format!("ALTER SYSTEM SET {setting}"));
+        self.sql("postgres", "SELECT pg_reload_conf()");
+    }
+
     /// Ends it at once, and all its connections.
     pub fn stop(&self) {
         if let Some(mut server) = self.server.lock().unwrap().take() {
             signal(server.id(), "QUIT");
+            // It may be paused, and its children with it.
+            signal(server.id(), "CONT");
+            for child in children_of(server.id()) {
+                try_signal(child, "CONT");
+            }
             let _ = server.wait();
         }
     }
@@ -220,6 +322,18 @@ impl Drop for Session<'_> {
     }
 }
 
+/// Connections that nobody else has until this is dropped.
+pub struct Crowd(Vec<Child>);
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
 /// The real pgbouncer in transaction mode: no two transactions of a connection need be in one session.
 pub struct PgBouncer {
     folder: TempDir,
@@ -229,7 +343,17 @@ pub struct PgBouncer {
 
 impl PgBouncer {
     pub fn before(server: &Postgres) -> Self {
+        Self::start(server, None)
+    }
+
+    /// It takes no clients without TLS; its certificate is by `ca`, for 127.0.0.1 and localhost only.
+    pub fn with_tls_before(server: &Postgres, ca: &Ca) -> Self {
+        Self::start(server, Some(ca))
+    }
+
+    fn start(server: &Postgres, ca: Option<&Ca>) -> Self {
         let (folder, port) = (own_folder(), free_port());
+        let tls = ca.map(|ca| tls_of(folder.path(), ca)).unwrap_or_default();
         let path = folder.path().display().to_string();
         let quoted = PASSWORD.replace('"', "\"\"");
         fs::write(folder.path().join("users"), format!("\"postgres\" \"{quoted}\"\n")).unwrap();
@@ -238,7 +362,7 @@ impl PgBouncer {
              [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
              auth_type = scram-sha-256\nauth_file = {path}/users\nlogfile = {path}/log\n\
              pool_mode = transaction\ndefault_pool_size = 3\nmax_client_conn = 200\n\
-             server_idle_timeout = 1\n",
+             server_idle_timeout = 1\n{tls}",
             server.port()
         );
         fs::write(folder.path().join("settings.ini"), settings).unwrap();
@@ -278,9 +402,29 @@ impl Drop for PgBouncer {
     }
 }
 
+fn write_certificate(folder: &Path, ca: &Ca) {
+    let (certificate, key) = ca.certificate(&[]);
+    fs::write(folder.join("server.crt"), certificate).expect("a certificate");
+    fs::write(folder.join("server.key"), key).expect("a key");
+    let private = Permissions::from_mode(0o600);
+    fs::set_permissions(folder.join("server.key"), private).expect("a private key");
+    give_away(&folder.join("server.key"));
+}
+
+/// What pgbouncer's settings say of it.
+fn tls_of(folder: &Path, ca: &Ca) -> String {
+    write_certificate(folder, ca);
+    let folder = folder.display();
+    format!(
+        "client_tls_sslmode = require\nclient_tls_cert_file = {folder}/server.crt\n\
+         client_tls_key_file = {folder}/server.key\n"
+    )
+}
+
 /// The name of the database that a URL leads to.
 pub fn database_of(url: &str) -> &str {
-    url.rsplit_once('/').expect("a URL with a database").1
+    let path = url.rsplit_once('/').expect("a URL with a database").1;
+    path.split('?').next().unwrap_or(path)
 }
 
 fn url(port: u16, database: &str) -> String {
@@ -330,6 +474,22 @@ pub(super) fn free_port() -> u16 {
 }
 
 fn signal(process: u32, name: &str) {
-    let sent = Command::new("sh").arg("-c").arg(format!("kill -{name} {process}")).status();
-    assert!(sent.expect("a shell").success(), "could not send SIG{name}");
+    assert!(try_signal(process, name), "could not send SIG{name}");
+}
+
+/// `false`: it is gone.
+fn try_signal(process: u32, name: &str) -> bool {
+    let command = format!("kill -{name} {process} 2>/dev/null");
+    let sent = Command::new("sh").arg("-c").arg(command).status();
+    sent.expect("a shell").success()
+}
+
+/// The processes that this one started.
+fn children_of(process: u32) -> Vec<u32> {
+    let folder = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let lists = folder.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let numbers = |list: String| -> Vec<u32> {
+        list.split_whitespace().filter_map(|number| number.parse().ok()).collect()
+    };
+    lists.flat_map(numbers).collect()
 }

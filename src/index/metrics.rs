@@ -1,0 +1,66 @@
+//! What the index counts, whatever its make.
+
+use std::time::Duration;
+
+use prometheus::{Histogram, IntCounterVec};
+
+use crate::telemetry::metrics::Metrics;
+
+/// Bounds of what calls take, in seconds: from a look-up in memory to background work's patience.
+const SECONDS: [f64; 12] =
+    [0.000_1, 0.000_3, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 3.0, 10.0];
+
+/// What a call came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Answered,
+    /// Nobody was asked: the server is away, or the request has no time left.
+    NotAsked,
+    /// Its time was up.
+    Late,
+    Failed,
+}
+
+impl Outcome {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::NotAsked => "not_asked",
+            Self::Late => "late",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// The index's metrics.
+#[derive(Clone)]
+pub(super) struct IndexMetrics {
+    calls: IntCounterVec,
+    seconds: Histogram,
+}
+
+impl IndexMetrics {
+    /// Declares them.
+    pub(super) fn new(metrics: &Metrics) -> Self {
+        Self {
+            calls: metrics.counters(
+                "aptmesh_index_calls_total",
+                "Calls to the index, by what they could or could not do and outcome.",
+                &["operation", "outcome"],
+            ),
+            seconds: metrics.histogram(
+                "aptmesh_index_call_seconds",
+                "What the index was waited for, call by call.",
+                &SECONDS,
+            ),
+        }
+    }
+
+    /// A call of `operation`, which completes "could not …", is over.
+    pub(super) fn count(&self, operation: &'static str, outcome: Outcome, took: Duration) {
+        self.calls.with_label_values(&[operation, outcome.label()]).inc();
+        if outcome != Outcome::NotAsked {
+            self.seconds.observe(took.as_secs_f64());
+        }
+    }
+}
