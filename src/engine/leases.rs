@@ -43,10 +43,13 @@ pub(super) struct Leases {
     watched: Mutex<HashMap<String, watch::Sender<Sight>>>,
     /// There is something to do at once.
     wake: Notify,
+    renewing: tokio::sync::Mutex<()>,
 }
 
 struct Held {
     lease: Lease,
+    /// When it was last asked for, of those times that it was had.
+    sure: watch::Sender<Instant>,
     telling: Option<Arc<dyn Telling>>,
     told: Option<String>,
     renewed_at: Instant,
@@ -89,6 +92,7 @@ impl Leases {
             held: Mutex::default(),
             watched: Mutex::default(),
             wake: Notify::new(),
+            renewing: tokio::sync::Mutex::default(),
         })
     }
 
@@ -102,20 +106,23 @@ impl Leases {
         name: &str,
         telling: Option<Arc<dyn Telling>>,
     ) -> Result<Option<(Tenure, Option<String>)>, IndexError> {
+        let (sure, surely) = watch::channel(Instant::now());
         let Taken::Granted { lease, note } = self.index.take(name, &self.owner, TERM).await? else {
             return Ok(None);
         };
         let lost = CancellationToken::new();
         let held = Held {
             lease: lease.clone(),
+            sure,
             telling,
             told: None,
             renewed_at: Instant::now(),
             lost: lost.clone(),
         };
-        self.held().insert(name.to_owned(), held);
+        // Taken anew by ourselves, it is lost to who had it before.
+        self.held().insert(name.to_owned(), held).as_ref().map(Held::end).unwrap_or_default();
         self.wake.notify_one();
-        Ok(Some((Tenure { leases: Arc::clone(self), lease, lost }, note)))
+        Ok(Some((Tenure { leases: Arc::clone(self), lease, lost, sure: surely }, note)))
     }
 
     /// Waits until the lease is ours, for as long as it takes: for work that goes on for as long as a
@@ -174,6 +181,9 @@ impl Leases {
 
     /// Leases are lost to who took them meanwhile, not to an index that is away.
     async fn renew(&self) {
+        // One after the other, so that what is told later stays.
+        let _alone = self.renewing.lock().await;
+        let asked_at = Instant::now();
         let due = self.due();
         if due.is_empty() {
             return;
@@ -195,6 +205,7 @@ impl Leases {
                 continue;
             };
             if let Some(is_wanted) = wanted.get(name) {
+                one.sure.send_replace(asked_at);
                 one.wanted(*is_wanted);
                 one.told = renewal.note.or(one.told.take());
             } else {
@@ -288,6 +299,7 @@ pub(super) struct Tenure {
     leases: Arc<Leases>,
     lease: Lease,
     lost: CancellationToken,
+    sure: watch::Receiver<Instant>,
 }
 
 impl Tenure {
@@ -296,9 +308,31 @@ impl Tenure {
         &self.lease
     }
 
+    /// Whether it is still ours, to be asked before each step of work.
+    pub(super) fn sureness(&self) -> Sureness {
+        Sureness(self.sure.clone())
+    }
+
     /// Waits until another process has it.
     pub(super) async fn lost(&self) {
         self.lost.cancelled().await;
+    }
+}
+
+/// Whether a lease is still ours: a process that was paused does not know that it is not.
+#[derive(Clone)]
+pub(super) struct Sureness(watch::Receiver<Instant>);
+
+impl Sureness {
+    /// At once where it is, else when it was renewed; never where it is lost.
+    pub(super) async fn wait(&mut self) {
+        while self.0.has_changed().is_ok() {
+            if self.0.borrow_and_update().elapsed() < TERM - RENEW_EVERY {
+                return;
+            }
+            drop(self.0.changed().await);
+        }
+        std::future::pending().await
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod ask;
 mod count;
+mod duties;
 pub mod flight;
 mod known;
 mod learn;
@@ -30,6 +31,7 @@ use crate::archive::target::Target;
 use crate::content::digest::Hasher;
 pub use crate::engine::ask::{Ask, Client, Sharing};
 use crate::engine::count::Count;
+use crate::engine::duties::Duties;
 use crate::engine::flight::follower::Follower;
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
@@ -98,6 +100,7 @@ pub struct Engine {
     judge: Judge,
     flights: Arc<Flights>,
     leases: Arc<Leases>,
+    duties: Arc<Duties>,
     recheck_after_millis: AtomicU64,
     doubts: Doubts,
     suites: Suites,
@@ -122,8 +125,11 @@ impl Engine {
         let knowledge = Arc::new(AtomicU64::new(1));
         let (prefetcher, errands) = Prefetcher::new(&config.prefetch, metrics);
         let prefetcher = Arc::new(prefetcher);
+        let leases = Leases::new(&index);
+        let duties = Duties::new(&leases, metrics);
         let learner = Learner::start(
             Arc::clone(&index),
+            Arc::clone(&duties),
             Arc::clone(&knowledge),
             Arc::clone(&prefetcher),
             metrics,
@@ -135,7 +141,6 @@ impl Engine {
         let inspector = Inspector::new(&index, &store, moves, room.unadopted(), metrics);
         let inspector = Arc::new(inspector);
         let folders = Folders::new(&config.folders, &index, &inspector, metrics);
-        let leases = Leases::new(&index);
         let engine = Arc::new(Self {
             index,
             store,
@@ -152,6 +157,7 @@ impl Engine {
             judge: Judge::new(config.judge.clone(), metrics),
             flights: Arc::default(),
             leases,
+            duties,
             recheck_after_millis: AtomicU64::new(0),
             doubts: Doubts::default(),
             suites: Suites::default(),

@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use crate::content::digest::{Expected, Sha256};
 use crate::content::validators::Validators;
-pub use crate::index::lease::{Holding, Lease, Renewal, Renewed, Taken, WANTED_SECONDS};
+pub use crate::index::lease::{FencedOff, Holding, Lease, Renewal, Renewed, Taken, WANTED_SECONDS};
 
 /// Which make, and where.
 #[derive(Clone, Debug)]
@@ -283,11 +283,24 @@ pub trait Index: Send + Sync {
     ) -> Result<Vec<(String, Expectation)>, IndexError>;
 
     /// Changes what `list` says, at `now`. A change that is broken off half-way is made whole by the next
-    /// learning: until [`Index::finish`] the list counts as not learnt.
-    async fn learn(&self, list: &str, change: Change, now: i64) -> Result<(), IndexError>;
+    /// learning: until [`Index::finish`] the list counts as not learnt. Where the lease `under` is lost,
+    /// as for all that takes one, nothing is changed, and the source of the error is [`FencedOff`].
+    async fn learn(
+        &self,
+        under: &Lease,
+        list: &str,
+        change: Change,
+        now: i64,
+    ) -> Result<(), IndexError>;
 
     /// All that `blob` says of `list` is learnt; at `now`, in seconds since 1970.
-    async fn finish(&self, list: &str, blob: &Sha256, now: i64) -> Result<(), IndexError>;
+    async fn finish(
+        &self,
+        under: &Lease,
+        list: &str,
+        blob: &Sha256,
+        now: i64,
+    ) -> Result<(), IndexError>;
 
     /// A number that changes whenever a list is finished or unlearnt, by whatever process.
     async fn knowledge(&self) -> Result<u64, IndexError>;
@@ -300,7 +313,13 @@ pub trait Index: Send + Sync {
     async fn disused_lists(&self, before: i64, limit: usize) -> Result<Vec<String>, IndexError>;
 
     /// Unlearns at most `limit` of what `list` says, at `now`; `true` when nothing is left of it.
-    async fn unlearn(&self, list: &str, limit: usize, now: i64) -> Result<bool, IndexError>;
+    async fn unlearn(
+        &self,
+        under: &Lease,
+        list: &str,
+        limit: usize,
+        now: i64,
+    ) -> Result<bool, IndexError>;
 
     /// What is known of a file that lies elsewhere.
     async fn file(&self, path: &Path) -> Result<Option<HashedFile>, IndexError>;
@@ -337,6 +356,9 @@ pub trait Index: Send + Sync {
 
     /// Of these leases, those that somebody holds: they count as wanted.
     async fn holdings(&self, names: &[String]) -> Result<Vec<Holding>, IndexError>;
+
+    /// The leases that somebody holds whose names begin with `prefix`; they do not count as wanted.
+    async fn holdings_like(&self, prefix: &str) -> Result<Vec<Holding>, IndexError>;
 
     /// Gives leases up. Those that are lost are left to who has them.
     async fn release(&self, leases: &[Lease]) -> Result<(), IndexError>;
@@ -392,5 +414,11 @@ impl IndexError {
     #[must_use]
     pub fn is_old_news(&self) -> bool {
         self.source.is::<postgres::Away>()
+    }
+
+    /// Whether another process has the lease under which it was to be done.
+    #[must_use]
+    pub fn is_fenced_off(&self) -> bool {
+        self.source.is::<FencedOff>()
     }
 }

@@ -21,11 +21,11 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 use tokio_util::task::TaskTracker;
 
-use crate::index::IndexError;
 use crate::index::postgres::health::{Health, reasons};
 use crate::index::postgres::schema::{self, SchemaMismatch};
 use crate::index::postgres::tls;
 use crate::index::postgres::url::{Config, Patience};
+use crate::index::{FencedOff, IndexError};
 
 /// For how long a request waits for the database before it goes on without: what apt's users would
 /// not notice, and longer than any statement of a request takes on a database that is well.
@@ -36,6 +36,9 @@ const ATTEMPTS_MAX: u32 = 3;
 /// How much longer than its caller the server waits for a statement: the caller is to be the first, and
 /// know why.
 const GIVE_UP_AFTER: Duration = Duration::from_millis(100);
+/// For how long the server waits for a caller in the midst of a transaction: one that is paused holds
+/// locks that others wait for.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
 
 /// A parameter and its type: that is told, so that a statement takes one round trip.
 pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -97,6 +100,8 @@ pub(super) enum Trouble {
     Late(Duration),
     /// Nobody asks at the moment.
     Away,
+    /// The lease under which it was to be written is lost.
+    FencedOff,
     /// A row holds what can not be.
     Corrupt(&'static str),
 }
@@ -115,6 +120,7 @@ impl fmt::Display for Trouble {
             Self::Schema(mismatch) => mismatch.fmt(f),
             Self::Late(patience) => write!(f, "PostgreSQL did not answer within {patience:?}"),
             Self::Away => Away.fmt(f),
+            Self::FencedOff => FencedOff.fmt(f),
             Self::Corrupt(what) => write!(f, "a row holds {what}"),
         }
     }
@@ -152,7 +158,9 @@ impl Trouble {
                         || *code == SqlState::TOO_MANY_CONNECTIONS
                 },
             ),
-            Self::Schema(_) | Self::Late(_) | Self::Away | Self::Corrupt(_) => false,
+            Self::Schema(_) | Self::Late(_) | Self::Away | Self::FencedOff | Self::Corrupt(_) => {
+                false
+            }
         }
     }
 }
@@ -261,6 +269,7 @@ impl Calls {
             source: match trouble {
                 Trouble::Schema(mismatch) => mismatch.into(),
                 Trouble::Away => Away.into(),
+                Trouble::FencedOff => FencedOff.into(),
                 trouble => trouble.into(),
             },
         })
@@ -285,7 +294,11 @@ impl Calls {
     /// any more: an order to stop them, sent when that is so, is lost on a pooler.
     pub(super) fn beginning(&self, purpose: Purpose) -> String {
         let millis = (self.patience(purpose) + GIVE_UP_AFTER).as_millis();
-        format!("BEGIN; SET LOCAL statement_timeout = {millis}")
+        let silence = SILENCE_MAX.as_millis();
+        format!(
+            "BEGIN; SET LOCAL statement_timeout = {millis}; \
+             SET LOCAL idle_in_transaction_session_timeout = {silence}"
+        )
     }
 
     fn note(&self, purpose: Purpose, trouble: Option<&Trouble>) {

@@ -172,12 +172,24 @@ impl Index for PostgresIndex {
         expectations::said_by(&self.calls, list, after, limit).await
     }
 
-    async fn learn(&self, list: &str, change: Change, now: i64) -> Result<(), IndexError> {
-        expectations::learn(&self.calls, list, &change, now).await
+    async fn learn(
+        &self,
+        under: &Lease,
+        list: &str,
+        change: Change,
+        now: i64,
+    ) -> Result<(), IndexError> {
+        expectations::learn(&self.calls, under, list, &change, now).await
     }
 
-    async fn finish(&self, list: &str, blob: &Sha256, now: i64) -> Result<(), IndexError> {
-        expectations::finish(&self.calls, list, blob, now).await
+    async fn finish(
+        &self,
+        under: &Lease,
+        list: &str,
+        blob: &Sha256,
+        now: i64,
+    ) -> Result<(), IndexError> {
+        expectations::finish(&self.calls, under, list, blob, now).await
     }
 
     async fn asked(&self, list: &str, below: Option<&str>, now: i64) -> Result<(), IndexError> {
@@ -188,8 +200,14 @@ impl Index for PostgresIndex {
         expectations::disused(&self.calls, before, limit).await
     }
 
-    async fn unlearn(&self, list: &str, limit: usize, now: i64) -> Result<bool, IndexError> {
-        expectations::unlearn(&self.calls, list, limit, now).await
+    async fn unlearn(
+        &self,
+        under: &Lease,
+        list: &str,
+        limit: usize,
+        now: i64,
+    ) -> Result<bool, IndexError> {
+        expectations::unlearn(&self.calls, under, list, limit, now).await
     }
 
     async fn file(&self, path: &Path) -> Result<Option<HashedFile>, IndexError> {
@@ -239,6 +257,10 @@ impl Index for PostgresIndex {
 
     async fn holdings(&self, names: &[String]) -> Result<Vec<Holding>, IndexError> {
         leases::holdings(&self.calls, names).await
+    }
+
+    async fn holdings_like(&self, prefix: &str) -> Result<Vec<Holding>, IndexError> {
+        leases::holdings_like(&self.calls, prefix).await
     }
 
     async fn release(&self, leases: &[Lease]) -> Result<(), IndexError> {

@@ -362,12 +362,26 @@ impl Index for SqliteIndex {
             .await
     }
 
-    async fn learn(&self, list: &str, change: Change, now: i64) -> Result<(), IndexError> {
+    async fn learn(
+        &self,
+        under: &Lease,
+        list: &str,
+        change: Change,
+        now: i64,
+    ) -> Result<(), IndexError> {
+        self.leases.admit("learn a list", under)?;
         let list = list.to_owned();
         self.writer.call("learn a list", move |c| expectations::learn(c, &list, &change, now)).await
     }
 
-    async fn finish(&self, list: &str, blob: &Sha256, now: i64) -> Result<(), IndexError> {
+    async fn finish(
+        &self,
+        under: &Lease,
+        list: &str,
+        blob: &Sha256,
+        now: i64,
+    ) -> Result<(), IndexError> {
+        self.leases.admit("finish a list", under)?;
         let (list, blob) = (list.to_owned(), *blob);
         self.writer.call("finish a list", move |c| expectations::finish(c, &list, blob, now)).await
     }
@@ -389,7 +403,14 @@ impl Index for SqliteIndex {
         self.reader.call("look up lists", move |c| expectations::disused(c, before, limit)).await
     }
 
-    async fn unlearn(&self, list: &str, limit: usize, now: i64) -> Result<bool, IndexError> {
+    async fn unlearn(
+        &self,
+        under: &Lease,
+        list: &str,
+        limit: usize,
+        now: i64,
+    ) -> Result<bool, IndexError> {
+        self.leases.admit("unlearn a list", under)?;
         let list = list.to_owned();
         self.writer
             .call("unlearn a list", move |c| expectations::unlearn(c, &list, limit, now))
@@ -446,6 +467,10 @@ impl Index for SqliteIndex {
 
     async fn holdings(&self, names: &[String]) -> Result<Vec<Holding>, IndexError> {
         Ok(self.leases.holdings(names))
+    }
+
+    async fn holdings_like(&self, prefix: &str) -> Result<Vec<Holding>, IndexError> {
+        Ok(self.leases.holdings_like(prefix))
     }
 
     async fn release(&self, leases: &[Lease]) -> Result<(), IndexError> {
