@@ -172,9 +172,13 @@ impl Engine {
         engine.set_recheck_after(config.recheck_after);
         background.spawn(engine.tidying().run());
         background.spawn(Arc::clone(&engine.leases).run());
-        background.spawn(upkeep::scrub(Arc::clone(&engine.inspector), config.scrub));
-        background.spawn(upkeep::adopt(Arc::clone(&engine.inspector)));
-        background.spawn(Arc::clone(&engine.folders).watch());
+        background.spawn(upkeep::scrub(
+            Arc::clone(&engine.duties),
+            Arc::clone(&engine.inspector),
+            config.scrub,
+        ));
+        background.spawn(upkeep::adopt(Arc::clone(&engine.duties), Arc::clone(&engine.inspector)));
+        background.spawn(Arc::clone(&engine.folders).watch(Arc::clone(&engine.duties)));
         engine
     }
 

@@ -244,7 +244,10 @@ impl Student {
         let knowledge = self.knowledge.load(Ordering::Acquire);
         let mut jobs = std::mem::take(&mut self.with_fellows);
         if std::mem::replace(&mut self.heard, knowledge) != knowledge {
-            jobs.append(&mut self.early);
+            for job in std::mem::take(&mut self.early) {
+                let is_due = self.is_current(&job).await.unwrap_or(false);
+                if is_due { &mut jobs } else { &mut self.early }.push(job);
+            }
         }
         for job in jobs {
             self.look_at(job).await;

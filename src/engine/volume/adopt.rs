@@ -114,6 +114,7 @@ impl Inspector {
                 }
                 compared => compared?,
             };
+            pace.ensure_duty().await;
             sum.gone += self.forget_missing(&comparison.gone).await?;
             let mut here = bytes_of(&comparison.unknown);
             for unknown in &comparison.unknown {
