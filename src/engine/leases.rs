@@ -52,6 +52,8 @@ struct Held {
     sure: watch::Sender<Instant>,
     telling: Option<Arc<dyn Telling>>,
     told: Option<String>,
+    /// What is new is to be told now.
+    is_urgent: bool,
     renewed_at: Instant,
     lost: CancellationToken,
 }
@@ -96,6 +98,11 @@ impl Leases {
         })
     }
 
+    /// What tells this process from others.
+    pub(super) fn owner(&self) -> &str {
+        &self.owner
+    }
+
     /// Takes a lease, and with it what its last holder told, if that one died; `None` while another
     /// holds it.
     ///
@@ -116,6 +123,7 @@ impl Leases {
             sure,
             telling,
             told: None,
+            is_urgent: false,
             renewed_at: Instant::now(),
             lost: lost.clone(),
         };
@@ -152,6 +160,14 @@ impl Leases {
     /// There is something to tell that others wait for.
     pub(super) fn tell_now(&self) {
         self.wake.notify_one();
+    }
+
+    /// Tells what is new of all leases that tell something, and waits until the index has heard of it.
+    pub(super) async fn tell(&self) {
+        for held in self.held().values_mut().filter(|held| held.telling.is_some()) {
+            held.is_urgent = true;
+        }
+        self.renew().await;
     }
 
     /// Renews and looks, for as long as the process lives.
@@ -223,7 +239,8 @@ impl Leases {
             let since = now.duration_since(held.renewed_at);
             let note = held.telling.as_ref().and_then(|telling| telling.note());
             let is_first = held.told.is_none() && note.is_some();
-            let is_new = note != held.told && (is_first || since >= TELL_EVERY);
+            let is_urgent = is_first || std::mem::take(&mut held.is_urgent);
+            let is_new = note != held.told && (is_urgent || since >= TELL_EVERY);
             if is_new || since >= RENEW_EVERY {
                 held.renewed_at = now;
                 due.push(Renewal { lease: held.lease.clone(), note: note.filter(|_| is_new) });

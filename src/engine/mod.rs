@@ -136,7 +136,7 @@ impl Engine {
             background,
         );
         let memory = Arc::new(Memory::default());
-        let room = Room::new(&config.room, &index, &store, &memory, metrics);
+        let room = Room::of(&config.room, &index, &store, &memory, &duties, metrics);
         let moves = room.evictor().moves();
         let inspector = Inspector::new(&index, &store, moves, room.unadopted(), metrics);
         let inspector = Arc::new(inspector);
@@ -171,6 +171,8 @@ impl Engine {
         }
         engine.set_recheck_after(config.recheck_after);
         background.spawn(engine.tidying().run());
+        background.spawn(engine.tidying().keep_room(Arc::clone(&engine.duties)));
+        background.spawn(Arc::clone(&engine.room).tell_fellows());
         background.spawn(Arc::clone(&engine.leases).run());
         background.spawn(upkeep::scrub(
             Arc::clone(&engine.duties),

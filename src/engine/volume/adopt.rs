@@ -50,6 +50,19 @@ impl Unadopted {
     fn set(&self, bytes: u64) {
         self.0.store(bytes, Ordering::Relaxed);
     }
+
+    /// When the answer is dropped, it is for a fellow to count.
+    pub(super) fn counting(&self) -> Counting<'_> {
+        Counting(self)
+    }
+}
+
+pub(super) struct Counting<'a>(&'a Unadopted);
+
+impl Drop for Counting<'_> {
+    fn drop(&mut self) {
+        self.0.set(0);
+    }
 }
 
 impl Inspector {

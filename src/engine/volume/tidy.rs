@@ -1,13 +1,16 @@
 //! What the engine does by itself, all the time: keep room ahead of the need, tell the index what is
 //! used, and let go of what others removed.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::engine::Engine;
+use crate::engine::duties::{Duties, Duty};
+use crate::engine::leases::Sureness;
 use crate::engine::memory::Memory;
 use crate::engine::volume::room::Room;
 use crate::engine::volume::uses::Uses;
@@ -49,7 +52,8 @@ impl Engine {
 impl Tidying {
     /// Never ends.
     pub(in crate::engine) async fn run(self) {
-        // Pins may have changed since the last start.
+        // Pins may have changed since the last start. What is pinned still is found to be when its turn
+        // to go comes, by whoever evicts.
         note(self.index.unpin().await);
         let every = |period| {
             let mut ticks = interval(period);
@@ -61,12 +65,7 @@ impl Tidying {
         let (mut news, mut heard) = (every(KNOWLEDGE_EVERY), None);
         loop {
             tokio::select! {
-                _ = room.tick() => {
-                    if let Err(error) = self.room.tidy().await {
-                        tracing::warn!(%error, "could not keep room free");
-                        room.reset_at(Instant::now() + ROOM_PAUSE);
-                    }
-                }
+                _ = room.tick() => self.room.tell().await,
                 _ = uses.tick() => {
                     note(self.uses.tell(&*self.index).await);
                     let memory = Arc::clone(&self.memory);
@@ -75,6 +74,26 @@ impl Tidying {
                 }
                 _ = news.tick() => heard = self.hear_news(heard).await,
                 _ = asked.tick() => note(self.uses.tell_asked(&*self.index).await),
+            }
+        }
+    }
+
+    /// Keeps room ahead of the need, in one of the volume's processes, for ever.
+    pub(in crate::engine) async fn keep_room(self, duties: Arc<Duties>) {
+        duties.carry(Duty::Tidy, "", |sureness| self.keep_room_on(sureness)).await;
+    }
+
+    async fn keep_room_on(&self, mut sureness: Sureness) -> Infallible {
+        // Who kept it before may have had other pins.
+        note(self.index.unpin().await);
+        loop {
+            sureness.wait().await;
+            match self.room.make_ahead().await {
+                Ok(()) => sleep(ROOM_EVERY).await,
+                Err(error) => {
+                    tracing::warn!(%error, "could not keep room free");
+                    sleep(ROOM_PAUSE).await;
+                }
             }
         }
     }

@@ -98,6 +98,7 @@ pub(in crate::engine) async fn adopt(duties: Arc<Duties>, inspector: Arc<Inspect
 }
 
 async fn adopt_on(inspector: &Inspector, sureness: Sureness) -> Infallible {
+    let _while_on_duty = inspector.unadopted.counting();
     loop {
         match inspector.adopt(&mut Pace::of(HASH_RATE).under(sureness.clone())).await {
             Ok(sum) if sum == Adopted::default() => {}
