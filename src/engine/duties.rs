@@ -6,6 +6,8 @@ use std::future::Future;
 use std::sync::Arc;
 
 use prometheus::{IntGauge, IntGaugeVec};
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
 
 use crate::engine::leases::{Leases, Sureness, Tenure};
 use crate::index::{Index, IndexError, Lease};
@@ -79,7 +81,7 @@ impl Duties {
     pub(in crate::engine) fn new(leases: &Arc<Leases>, metrics: &Metrics) -> Arc<Self> {
         let held = metrics.gauges(
             "aptmesh_engine_duties",
-            "Whether this process does what the site does once: 1 if it does.",
+            "What a site does once and this process does now: 1 if it does, more for more lists.",
             &["duty"],
         );
         for duty in Duty::ALL {
@@ -88,9 +90,13 @@ impl Duties {
         Arc::new(Self { leases: Arc::clone(leases), volume: String::new(), held })
     }
 
-    /// Those of a command that runs beside a cache, or without one. What it takes is not renewed.
+    /// Those of a command that runs beside a cache, or without one; renewed for as long as it runs.
     pub(in crate::engine) fn of_a_command(index: &Arc<dyn Index>, metrics: &Metrics) -> Arc<Self> {
-        Self::new(&Leases::new(index), metrics)
+        let leases = Leases::new(index);
+        if Handle::try_current().is_ok() {
+            TaskTracker::new().spawn(Arc::clone(&leases).run());
+        }
+        Self::new(&leases, metrics)
     }
 
     /// Those that this process has now.

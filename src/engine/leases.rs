@@ -341,10 +341,16 @@ impl Tenure {
 pub(super) struct Sureness(watch::Receiver<Instant>);
 
 impl Sureness {
+    /// Whether it is, without waiting.
+    pub(super) fn holds(&self) -> bool {
+        self.0.has_changed().is_ok() && self.0.borrow().elapsed() < TERM - RENEW_EVERY
+    }
+
     /// At once where it is, else when it was renewed; never where it is lost.
     pub(super) async fn wait(&mut self) {
         while self.0.has_changed().is_ok() {
-            if self.0.borrow_and_update().elapsed() < TERM - RENEW_EVERY {
+            self.0.mark_unchanged();
+            if self.holds() {
                 return;
             }
             drop(self.0.changed().await);

@@ -102,7 +102,7 @@ pub struct Engine {
     leases: Arc<Leases>,
     duties: Arc<Duties>,
     recheck_after_millis: AtomicU64,
-    doubts: Doubts,
+    doubts: Arc<Doubts>,
     suites: Suites,
     tainted: Tainted,
     count: Count,
@@ -157,9 +157,9 @@ impl Engine {
             judge: Judge::new(config.judge.clone(), metrics),
             flights: Arc::default(),
             leases,
-            duties,
+            duties: Arc::clone(&duties),
             recheck_after_millis: AtomicU64::new(0),
-            doubts: Doubts::default(),
+            doubts: Doubts::new(&duties),
             suites: Suites::default(),
             tainted: Tainted::default(),
             count: Count::default(),
@@ -167,7 +167,7 @@ impl Engine {
             metrics: EngineMetrics::new(metrics),
         });
         if let Some(errands) = errands {
-            errands.start(Arc::downgrade(&engine), background);
+            errands.start(&engine, background);
         }
         engine.set_recheck_after(config.recheck_after);
         background.spawn(engine.tidying().run());
@@ -489,6 +489,12 @@ impl Engine {
     #[must_use]
     pub fn store_trouble(&self) -> Option<String> {
         self.store.health().trouble()
+    }
+
+    /// What its site does once, and this process does now.
+    #[must_use]
+    pub fn duties(&self) -> Vec<&'static str> {
+        self.duties.labels()
     }
 
     /// Downloads under way.

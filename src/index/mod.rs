@@ -173,6 +173,22 @@ pub struct HashedFile {
     pub digest: Sha256,
 }
 
+/// A file to be fetched before anybody asks for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Errand {
+    /// Which package it is a version of.
+    pub package: String,
+    /// Its resource.
+    pub key: String,
+    /// Bytes.
+    pub size: u64,
+    /// Whether it could not be fetched once.
+    pub has_failed: bool,
+}
+
+/// Errands that wait at most: further ones are forgotten.
+pub const ERRANDS_MAX: usize = 10_000;
+
 /// Facts by resource key. Every call may be repeated, but for [`Index::touch`], which counts.
 ///
 /// A blob is referenced while a list, learnt in full or in part, names its SHA-256, or was learnt from
@@ -346,6 +362,20 @@ pub trait Index: Send + Sync {
     /// Forgets files that lie elsewhere, or did.
     async fn forget_files(&self, paths: &[PathBuf]) -> Result<(), IndexError>;
 
+    /// Adds errands at the end, at `now`: each takes the place of that of another version of its package.
+    async fn add_errands(&self, errands: &[Errand], now: i64) -> Result<(), IndexError>;
+
+    /// The errand whose turn it is, of those added since `since`.
+    async fn next_errand(&self, since: i64) -> Result<Option<Errand>, IndexError>;
+
+    /// Ends an errand; or puts it at the end, as one that failed once. Nothing happens where another
+    /// version took its place.
+    async fn end_errand(&self, errand: &Errand, again: bool) -> Result<(), IndexError>;
+
+    /// Spends bytes on errands, or gives them back, at `now`; how many were spent since the day of errands
+    /// began, one that is over beginning anew.
+    async fn spend(&self, bytes: i64, now: i64) -> Result<u64, IndexError>;
+
     /// Takes the lease `name` for the process `owner`, for `term`, unless another process holds it.
     async fn take(&self, name: &str, owner: &str, term: Duration) -> Result<Taken, IndexError>;
 
@@ -387,6 +417,9 @@ pub struct Totals {
     /// What lists say of resources.
     pub expectations: u64,
 }
+
+/// How long a day of errands is, in seconds.
+const DAY: i64 = 24 * 60 * 60;
 
 /// What is below a folder stands between `FOLDER/` and `FOLDER0`, "0" being the character after the
 /// slash.

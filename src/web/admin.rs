@@ -79,6 +79,7 @@ async fn status(admin: Arc<Admin>) -> Response {
             "resources": totals.resources, "blobs": totals.blobs, "bytes": totals.bytes,
             "expectations": totals.expectations, "quota": admin.engine.room().limits().quota,
         })),
+        "duties": admin.engine.duties(),
         "trouble": admin.engine.store_trouble(),
     }))
     .into_response()

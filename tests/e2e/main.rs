@@ -5,6 +5,7 @@ mod kit;
 mod apt;
 mod consistency;
 mod durability;
+mod duties;
 mod flights;
 mod folders;
 mod freshness;

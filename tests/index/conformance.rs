@@ -6,8 +6,8 @@ use std::path::Path;
 use aptmesh::content::digest::{Expected, Sha256};
 use aptmesh::content::validators::Validators;
 use aptmesh::index::{
-    Change, Class, Entry, Expectation, HashedFile, Identity, Index, Names, ROUND_TRIP, Stored,
-    Totals, Use, Volume,
+    Change, Class, Entry, Errand, Expectation, HashedFile, Identity, Index, Names, ROUND_TRIP,
+    Stored, Totals, Use, Volume,
 };
 
 use crate::leases;
@@ -38,6 +38,8 @@ pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {
     wait(tells_who_names_a_blob(&open()));
     wait(unlearns_lists_nobody_asks_for(&open()));
     wait(remembers_files_that_lie_elsewhere(&open()));
+    wait(errands_come_in_turn(&open()));
+    wait(spends_by_the_day(&open()));
     wait(leases::one_holds_a_lease_at_a_time(&open()));
     wait(leases::a_lease_that_is_not_renewed_passes_on(&open()));
     wait(leases::holders_hear_whether_others_look(&open()));
@@ -495,6 +497,39 @@ async fn unlearns_lists_nobody_asks_for(index: &impl Index) {
     assert_eq!(index.expectation("http://m/b").await.unwrap(), None);
     assert_eq!(index.learnt(&packages).await.unwrap(), None);
     assert_eq!(index.expectation("http://m/r").await.unwrap(), Some(expectation("r")));
+}
+
+async fn errands_come_in_turn(index: &impl Index) {
+    let errand = |package: &str, version: &str| Errand {
+        package: package.to_owned(),
+        key: format!("http://m/{package}_{version}.deb"),
+        size: 7,
+        has_failed: false,
+    };
+    let next = async |since| index.next_errand(since).await.unwrap();
+    assert_eq!(next(0).await, None);
+    index.add_errands(&[errand("a", "1"), errand("b", "1")], 10).await.unwrap();
+    index.add_errands(&[errand("a", "2")], 20).await.unwrap();
+    assert_eq!(next(0).await, Some(errand("b", "1")), "the new version of a comes later");
+    assert_eq!(next(11).await, Some(errand("a", "2")), "the other one is too old");
+    index.end_errand(&errand("b", "1"), true).await.unwrap();
+    assert_eq!(next(0).await, Some(errand("a", "2")));
+    index.end_errand(&errand("a", "1"), false).await.unwrap();
+    assert_eq!(next(0).await, Some(errand("a", "2")), "another version is another errand");
+    index.end_errand(&errand("a", "2"), false).await.unwrap();
+    assert_eq!(next(0).await, Some(Errand { has_failed: true, ..errand("b", "1") }));
+    index.end_errand(&errand("b", "1"), false).await.unwrap();
+    assert_eq!(next(0).await, None);
+}
+
+async fn spends_by_the_day(index: &impl Index) {
+    const DAY: i64 = 24 * 60 * 60;
+    let spend = async |bytes, now| index.spend(bytes, now).await.unwrap();
+    assert_eq!(spend(5, DAY).await, 5);
+    assert_eq!(spend(7, 2 * DAY - 1).await, 12);
+    assert_eq!(spend(-4, 2 * DAY - 1).await, 8);
+    assert_eq!(spend(1, 2 * DAY).await, 1, "the next day");
+    assert_eq!(spend(-3, 2 * DAY).await, 0);
 }
 
 fn of(blobs: &[Stored]) -> Vec<Sha256> {

@@ -15,8 +15,9 @@ use prometheus::IntCounterVec;
 use thiserror::Error;
 
 use crate::content::digest::Sha256;
+use crate::engine::leases::Sureness;
 use crate::engine::memory::{Memory, now_seconds};
-use crate::engine::volume::moves::Moves;
+use crate::engine::volume::moves::{self, Moves};
 use crate::engine::volume::pins::Pin;
 use crate::index::{Class, Index, IndexError, Names, Stored};
 use crate::store::{Store, StoreError};
@@ -165,13 +166,25 @@ impl Evictor {
         &self,
         bytes: u64,
         mode: Mode,
+        told: Option<&mut (dyn FnMut(&Victim) + Send)>,
+    ) -> Result<u64, EvictError> {
+        self.evict_while(None, bytes, mode, told).await
+    }
+
+    /// The same, until another process took over.
+    pub(super) async fn evict_while(
+        &self,
+        sureness: Option<Sureness>,
+        bytes: u64,
+        mode: Mode,
         mut told: Option<&mut (dyn FnMut(&Victim) + Send)>,
     ) -> Result<u64, EvictError> {
+        let is_ours = || sureness.as_ref().is_none_or(Sureness::holds);
         let disused = Class::Disused(now_seconds() - GRACE);
         let (mut freed, mut stuck) = (0, None);
         for class in [disused, Class::Unreferenced, Class::Referenced] {
             let mut after = None;
-            while freed < bytes {
+            while freed < bytes && is_ours() {
                 let page = self.page(class, after.as_ref(), told.is_some()).await?;
                 let chosen = choose(page, &self.pins.load(), class, disused, bytes - freed);
                 if chosen.last.is_none() {
@@ -181,7 +194,9 @@ impl Evictor {
                     chosen.victims.iter().for_each(told);
                 }
                 freed += match mode {
-                    Mode::Real => self.carry_out(class, &chosen, &mut stuck).await?,
+                    Mode::Real => {
+                        self.carry_out(class, &chosen, sureness.clone(), &mut stuck).await?
+                    }
                     Mode::Rehearsal => chosen.bytes,
                 };
                 after = chosen.last;
@@ -215,6 +230,7 @@ impl Evictor {
         &self,
         class: Class,
         chosen: &Chosen,
+        sureness: Option<Sureness>,
         stuck: &mut Option<StoreError>,
     ) -> Result<u64, EvictError> {
         if !chosen.pinned.is_empty() {
@@ -223,7 +239,7 @@ impl Evictor {
         if chosen.victims.is_empty() {
             return Ok(0);
         }
-        let (freed, error) = self.remove(class, &chosen.victims).await?;
+        let (freed, error) = self.remove(class, &chosen.victims, sureness).await?;
         *stuck = error.or(stuck.take());
         Ok(freed)
     }
@@ -234,13 +250,15 @@ impl Evictor {
         &self,
         class: Class,
         victims: &[Victim],
+        sureness: Option<Sureness>,
     ) -> Result<(u64, Option<StoreError>), EvictError> {
         let digests = victims.iter().map(|victim| victim.blob.digest).collect();
         let leaving = self.moves.leave(digests);
         let (store, digests) = (Arc::clone(&self.store), leaving.digests.clone());
         let removing = tokio::task::spawn_blocking(move || {
             let (mut removed, mut stuck) = (HashSet::with_capacity(digests.len()), None);
-            for digest in digests {
+            let is_ours = || sureness.as_ref().is_none_or(Sureness::holds);
+            for digest in digests.into_iter().take_while(|_| is_ours()) {
                 match store.remove(&digest) {
                     Ok(_) => drop(removed.insert(digest)),
                     Err(error) => {
@@ -254,7 +272,7 @@ impl Evictor {
         let (removed, stuck) = removing.await.map_err(StoreError::interrupted)?;
         let gone: Vec<Sha256> = removed.iter().copied().collect();
         self.memory.forget_blobs(&gone);
-        self.index.forget_blobs(&gone).await?;
+        moves::forget(&*self.index, &self.store, &gone).await?;
         let mut gone = victims.iter().filter(|victim| removed.contains(&victim.blob.digest));
         let freed = gone.clone().map(|victim| victim.blob.size).sum();
         self.count(class, gone.clone());

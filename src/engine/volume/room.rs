@@ -99,6 +99,7 @@ struct RoomMetrics {
     bytes: IntGauge,
     blobs: IntGauge,
     promised: IntGauge,
+    promised_by_others: IntGauge,
     unadopted: IntGauge,
     quota: IntGauge,
     free: IntGauge,
@@ -112,6 +113,10 @@ impl RoomMetrics {
             blobs: metrics.gauge("aptmesh_store_blobs", "Stored blobs."),
             promised: metrics
                 .gauge("aptmesh_store_promised_bytes", "Room promised to downloads under way."),
+            promised_by_others: metrics.gauge(
+                "aptmesh_store_promised_by_others_bytes",
+                "Room promised, or taken and not in the index yet, as other processes tell.",
+            ),
             unadopted: metrics.gauge(
                 "aptmesh_store_unadopted_bytes",
                 "Bytes found on the volume that the index is still to know of.",
@@ -275,11 +280,11 @@ impl Room {
             if self.attainable().await.bytes() == 0 {
                 return Ok(());
             }
-            let Some(_on_duty) = self.duties.take(Duty::Evict, "").await? else { return Ok(()) };
+            let Some(on_duty) = self.duties.take(Duty::Evict, "").await? else { return Ok(()) };
             self.fellows.look().await;
             let shortage = self.attainable().await;
             let missing = shortage.bytes().min(TIDY_STEP);
-            if missing == 0 || self.evict(missing, shortage.of_space > 0).await? == 0 {
+            if missing == 0 || self.evict(missing, shortage.of_space > 0, &on_duty).await? == 0 {
                 return Ok(());
             }
         }
@@ -315,6 +320,8 @@ impl Room {
         self.metrics.bytes.set(gauge(volume.bytes));
         self.metrics.blobs.set(gauge(volume.blobs));
         self.metrics.promised.set(gauge(self.promised().all));
+        self.look_at_fellows().await;
+        self.metrics.promised_by_others.set(gauge(self.fellows.told().promised));
         self.metrics.unadopted.set(gauge(self.unadopted.bytes()));
         self.metrics.quota.set(gauge(self.limits().quota.unwrap_or_default()));
         self.metrics.free.set(gauge(self.space_now().await.map_or(0, |space| space.free)));
@@ -361,9 +368,9 @@ impl Room {
     }
 
     async fn make_alone(&self) -> Result<(), StoreError> {
-        let _alone = self.making.lock().await;
         let until = Instant::now() + TURN_PATIENCE;
-        let (_on_duty, mut shortage) = loop {
+        let _alone = self.making.lock().await;
+        let (on_duty, mut shortage) = loop {
             // What a fellow freed meanwhile may do.
             let shortage = self.shortage(false).await;
             if shortage.bytes() == 0 {
@@ -380,7 +387,7 @@ impl Room {
                 return Ok(());
             }
             let is_too_much = shortage.bytes() > self.promised().all.saturating_add(ARREARS_MAX);
-            if is_too_much || !self.free(shortage.bytes(), shortage.of_space > 0).await {
+            if is_too_much || !self.free(shortage.bytes(), shortage.of_space > 0, &on_duty).await {
                 return Err(no_room(shortage));
             }
             shortage = self.shortage(false).await;
@@ -409,8 +416,8 @@ impl Room {
     /// enough. Whether it is worth another try.
     async fn free_in_turn(&self, bytes: u64) -> bool {
         let _alone = self.making.lock().await;
-        if let Some(_on_duty) = self.turn().await {
-            return self.free(bytes, true).await;
+        if let Some(on_duty) = self.turn().await {
+            return self.free(bytes, true, &on_duty).await;
         }
         let until = Instant::now() + TURN_PATIENCE;
         while Instant::now() < until {
@@ -444,11 +451,11 @@ impl Room {
     }
 
     /// Whether something could be freed. Nothing is if all of it would not be enough.
-    async fn free(&self, bytes: u64, for_space: bool) -> bool {
+    async fn free(&self, bytes: u64, for_space: bool, on_duty: &OnDuty) -> bool {
         if bytes > self.volume().await.bytes {
             return false;
         }
-        match self.evict(bytes, for_space).await {
+        match self.evict(bytes, for_space, on_duty).await {
             Ok(freed) => freed > 0,
             Err(error) => {
                 tracing::warn!(%error, "could not make room");
@@ -458,10 +465,16 @@ impl Room {
     }
 
     /// Where it is the volume that lacks space, what does not come back at once is owed.
-    async fn evict(&self, bytes: u64, for_space: bool) -> Result<u64, EvictError> {
+    async fn evict(
+        &self,
+        bytes: u64,
+        for_space: bool,
+        on_duty: &OnDuty,
+    ) -> Result<u64, EvictError> {
         let free = async || self.space_now().await.map_or(0, |space| space.free);
         let before = free().await;
-        let freed = self.evictor.evict(bytes, Mode::Real, None).await?;
+        let freed =
+            self.evictor.evict_while(Some(on_duty.sureness()), bytes, Mode::Real, None).await?;
         if for_space {
             let came_back = free().await.saturating_sub(before);
             lock(&self.owed).add(freed.saturating_sub(came_back));

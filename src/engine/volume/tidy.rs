@@ -10,6 +10,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::engine::Engine;
 use crate::engine::duties::{Duties, Duty};
+use crate::engine::learn::doubt::Doubts;
 use crate::engine::leases::Sureness;
 use crate::engine::memory::Memory;
 use crate::engine::volume::room::Room;
@@ -35,6 +36,7 @@ pub(in crate::engine) struct Tidying {
     room: Arc<Room>,
     uses: Arc<Uses>,
     knowledge: Arc<AtomicU64>,
+    doubts: Arc<Doubts>,
 }
 
 impl Engine {
@@ -45,6 +47,7 @@ impl Engine {
             room: Arc::clone(&self.room),
             uses: Arc::clone(&self.uses),
             knowledge: Arc::clone(&self.knowledge),
+            doubts: Arc::clone(&self.doubts),
         }
     }
 }
@@ -65,7 +68,10 @@ impl Tidying {
         let (mut news, mut heard) = (every(KNOWLEDGE_EVERY), None);
         loop {
             tokio::select! {
-                _ = room.tick() => self.room.tell().await,
+                _ = room.tick() => {
+                    self.room.tell().await;
+                    self.doubts.end_old();
+                }
                 _ = uses.tick() => {
                     note(self.uses.tell(&*self.index).await);
                     let memory = Arc::clone(&self.memory);

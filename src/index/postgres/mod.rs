@@ -2,6 +2,7 @@
 
 mod blobs;
 mod calls;
+mod errands;
 mod expectations;
 mod files;
 mod health;
@@ -22,8 +23,8 @@ use self::calls::{Calls, Purpose};
 pub use self::url::{Config, Patience};
 use crate::content::digest::Sha256;
 use crate::index::{
-    Change, Class, Entry, Expectation, HashedFile, Holding, Index, IndexError, Lease, Names,
-    Renewal, Renewed, Stored, Taken, Totals, Use, Volume,
+    Change, Class, Entry, Errand, Expectation, HashedFile, Holding, Index, IndexError, Lease,
+    Names, Renewal, Renewed, Stored, Taken, Totals, Use, Volume,
 };
 
 /// An [`Index`] in PostgreSQL. Calls that clients wait for fail when their time is up, and at once
@@ -241,6 +242,22 @@ impl Index for PostgresIndex {
 
     async fn knowledge(&self) -> Result<u64, IndexError> {
         expectations::knowledge(&self.calls).await
+    }
+
+    async fn add_errands(&self, errands: &[Errand], now: i64) -> Result<(), IndexError> {
+        errands::add(&self.calls, errands, now).await
+    }
+
+    async fn next_errand(&self, since: i64) -> Result<Option<Errand>, IndexError> {
+        errands::next(&self.calls, since).await
+    }
+
+    async fn end_errand(&self, errand: &Errand, again: bool) -> Result<(), IndexError> {
+        errands::end(&self.calls, errand, again).await
+    }
+
+    async fn spend(&self, bytes: i64, now: i64) -> Result<u64, IndexError> {
+        errands::spend(&self.calls, bytes, now).await
     }
 
     async fn take(&self, name: &str, owner: &str, term: Duration) -> Result<Taken, IndexError> {

@@ -2,6 +2,7 @@
 
 mod actor;
 mod blobs;
+mod errands;
 mod expectations;
 mod files;
 mod leases;
@@ -18,8 +19,8 @@ use self::leases::Leases;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::index::{
-    Change, Class, Entry, Expectation, HashedFile, Holding, Index, IndexError, Lease, Names,
-    Renewal, Renewed, Stored, Taken, Totals, Use, Volume, bounds_of,
+    Change, Class, Entry, Errand, Expectation, HashedFile, Holding, Index, IndexError, Lease,
+    Names, Renewal, Renewed, Stored, Taken, Totals, Use, Volume, bounds_of,
 };
 
 /// Where the embedded index is kept.
@@ -451,6 +452,24 @@ impl Index for SqliteIndex {
     async fn forget_files(&self, paths: &[PathBuf]) -> Result<(), IndexError> {
         let paths = paths.to_vec();
         self.writer.call("forget files", move |c| files::forget(c, &paths)).await
+    }
+
+    async fn add_errands(&self, errands: &[Errand], now: i64) -> Result<(), IndexError> {
+        let errands = errands.to_vec();
+        self.writer.call("add errands", move |c| errands::add(c, &errands, now)).await
+    }
+
+    async fn next_errand(&self, since: i64) -> Result<Option<Errand>, IndexError> {
+        self.reader.call("look up an errand", move |c| errands::next(c, since)).await
+    }
+
+    async fn end_errand(&self, errand: &Errand, again: bool) -> Result<(), IndexError> {
+        let errand = errand.clone();
+        self.writer.call("end an errand", move |c| errands::end(c, &errand, again)).await
+    }
+
+    async fn spend(&self, bytes: i64, now: i64) -> Result<u64, IndexError> {
+        self.writer.call("spend bytes on errands", move |c| errands::spend(c, bytes, now)).await
     }
 
     async fn take(&self, name: &str, owner: &str, term: Duration) -> Result<Taken, IndexError> {
