@@ -12,10 +12,11 @@ help:
 	@echo "make bench   speed, side by side with nginx and apt-cacher-ng"
 
 # A C compiler builds SQLite and the TLS primitives; real apt is what the product is tested with.
-# PostgreSQL's programs are not in the path; pgbouncer is in root's.
+# PostgreSQL's programs are not in the path; pgbouncer and haproxy are in root's.
 needs:
 	@tools/need.sh cc=gcc apt-get=apt dpkg-deb=dpkg bash unshare=util-linux mount ps=procps gpg=gnupg script=bsdutils \
-		"/usr/lib/postgresql/*/bin/initdb=postgresql" /usr/sbin/pgbouncer=pgbouncer
+		"/usr/lib/postgresql/*/bin/initdb=postgresql" /usr/sbin/pgbouncer=pgbouncer \
+		/usr/sbin/haproxy=haproxy bindfs
 
 # Many tests wait for the clock of apt or of the cache: more of them at a time than there are cores.
 test: export RUST_TEST_THREADS ?= 4

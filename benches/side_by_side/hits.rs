@@ -11,15 +11,15 @@ use crate::{SIZES, pool_path, write_files};
 const ROUNDS: usize = 3;
 const SECONDS: u32 = 4;
 
-struct Contender {
+pub struct Contender {
     name: &'static str,
     address: SocketAddr,
     prefix: String,
     pids: Vec<u32>,
 }
 
-struct Measured {
-    requests_per_second: f64,
+pub struct Measured {
+    pub requests_per_second: f64,
     cpu_per_10k_requests: f64,
     cpu_per_gigabyte: f64,
 }
@@ -78,7 +78,12 @@ pub fn run() {
     }
 }
 
-fn contender(name: &'static str, address: SocketAddr, prefix: &str, pids: Vec<u32>) -> Contender {
+pub fn contender(
+    name: &'static str,
+    address: SocketAddr,
+    prefix: &str,
+    pids: Vec<u32>,
+) -> Contender {
     let contender = Contender { name, address, prefix: prefix.to_owned(), pids };
     for (_, size) in SIZES {
         let target = contender.target(size);
@@ -97,7 +102,7 @@ impl Contender {
 }
 
 /// All contenders in turn, several times, so that what the machine does besides hits all alike.
-fn measure(contenders: &[Contender], size: usize) -> Vec<Measured> {
+pub fn measure(contenders: &[Contender], size: usize) -> Vec<Measured> {
     let mut rounds: Vec<Vec<[f64; 2]>> = contenders.iter().map(|_| Vec::new()).collect();
     for _ in 0..ROUNDS {
         for (contender, rounds) in contenders.iter().zip(&mut rounds) {

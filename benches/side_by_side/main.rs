@@ -3,13 +3,14 @@
 //!
 //! `make bench` installs what it needs. `cargo bench --bench side_by_side -- hits` runs one part of
 //! `hits`, `misses`, `crowd`, `pipelining`, `learning`, `evicting`,
-//! `importing`.
+//! `importing`, `fleet`.
 
 #[path = "../../tests/e2e/kit/mod.rs"]
 mod kit;
 
 mod crowd;
 mod evicting;
+mod fleet;
 mod hits;
 mod importing;
 mod learning;
@@ -50,6 +51,9 @@ fn main() {
     }
     if wanted("importing") {
         importing::run();
+    }
+    if wanted("fleet") {
+        fleet::run();
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use crate::cli::wiring::{self, Parts};
@@ -15,10 +15,15 @@ use crate::config::{Config, Sources};
 use crate::telemetry::logs;
 use crate::web::connection::Surface;
 use crate::web::listener::Listener;
+use crate::web::phase::Phase;
 
 /// For how long answers and flights may go on after the signal to stop: a little less than
 /// Kubernetes waits before it kills.
 const DRAIN_MAX: Duration = Duration::from_secs(25);
+/// The same, after nobody comes in any more, however long an operator has newcomers let in.
+const CLOSING_MIN: Duration = Duration::from_secs(10);
+/// Who asks seldomer than this whether it is ready is no balancer.
+const WATCHED_WITHIN: Duration = Duration::from_mins(1);
 
 pub(super) fn run(config: Config, sources: Sources) -> anyhow::Result<()> {
     logs::start(&config.log);
@@ -34,10 +39,10 @@ pub(super) fn run(config: Config, sources: Sources) -> anyhow::Result<()> {
 }
 
 async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
-    let (drain, draining) = watch::channel(false);
+    let (phase, phases) = watch::channel(Phase::Serving);
     // Operators look on while clients are seen off, and lists are learnt: nobody waits for these.
     let background = TaskTracker::new();
-    let parts = wiring::build(&config, &draining, &background).await?;
+    let parts = wiring::build(&config, &phases, &background).await?;
     let connections = TaskTracker::new();
 
     let mut proxy_addresses = Vec::new();
@@ -50,7 +55,7 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
         };
         let listener = bind(*address, "listen.proxy", &config).await?;
         proxy_addresses.push(listener.address()?);
-        connections.spawn(listener.serve(surface.into(), draining.clone(), connections.clone()));
+        connections.spawn(listener.serve(surface.into(), phases.clone(), connections.clone()));
     }
     let surface = Surface {
         routes: Arc::clone(&parts.admin).routes(),
@@ -60,16 +65,28 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     };
     let listener = bind(config.listen.admin, "listen.admin", &config).await?;
     let admin_address = listener.address()?;
-    let (_stop_admin, admin_draining) = watch::channel(false);
-    background.spawn(listener.serve(surface.into(), admin_draining, background.clone()));
+    let (_stop_admin, admin_phases) = watch::channel(Phase::Serving);
+    background.spawn(listener.serve(surface.into(), admin_phases, background.clone()));
 
     // Before anybody can know that it runs: until then a signal would just kill it.
-    let signals = Signals::listen()?;
+    let mut signals = Signals::listen()?;
     super::print_out(&greeting(&config, &proxy_addresses, admin_address))?;
-    wait_for_stop(signals, &parts, &config, &sources).await;
-    tracing::info!("stopping: no new connections, {DRAIN_MAX:?} for what is under way");
-    drain.send_replace(true);
-    stop(&parts, &connections).await;
+    let told = wait_for_stop(&mut signals, &parts, &config, &sources).await;
+    let until = Instant::now() + DRAIN_MAX;
+    phase.send_replace(Phase::Leaving);
+    if told == Told::ToTerminate && parts.admin.is_watched(WATCHED_WITHIN) {
+        let delay = config.listen.drain_delay;
+        tracing::info!("not ready any more; newcomers are served for another {delay:?}");
+        tokio::select! {
+            () = sleep(delay) => {}
+            () = signals.stop() => {}
+        }
+    }
+    let until = until.max(Instant::now() + CLOSING_MIN);
+    let left = until.duration_since(Instant::now()).as_secs();
+    tracing::info!("stopping: no new connections, {left} s for what is under way");
+    phase.send_replace(Phase::Closing);
+    stop(&parts, &connections, until).await;
     Ok(())
 }
 
@@ -113,15 +130,37 @@ impl Signals {
             hang_up: signal(SignalKind::hangup())?,
         })
     }
+
+    /// Another one of those that stop it.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// How a process was told to stop.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// By who runs it, and others like it.
+    ToTerminate,
+    /// From a keyboard: somebody waits for it.
+    ToBreakOff,
 }
 
 /// SIGTERM or SIGINT; SIGHUP reads the settings again.
-async fn wait_for_stop(mut signals: Signals, parts: &Parts, config: &Config, sources: &Sources) {
+async fn wait_for_stop(
+    signals: &mut Signals,
+    parts: &Parts,
+    config: &Config,
+    sources: &Sources,
+) -> Told {
     let mut current = config.clone();
     loop {
         tokio::select! {
-            _ = signals.terminate.recv() => return,
-            _ = signals.interrupt.recv() => return,
+            _ = signals.terminate.recv() => return Told::ToTerminate,
+            _ = signals.interrupt.recv() => return Told::ToBreakOff,
             _ = signals.hang_up.recv() => reload(parts, &mut current, sources).await,
         }
     }
@@ -156,9 +195,8 @@ async fn reload(parts: &Parts, current: &mut Config, sources: &Sources) {
     *current = next;
 }
 
-async fn stop(parts: &Parts, connections: &TaskTracker) {
+async fn stop(parts: &Parts, connections: &TaskTracker, until: Instant) {
     connections.close();
-    let until = Instant::now() + DRAIN_MAX;
     let seen_off = timeout_at(until, connections.wait()).await.is_ok();
     let landed = parts.engine.drain(until).await;
     if seen_off && landed {

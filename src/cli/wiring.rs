@@ -21,6 +21,7 @@ use crate::mirror::Mirror;
 use crate::store::Store;
 use crate::telemetry::metrics::Metrics;
 use crate::web::admin::Admin;
+use crate::web::phase::Phase;
 use crate::web::proxy::Proxy;
 
 /// The running parts.
@@ -34,7 +35,7 @@ pub(super) struct Parts {
 /// What nobody waits for when the process stops runs on `background`.
 pub(super) async fn build(
     config: &Config,
-    draining: &watch::Receiver<bool>,
+    phase: &watch::Receiver<Phase>,
     background: &TaskTracker,
 ) -> anyhow::Result<Parts> {
     let metrics = Metrics::default();
@@ -54,7 +55,7 @@ pub(super) async fn build(
         config.groups.clone(),
         config.mirror.pseudonym.clone(),
     ));
-    let admin = Arc::new(Admin::new(Arc::clone(&engine), metrics, draining.clone()));
+    let admin = Arc::new(Admin::new(Arc::clone(&engine), metrics, phase.clone()));
     Ok(Parts { engine, mirror, proxy, admin })
 }
 

@@ -75,7 +75,7 @@ impl Key {
 }
 
 /// All settings.
-pub static KEYS: [Key; 30] = [
+pub static KEYS: [Key; 31] = [
     key(
         "listen.proxy",
         "127.0.0.1:9977",
@@ -94,6 +94,13 @@ pub static KEYS: [Key; 30] = [
         "listen.connections",
         "8192",
         "Connections open at a time on each address; further ones wait to be accepted.",
+    ),
+    key(
+        "listen.drain_delay",
+        "8s",
+        "For how long, after SIGTERM, /readyz says no while newcomers are still served, so that a \
+         balancer notices before it finds the door closed. Only where somebody has asked /readyz \
+         within the last minute; SIGINT and a second signal go without.",
     ),
     Key {
         name: "data.dir",

@@ -10,6 +10,7 @@ mod values;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use thiserror::Error;
@@ -58,6 +59,8 @@ pub struct Listen {
     pub admin: SocketAddr,
     /// Connections at a time, per address.
     pub connections_max: usize,
+    /// For how long newcomers are served after it says that it is not ready any more.
+    pub drain_delay: Duration,
 }
 
 /// All that is wrong with the settings.
@@ -87,6 +90,7 @@ impl Config {
                 proxy: reader.list("listen.proxy"),
                 admin: reader.value("listen.admin"),
                 connections_max: reader.number("listen.connections", CONNECTIONS_MAX),
+                drain_delay: reader.duration("listen.drain_delay"),
             },
             clients: reader.list("clients.allow"),
             index: reader.index("index.url", &data),

@@ -94,12 +94,14 @@ impl Expected {
 }
 
 /// Hashes a body as it passes, and tells at its end what it is.
+#[derive(Clone)]
 pub struct Hasher {
     sha256: sha2::Sha256,
     extra: Option<Extra>,
     expected: Option<Expected>,
 }
 
+#[derive(Clone)]
 enum Extra {
     Sha1(sha1::Sha1),
     Sha512(Box<sha2::Sha512>),
@@ -134,6 +136,12 @@ impl Hasher {
             Some(Extra::Sha512(hasher)) => hasher.update(bytes),
             None => {}
         }
+    }
+
+    /// The digest of the bytes so far.
+    #[must_use]
+    pub fn so_far(&self) -> Sha256 {
+        Sha256(self.sha256.clone().finalize().into())
     }
 
     /// The verdict, when the body has ended.

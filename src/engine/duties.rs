@@ -176,11 +176,6 @@ impl OnDuty {
         self.tenure.lease()
     }
 
-    /// Waits until a fellow has it.
-    pub(in crate::engine) async fn lost(&self) {
-        self.tenure.lost().await;
-    }
-
     pub(in crate::engine) fn sureness(&self) -> Sureness {
         self.tenure.sureness()
     }

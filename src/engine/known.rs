@@ -1,9 +1,12 @@
 //! What is known of a resource: from memory, else from index and store, else from where the same content
 //! lies under another name.
 
+use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::OnceCell;
 
 use crate::archive::kind::Kind;
 use crate::content::digest::{Expected, Sha256};
@@ -25,60 +28,118 @@ enum Loaded {
     Condemned,
 }
 
+/// What is known of a resource.
+#[derive(Clone, Default)]
+pub(super) struct Finding {
+    /// What is stored of it, and is what it must be.
+    pub(super) known: Option<Arc<Known>>,
+    /// What it must be; not looked up where memory knows.
+    pub(super) expectation: Option<Expectation>,
+}
+
+/// Look-ups under way, by key: who wants the same waits for the same.
+#[derive(Default)]
+pub(super) struct Findings {
+    table: Mutex<HashMap<String, Arc<OnceCell<Finding>>>>,
+}
+
+impl Findings {
+    async fn together(&self, key: &str, finding: impl Future<Output = Finding>) -> Finding {
+        let cell = Arc::clone(self.table().entry(key.to_owned()).or_default());
+        // Who comes when it is found looks anew.
+        let _over = Over { findings: self, key, cell: &cell };
+        cell.get_or_init(|| finding).await.clone()
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<String, Arc<OnceCell<Finding>>>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The duty to take a look-up off the table; also when who waited for it has left.
+struct Over<'a> {
+    findings: &'a Findings,
+    key: &'a str,
+    cell: &'a Arc<OnceCell<Finding>>,
+}
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        let mut table = self.findings.table();
+        let is_ours = table.get(self.key).is_some_and(|cell| Arc::ptr_eq(cell, self.cell));
+        // Others may go on with what this one began.
+        if is_ours && (self.cell.initialized() || Arc::strong_count(self.cell) == 2) {
+            table.remove(self.key);
+        }
+    }
+}
+
 impl Engine {
-    /// What is stored of the resource and, as far as lists tell, is what it must be: from memory,
-    /// else from index and store. An index or a store that fails knows nothing.
-    pub(super) async fn known(self: &Arc<Self>, ask: &Ask) -> Option<Arc<Known>> {
+    /// What is known of the resource: from memory, else from index and store. An index or a store that
+    /// fails knows nothing.
+    pub(super) async fn find(self: &Arc<Self>, ask: &Ask) -> Finding {
         let key = ask.target.key.as_str();
         if !ask.kind.is_stored() || ask.sharing == Sharing::Private {
-            return None;
+            return Finding::default();
         }
         let knowledge = self.knowledge.load(Ordering::Acquire);
         let held = self.held(key).await;
         if held.as_ref().is_some_and(|known| known.is_checked(knowledge)) {
-            return held;
+            return Finding { known: held, expectation: None };
         }
-        let expectation = self.expectation(ask).await;
+        self.findings.together(key, self.look_up(ask, held, knowledge)).await
+    }
+
+    /// The same, where all that matters is what is stored.
+    pub(super) async fn known(self: &Arc<Self>, ask: &Ask) -> Option<Arc<Known>> {
+        self.find(ask).await.known
+    }
+
+    /// `held` was not checked against all that was learnt by now.
+    async fn look_up(
+        self: &Arc<Self>,
+        ask: &Ask,
+        held: Option<Arc<Known>>,
+        knowledge: u64,
+    ) -> Finding {
+        let key = ask.target.key.as_str();
+        let found = self.index.find(key).await.map_or_else(|error| without_index(&error), Some);
+        let found = found.unwrap_or_default();
+        let expectation = must_be(ask.kind, || found.expectation);
         let fits = |entry: &Entry| {
             expectation.is_none_or(|expected| !expected.contradicts(entry.size, &entry.blob))
         };
         let known = match held {
-            Some(held) if fits(&held.entry) => held,
+            Some(held) if fits(&held.entry) => Some(held),
             // Rebuilt in place under its old name, which makes it another file.
             Some(_) => {
                 self.memory.forget(key);
-                self.elsewhere(key, expectation).await?
+                self.elsewhere(key, expectation).await
             }
-            None => {
-                let recorded = self.recorded(key).await.filter(fits);
-                match self.loaded(key, recorded).await {
-                    Some(known) => known,
-                    None => self.elsewhere(key, expectation).await?,
-                }
-            }
+            None => match self.loaded(key, found.entry.filter(fits)).await {
+                Some(known) => Some(known),
+                None => self.elsewhere(key, expectation).await,
+            },
         };
-        known.mark_checked(knowledge);
-        if known.soundness() == Soundness::Proven {
-            self.learner.offer(key, &known);
+        if let Some(known) = &known {
+            known.mark_checked(knowledge);
+            if known.soundness() == Soundness::Proven {
+                self.learner.offer(key, known);
+            }
         }
-        Some(known)
+        Finding { known, expectation }
     }
 
-    /// What the resource must be: told by the list that names it or, where it is named by its
-    /// content, by its own name.
+    /// What the resource must be.
     pub(super) async fn expectation(&self, ask: &Ask) -> Option<Expectation> {
-        let by_name = match ask.kind {
-            Kind::ByHash(digest) => digest.map(|digest| Expectation { size: None, digest }),
-            Kind::Package | Kind::Patch | Kind::Installer => None,
-            // Their names stay while their content changes: they are confirmed instead, or held to
-            // the release file that their client has.
-            Kind::Release | Kind::Index | Kind::Other => return None,
-        };
-        if matches!(by_name, Some(Expectation { digest: Expected::Sha256(_), .. })) {
-            return by_name;
+        let unlisted = must_be(ask.kind, || None);
+        let is_named_best =
+            matches!(unlisted, Some(Expectation { digest: Expected::Sha256(_), .. }));
+        if is_named_best || !may_be_listed(ask.kind) {
+            return unlisted;
         }
         let listed = self.index.expectation(&ask.target.key).await;
-        listed.unwrap_or_else(|error| without_index(&error)).or(by_name)
+        must_be(ask.kind, || listed.unwrap_or_else(|error| without_index(&error)))
     }
 
     pub(super) async fn recorded(&self, key: &str) -> Option<Entry> {
@@ -94,7 +155,7 @@ impl Engine {
         match self.loaded(key, self.under_another_name(expectation).await).await {
             Some(known) => {
                 // What is used here under which name is worth knowing: see `prefetch.rs`.
-                self.record(key, &known.entry).await;
+                self.record(key, &known.entry, None).await;
                 Some(known)
             }
             None => self.shared(key, expectation?).await,
@@ -130,12 +191,19 @@ impl Engine {
     }
 
     /// Opens a resource's blob, and holds it in memory under `key`.
-    async fn loaded(self: &Arc<Self>, key: &str, entry: Option<Entry>) -> Option<Arc<Known>> {
+    pub(super) async fn loaded(
+        self: &Arc<Self>,
+        key: &str,
+        entry: Option<Entry>,
+    ) -> Option<Arc<Known>> {
         let entry = entry?;
         let digest = entry.blob;
         match self.load(entry).await {
             Ok(Loaded::Known(known)) => {
                 let known = Arc::from(known);
+                if !self.is_at_hand(&known).await {
+                    return None;
+                }
                 self.memory.hold(key, Arc::clone(&known));
                 self.prove(key, &known);
                 Some(known)
@@ -158,7 +226,8 @@ impl Engine {
 
     async fn load(&self, entry: Entry) -> Result<Loaded, StoreError> {
         let (store, inspector) = (Arc::clone(&self.store), Arc::clone(&self.inspector));
-        let loading = tokio::task::spawn_blocking(move || {
+        let looking = Arc::clone(&store);
+        let loading = looking.look(move || {
             let Some(blob) = store.read(&entry.blob)? else { return Ok(Loaded::Missing) };
             if inspector.is_condemned(&entry.blob, &blob) {
                 return Ok(Loaded::Condemned);
@@ -172,7 +241,7 @@ impl Engine {
                 Err(error) => Err(StoreError::interrupted(error)),
             }
         });
-        loading.await.map_err(StoreError::interrupted)?
+        loading.await
     }
 
     async fn forget(&self, digest: &Sha256) {
@@ -185,5 +254,28 @@ impl Engine {
             }
             Err(error) => tracing::warn!(%digest, %error, "could not forget a blob"),
         }
+    }
+}
+
+/// What a resource must be: told by the list that names it or, where it is named by its content, by its
+/// own name.
+fn must_be(kind: Kind, listed: impl FnOnce() -> Option<Expectation>) -> Option<Expectation> {
+    let by_name = match kind {
+        Kind::ByHash(digest) => digest.map(|digest| Expectation { size: None, digest }),
+        _ => None,
+    };
+    match by_name {
+        Some(Expectation { digest: Expected::Sha256(_), .. }) => by_name,
+        _ if may_be_listed(kind) => listed().or(by_name),
+        _ => None,
+    }
+}
+
+/// The names of others stay while their content changes: they are confirmed instead, or held to the
+/// release file that their client has.
+fn may_be_listed(kind: Kind) -> bool {
+    match kind {
+        Kind::ByHash(_) | Kind::Package | Kind::Patch | Kind::Installer => true,
+        Kind::Release | Kind::Index | Kind::Other => false,
     }
 }

@@ -3,6 +3,7 @@
 //! second by each process, however many downloads are under way.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -31,7 +32,7 @@ pub(super) trait Telling: Send + Sync {
     fn note(&self) -> Option<String>;
 
     /// Whether others want it.
-    fn is_wanted(&self, by_others: bool);
+    fn is_wanted(self: Arc<Self>, by_others: bool);
 }
 
 /// The leases of this process, and those of others that it watches.
@@ -44,6 +45,10 @@ pub(super) struct Leases {
     /// There is something to do at once.
     wake: Notify,
     renewing: tokio::sync::Mutex<()>,
+    /// There is something to tell at once.
+    is_urgent: AtomicBool,
+    /// None is taken any more.
+    is_over: AtomicBool,
 }
 
 struct Held {
@@ -52,8 +57,6 @@ struct Held {
     sure: watch::Sender<Instant>,
     telling: Option<Arc<dyn Telling>>,
     told: Option<String>,
-    /// What is new is to be told now.
-    is_urgent: bool,
     renewed_at: Instant,
     lost: CancellationToken,
 }
@@ -61,7 +64,7 @@ struct Held {
 impl Held {
     fn wanted(&self, by_others: bool) {
         if let Some(telling) = &self.telling {
-            telling.is_wanted(by_others);
+            Arc::clone(telling).is_wanted(by_others);
         }
     }
 
@@ -95,6 +98,8 @@ impl Leases {
             watched: Mutex::default(),
             wake: Notify::new(),
             renewing: tokio::sync::Mutex::default(),
+            is_urgent: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
         })
     }
 
@@ -113,6 +118,9 @@ impl Leases {
         name: &str,
         telling: Option<Arc<dyn Telling>>,
     ) -> Result<Option<(Tenure, Option<String>)>, IndexError> {
+        if self.is_over.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         let (sure, surely) = watch::channel(Instant::now());
         let Taken::Granted { lease, note } = self.index.take(name, &self.owner, TERM).await? else {
             return Ok(None);
@@ -123,7 +131,6 @@ impl Leases {
             sure,
             telling,
             told: None,
-            is_urgent: false,
             renewed_at: Instant::now(),
             lost: lost.clone(),
         };
@@ -159,14 +166,13 @@ impl Leases {
 
     /// There is something to tell that others wait for.
     pub(super) fn tell_now(&self) {
+        self.is_urgent.store(true, Ordering::Relaxed);
         self.wake.notify_one();
     }
 
     /// Tells what is new of all leases that tell something, and waits until the index has heard of it.
     pub(super) async fn tell(&self) {
-        for held in self.held().values_mut().filter(|held| held.telling.is_some()) {
-            held.is_urgent = true;
-        }
+        self.is_urgent.store(true, Ordering::Relaxed);
         self.renew().await;
     }
 
@@ -234,12 +240,11 @@ impl Leases {
     /// What is to be renewed by now, or has something new to tell.
     fn due(&self) -> Vec<Renewal> {
         let now = Instant::now();
+        let is_urgent = self.is_urgent.swap(false, Ordering::Relaxed);
         let mut due = Vec::new();
         for held in self.held().values_mut() {
             let since = now.duration_since(held.renewed_at);
             let note = held.telling.as_ref().and_then(|telling| telling.note());
-            let is_first = held.told.is_none() && note.is_some();
-            let is_urgent = is_first || std::mem::take(&mut held.is_urgent);
             let is_new = note != held.told && (is_urgent || since >= TELL_EVERY);
             if is_new || since >= RENEW_EVERY {
                 held.renewed_at = now;
@@ -278,6 +283,7 @@ impl Leases {
 
     /// Gives all leases up: the process is about to end.
     pub(super) async fn release_all(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
         let held = std::mem::take(&mut *self.held());
         held.values().for_each(Held::end);
         self.release(held.into_values().map(|held| held.lease).collect()).await;
@@ -386,6 +392,15 @@ impl Watched {
             // Somebody else watches it under this name.
             Err(_) => Sight::Blind,
         }
+    }
+}
+
+impl Watched {
+    /// Waits until there is something new.
+    pub(super) async fn changed(&mut self) {
+        // An error is told by `next`.
+        drop(self.sight.changed().await);
+        self.sight.mark_changed();
     }
 }
 

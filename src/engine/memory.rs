@@ -121,6 +121,11 @@ impl Known {
         self.confirmed_at.store(now_millis(), Ordering::Relaxed);
     }
 
+    /// Another replica had it confirmed then; seconds since 1970.
+    pub fn confirm_at(&self, seconds: i64) {
+        self.confirmed_at.fetch_max(seconds.saturating_mul(1000), Ordering::Relaxed);
+    }
+
     /// The mirror could not be asked just now.
     pub fn fail(&self) {
         self.failed_at.store(now_millis(), Ordering::Relaxed);

@@ -14,6 +14,10 @@ pub struct EngineMetrics {
     pub flights: IntGauge,
     /// Downloads that were continued after they broke off.
     pub resumed: IntCounter,
+    /// Downloads of other replicas that clients here followed.
+    pub followed: IntCounter,
+    /// Downloads of other replicas that were gone on with here.
+    pub taken_over: IntCounter,
     /// Bodies that were not what their name promised.
     pub verify_failures: IntCounterVec,
     /// Bytes of new blobs.
@@ -40,6 +44,14 @@ impl EngineMetrics {
             resumed: metrics.counter(
                 "aptmesh_engine_resumed_total",
                 "Downloads that broke off and were continued.",
+            ),
+            followed: metrics.counter(
+                "aptmesh_engine_followed_total",
+                "Downloads of other replicas that clients of this one followed.",
+            ),
+            taken_over: metrics.counter(
+                "aptmesh_engine_taken_over_total",
+                "Downloads that another replica left and this one went on with.",
             ),
             verify_failures: metrics.counters(
                 "aptmesh_engine_verify_failures_total",

@@ -36,13 +36,14 @@ use crate::engine::flight::follower::Follower;
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
 use crate::engine::flight::{Boarding, Flights, Interest, Landing, NotBoarded};
+use crate::engine::known::{Finding, Findings};
 use crate::engine::learn::Learner;
 use crate::engine::learn::doubt::Doubts;
 use crate::engine::leases::Leases;
 use crate::engine::memory::{Known, Memory};
 pub use crate::engine::metrics::EngineMetrics;
 use crate::engine::outcome::{Content, Failure, Outcome, Served};
-use crate::engine::plan::{Plan, Situation, plan};
+use crate::engine::plan::{Freshness, Plan, Situation, plan};
 use crate::engine::prefetch::Prefetcher;
 use crate::engine::relayed::Relayed;
 use crate::engine::suites::Suites;
@@ -54,7 +55,7 @@ use crate::engine::volume::proof::Checks;
 use crate::engine::volume::room::{self, Room};
 use crate::engine::volume::upkeep;
 use crate::engine::volume::uses::Uses;
-use crate::index::{Entry, Expectation, Index, IndexError, Totals};
+use crate::index::{Entry, Expectation, Index, IndexError, Lease, Totals};
 use crate::mirror::{Answer, Framing, Mirror, Question};
 use crate::store::Store;
 use crate::telemetry::metrics::Metrics;
@@ -101,6 +102,7 @@ pub struct Engine {
     flights: Arc<Flights>,
     leases: Arc<Leases>,
     duties: Arc<Duties>,
+    findings: Findings,
     recheck_after_millis: AtomicU64,
     doubts: Arc<Doubts>,
     suites: Suites,
@@ -158,6 +160,7 @@ impl Engine {
             flights: Arc::default(),
             leases,
             duties: Arc::clone(&duties),
+            findings: Findings::default(),
             recheck_after_millis: AtomicU64::new(0),
             doubts: Doubts::new(&duties),
             suites: Suites::default(),
@@ -210,12 +213,12 @@ impl Engine {
     }
 
     async fn answer(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
-        let known = self.known(ask).await;
+        let Finding { known, expectation } = self.find(ask).await;
         match (self.plan(ask, known.as_deref()), known) {
             (Plan::Serve, Some(known)) => Ok(stored(known, ask.hit())),
             (Plan::ServeStale, Some(known)) => Ok(stored(known, Outcome::Stale)),
             (Plan::Revalidate, Some(known)) => self.revalidate(ask, known).await,
-            (Plan::Fetch, _) => self.fetch(ask, None).await,
+            (Plan::Fetch, _) => self.fetch(ask, None, expectation).await,
             (Plan::Relay | Plan::Serve | Plan::ServeStale | Plan::Revalidate, _) => {
                 self.relay(ask).await
             }
@@ -260,11 +263,13 @@ impl Engine {
         let has_begun = Arc::clone(&begun);
         let preparing = self.tasks.spawn(async move {
             let ask = engine.pinned(&ask).await.unwrap_or(ask);
-            let known = engine.known(&ask).await;
-            let expectation = engine.expectation(&ask).await;
+            let Finding { known, expectation } = engine.find(&ask).await;
             let interest = match (engine.plan(&ask, known.as_deref()), known) {
                 (Plan::Fetch, _) => engine.board(&ask, None, expectation),
-                (Plan::Revalidate, Some(known)) => engine.board(&ask, Some(&known), expectation),
+                (Plan::Revalidate, Some(known)) => {
+                    let expectation = engine.expectation(&ask).await;
+                    engine.board(&ask, Some(&known), expectation)
+                }
                 _ => return,
             };
             if let Ok((interest, _)) = interest {
@@ -298,7 +303,8 @@ impl Engine {
             known.fail();
             return Ok(stored(known, Outcome::Stale));
         }
-        let confirming = self.fetch(ask, Some(&known));
+        let expectation = self.expectation(ask).await;
+        let confirming = self.fetch(ask, Some(&known), expectation);
         match timeout(STALE_PATIENCE, confirming).await {
             Ok(Err(failure)) if failure.is_trouble() => {
                 tracing::warn!(
@@ -321,8 +327,8 @@ impl Engine {
         self: &Arc<Self>,
         ask: &Ask,
         known: Option<&Arc<Known>>,
+        expectation: Option<Expectation>,
     ) -> Result<Served, Failure> {
-        let expectation = self.expectation(ask).await;
         for _ in 0..BOARDINGS_MAX {
             let (interest, outcome) = match self.board(ask, known, expectation) {
                 Ok(boarded) => boarded,
@@ -344,7 +350,9 @@ impl Engine {
             }
             match landing {
                 Landing::Unchanged(known) => return Ok(stored(known, Outcome::Revalidated)),
+                Landing::Settled(known) => return Ok(stored(known, ask.hit())),
                 Landing::Flowing(flow) if !interest.flight().is_cut() => {
+                    let outcome = if flow.is_abroad { Outcome::Collapsed } else { outcome };
                     let mirror = Arc::clone(&self.mirror);
                     let follower = Box::new(Follower::new(flow, interest, mirror));
                     return Ok(Served::new(Content::Flight(follower), outcome));
@@ -382,6 +390,10 @@ impl Engine {
             expectation,
             known: known.cloned(),
             pace: ask.pace,
+            window: match ask.freshness {
+                Freshness::Now => Duration::ZERO,
+                Freshness::Any | Freshness::Recent => self.recheck_after(),
+            },
             via: ask.headers.get_all(header::VIA).iter().cloned().collect(),
         };
         self.metrics.flights.inc();
@@ -450,11 +462,17 @@ impl Engine {
         refused
     }
 
-    /// Tells the index what is stored of `key`; without it, that is found out anew.
-    async fn record(&self, key: &str, entry: &Entry) {
-        if let Err(error) = self.index.record(key, entry).await {
+    /// Tells the index what is stored of `key`; without it, that is found out anew. `false` if
+    /// another process has the lease under which that was to be done.
+    async fn record(&self, key: &str, entry: &Entry, lease: Option<&Lease>) -> bool {
+        let recorded = match lease {
+            Some(lease) => self.index.record_under(lease, key, entry).await,
+            None => self.index.record(key, entry).await.map(|()| true),
+        };
+        recorded.unwrap_or_else(|error| {
             tracing::warn!(key, %error, source = %error.source, "stored, but not recorded");
-        }
+            true
+        })
     }
 
     fn count(&self, ask: &Ask, served: &Result<Served, Failure>) {

@@ -17,10 +17,11 @@ use tokio_util::task::TaskTracker;
 use crate::archive::version::{PackageFile, compare};
 use crate::engine::duties::Duty;
 use crate::engine::flight::State;
+use crate::engine::known::Finding;
 use crate::engine::leases::Sureness;
 use crate::engine::memory::now_seconds;
 use crate::engine::{Ask, Engine};
-use crate::index::{Errand, IndexError};
+use crate::index::{Errand, Expectation, IndexError};
 use crate::telemetry::metrics::Metrics;
 
 /// Lists whose news may wait to be looked at. What one more says is not prefetched.
@@ -309,7 +310,8 @@ impl Fetching {
             return TICK;
         }
         let ask = Ask { pace: Some(self.config.rate).filter(|rate| *rate > 0), ..ask };
-        if engine.known(&ask).await.is_some() {
+        let Finding { known, expectation } = engine.find(&ask).await;
+        if known.is_some() {
             without(engine.index.end_errand(&errand, false).await);
             return Duration::ZERO;
         }
@@ -324,7 +326,7 @@ impl Fetching {
         if let Some(package) = package_of(&errand.key) {
             self.watched.was_superseded(&package);
         }
-        if is_fetched(engine, &ask).await {
+        if is_fetched(engine, &ask, expectation).await {
             tracing::info!(key = errand.key, size = errand.size, "prefetched a package");
             if let Some(package) = package_of(&errand.key) {
                 self.watched.was_fetched(package, &errand);
@@ -351,8 +353,7 @@ fn without<T>(answer: Result<T, IndexError>) -> Option<T> {
         .ok()
 }
 
-async fn is_fetched(engine: &Arc<Engine>, ask: &Ask) -> bool {
-    let expectation = engine.expectation(ask).await;
+async fn is_fetched(engine: &Arc<Engine>, ask: &Ask, expectation: Option<Expectation>) -> bool {
     let Ok((interest, _)) = engine.board(ask, None, expectation) else { return false };
     interest.flight().over().await;
     interest.flight().progress().borrow().state == State::Whole

@@ -68,6 +68,15 @@ impl Expectation {
     }
 }
 
+/// What the index has of a resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// As [`Index::look_up`].
+    pub entry: Option<Entry>,
+    /// As [`Index::expectation`].
+    pub expectation: Option<Expectation>,
+}
+
 /// A difference between what a list says and what it was known to say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
@@ -195,6 +204,9 @@ pub const ERRANDS_MAX: usize = 10_000;
 /// it.
 #[async_trait]
 pub trait Index: Send + Sync {
+    /// What is known of `key`, and what it is expected to be: both at the price of one look-up.
+    async fn find(&self, key: &str) -> Result<Found, IndexError>;
+
     /// What is known of `key`; `None` if nothing is.
     async fn look_up(&self, key: &str) -> Result<Option<Entry>, IndexError>;
 

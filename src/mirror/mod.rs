@@ -17,7 +17,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
-use prometheus::{IntCounter, IntCounterVec, IntGauge};
+use prometheus::{IntCounter, IntCounterVec};
 use tokio::time::{Instant, timeout};
 use url::Url;
 
@@ -75,7 +75,6 @@ pub struct Mirror {
     via: HeaderValue,
     requests: IntCounterVec,
     failovers: IntCounter,
-    away: IntGauge,
     bytes: IntCounter,
 }
 
@@ -129,6 +128,10 @@ impl Mirror {
             let proxy = reqwest::Proxy::all(proxy.clone());
             client = client.proxy(proxy.map_err(reqwest::Error::without_url)?);
         }
+        let health = Arc::<Health>::default();
+        let away = Arc::clone(&health);
+        let count = move || i64::try_from(away.away(Instant::now())).unwrap_or(i64::MAX);
+        metrics.gauge_of("aptmesh_mirror_away", "Mirrors that can not be reached.", count);
         Ok(Self {
             client: client.build()?,
             guard,
@@ -136,7 +139,7 @@ impl Mirror {
             has_proxy: config.proxy.is_some(),
             connect_ports: config.connect_ports.clone(),
             groups: config.groups.clone(),
-            health: Arc::default(),
+            health,
             offline: AtomicBool::new(config.offline),
             via: HeaderValue::try_from(format!("1.1 {}", config.pseudonym))?,
             requests: metrics.counters(
@@ -148,7 +151,6 @@ impl Mirror {
                 "aptmesh_mirror_failovers_total",
                 "Answers that came from another than the first mirror of the archive.",
             ),
-            away: metrics.gauge("aptmesh_mirror_away", "Mirrors that can not be reached."),
             bytes: metrics.counter(
                 "aptmesh_mirror_received_bytes_total",
                 "Bytes of bodies received from mirrors.",

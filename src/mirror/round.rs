@@ -100,8 +100,6 @@ impl Mirror {
             {
                 self.health.is_gone(&source.origin, is_silent, Instant::now());
             }
-            let now = Instant::now();
-            self.away.set(i64::try_from(self.health.away(now)).unwrap_or(i64::MAX));
             match answered {
                 Ok(answer) if answer.status.is_client_error() => round.refused = Some(answer),
                 Ok(answer) if !is_passing_failure(answer.status) => {

@@ -1,11 +1,12 @@
 //! Reading blobs back: what their bytes are, and whether an open file is still what it was.
 
 use std::fs;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::sync::Arc;
 
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, StatxFlags, statx};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use crate::content::digest::{Hasher, Sha256};
 use crate::store::{Blob, Store, StoreError};
@@ -14,6 +15,8 @@ use crate::store::{Blob, Store, StoreError};
 const STEP: usize = 1024 * 1024;
 /// Piecewise, so that what is hashed is still in the processor's cache.
 const BUFFER: usize = 128 * 1024;
+/// What the kernel reads at once, in bytes, so that it is in the page cache together.
+const READ_AHEAD: usize = 128 * 1024;
 
 /// What tells one state of a file from a later one, and from those of other files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,14 +37,39 @@ impl Blob {
     /// # Errors
     /// When the volume can not tell.
     pub fn stamp(&self) -> io::Result<Stamp> {
-        let metadata = self.file.metadata()?;
+        // A network file system does not ask its server: it may be away, and this holds up a thread of
+        // the runtime. What it knows it learns when a blob is opened, and from who looks for removed ones.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let told = statx(&*self.file, c"", flags, StatxFlags::BASIC_STATS)?;
         Ok(Stamp {
-            file: (metadata.dev(), metadata.ino()),
-            size: metadata.len(),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-            is_linked: metadata.nlink() > 0,
+            file: (
+                (u64::from(told.stx_dev_major) << 32) | u64::from(told.stx_dev_minor),
+                told.stx_ino,
+            ),
+            size: told.stx_size,
+            changed: (told.stx_ctime.tv_sec, told.stx_ctime.tv_nsec.into()),
+            is_linked: told.stx_nlink > 0,
         })
     }
+
+    /// Whether bytes of the first `length` are in the page cache, as far as a look at some of them tells,
+    /// so that reading them waits for no disk.
+    #[must_use]
+    pub fn is_cached(&self, length: u64) -> bool {
+        is_cached(&self.file, 0, length)
+    }
+}
+
+/// The same for any bytes of a file.
+#[must_use]
+pub fn is_cached(file: &fs::File, offset: u64, length: u64) -> bool {
+    let mut byte = [0];
+    let end = offset.saturating_add(length);
+    let mut is_cached = |at| {
+        let read = preadv2(file, &mut [IoSliceMut::new(&mut byte)], at, ReadWriteFlags::NOWAIT);
+        read.is_ok_and(|read| read > 0)
+    };
+    (offset..end).step_by(READ_AHEAD).all(&mut is_cached) && (end == offset || is_cached(end - 1))
 }
 
 /// The hashing of a blob, step by step, so that it can be paced.

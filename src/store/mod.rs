@@ -3,6 +3,7 @@
 //! `blobs/AB/ABCDEF…` holds whole, hashed, durable files and nothing else; `staging/PROCESS/` what
 //! is under way. Knows nothing of resources, mirrors or requests.
 
+mod calls;
 mod check;
 mod health;
 mod staging;
@@ -14,12 +15,15 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use thiserror::Error;
 
-pub use self::check::{Reading, Stamp};
+use self::calls::Calls;
+pub use self::calls::WRITE_PATIENCE;
+pub use self::check::{Reading, Stamp, is_cached};
 pub use self::health::Health;
 use self::staging::Staging;
-pub use self::staging::{CopyError, Stage};
+pub use self::staging::{CopyError, Stage, set_aside};
 pub use self::walk::{FOLDERS, Lying};
 use crate::content::digest::Sha256;
 
@@ -35,6 +39,7 @@ pub struct Store {
     blobs: PathBuf,
     staging: Staging,
     health: Health,
+    calls: Calls,
 }
 
 /// A blob, open for reading. It stays readable whatever happens to its name.
@@ -111,8 +116,9 @@ impl Store {
         if let Err(source) = fs::create_dir_all(&blobs) {
             health.report(&StoreError::new("make the folder of blobs", source));
         }
-        let staging = Staging::new(config.dir.join("staging"), &health);
-        Self { blobs, staging, health }
+        let calls = Calls::default();
+        let staging = Staging::new(config.dir.join("staging"), &health, calls.clone());
+        Self { blobs, staging, health, calls }
     }
 
     /// Opens a blob; `None` if the volume does not have it.
@@ -120,11 +126,8 @@ impl Store {
     /// # Errors
     /// When the volume can not tell.
     pub fn read(&self, digest: &Sha256) -> Result<Option<Blob>, StoreError> {
-        let opened = OpenOptions::new()
-            .read(true)
-            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-            .open(self.path_of(digest))
-            .and_then(|file| Ok((file.metadata()?.len(), file)));
+        let opened =
+            open_to_read(&self.path_of(digest)).and_then(|file| Ok((file.metadata()?.len(), file)));
         match opened {
             Ok((size, file)) => Ok(Some(Blob { file: Arc::new(file), size })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -132,10 +135,11 @@ impl Store {
         }
     }
 
-    /// Whether it is worth trying to store something: not for a while after it failed.
+    /// Whether it is worth trying to store something: not for a while after it failed, nor while it
+    /// says nothing.
     #[must_use]
     pub fn takes_blobs(&self) -> bool {
-        self.health.is_worth_a_try()
+        self.health.is_worth_a_try() && !self.is_stalled()
     }
 
     /// Tells of an error that nobody could mend. One that is about no more than bounds is none.
@@ -151,6 +155,24 @@ impl Store {
     /// not make room.
     pub fn stage(&self, size: Option<u64>) -> Result<Stage, StoreError> {
         self.staging.begin(size)
+    }
+
+    /// When the folder of blobs was made, in seconds since 1970; `None` where the file system does not
+    /// tell. Blocks.
+    #[must_use]
+    pub fn made_at(&self) -> Option<i64> {
+        let told = statx(CWD, &self.blobs, AtFlags::empty(), StatxFlags::BTIME).ok()?;
+        let is_told = told.stx_mask & StatxFlags::BTIME.bits() != 0;
+        is_told.then_some(told.stx_btime.tv_sec)
+    }
+
+    /// Opens what some process, of those that share the volume, is staging under this
+    /// [name](Stage::name); `None` if it does not any more. Blocks.
+    ///
+    /// # Errors
+    /// When the volume can not tell.
+    pub fn staged(&self, name: &str) -> Result<Option<File>, StoreError> {
+        self.staging.open(name)
     }
 
     /// How large the volume is, and what it has left. Blocks.
@@ -250,6 +272,11 @@ impl Store {
         let folder = name.get(..2).unwrap_or_default();
         self.blobs.join(folder).join(&name)
     }
+}
+
+fn open_to_read(path: &Path) -> io::Result<File> {
+    let no_links = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    OpenOptions::new().read(true).custom_flags(no_links).open(path)
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {

@@ -4,7 +4,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,8 +12,9 @@ use std::time::Duration;
 use rustix::fs::{FallocateFlags, FlockOperation, copy_file_range, fallocate, flock};
 use rustix::io::Errno;
 use thiserror::Error;
+use tokio::runtime::Handle;
 
-use crate::store::{Blob, Health, StoreError};
+use crate::store::{Blob, Calls, Health, StoreError};
 
 /// More than it takes to make a folder and lock it.
 const MAKING_MAX: Duration = Duration::from_mins(1);
@@ -27,6 +28,7 @@ pub(super) struct Staging {
     /// Made when it is first needed, so that a volume that becomes writable later is used.
     own: Mutex<Option<OwnFolder>>,
     next: AtomicU64,
+    calls: Calls,
 }
 
 struct OwnFolder {
@@ -36,8 +38,8 @@ struct OwnFolder {
 }
 
 impl Staging {
-    pub(super) fn new(root: PathBuf, health: &Health) -> Self {
-        let staging = Self { root, own: Mutex::new(None), next: AtomicU64::new(0) };
+    pub(super) fn new(root: PathBuf, health: &Health, calls: Calls) -> Self {
+        let staging = Self { root, own: Mutex::new(None), next: AtomicU64::new(0), calls };
         if let Err(error) = staging.folder() {
             health.report(&error);
         }
@@ -46,25 +48,53 @@ impl Staging {
 
     pub(super) fn begin(&self, size: Option<u64>) -> Result<Stage, StoreError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let path = self.folder()?.join(number.to_string());
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(|source| StoreError::new("stage a file", source))?;
-        let stage = Stage { file: StagedFile { file: Arc::new(file), path, kept: false }, size: 0 };
+        let mut folder = self.folder()?;
+        let mut opened = new_file(&folder.join(number.to_string()));
+        // It went with the volume, which is back, or was taken for a dead process's meanwhile.
+        if matches!(&opened, Err(error) if error.kind() == io::ErrorKind::NotFound)
+            && self.root.is_dir()
+        {
+            self.give_up(&folder);
+            folder = self.folder()?;
+            opened = new_file(&folder.join(number.to_string()));
+        }
+        let path = folder.join(number.to_string());
+        let file = opened.map_err(|source| StoreError::new("stage a file", source))?;
+        let stage = Stage {
+            file: StagedFile { file: Arc::new(file), path, kept: false, calls: self.calls.clone() },
+            size: 0,
+        };
         match size {
-            Some(size) if size > 0 => stage.set_aside(size)?,
+            Some(size) if size > 0 => set_aside(&stage.file.file, size)?,
             _ => {}
         }
         Ok(stage)
+    }
+
+    /// What some process is staging.
+    pub(super) fn open(&self, name: &str) -> Result<Option<File>, StoreError> {
+        let mut parts = Path::new(name).components();
+        let is_below = |part: Option<Component<'_>>| matches!(part, Some(Component::Normal(_)));
+        if !(is_below(parts.next()) && is_below(parts.next()) && parts.next().is_none()) {
+            return Ok(None);
+        }
+        match super::open_to_read(&self.root.join(name)) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StoreError::new("open a staged file", source)),
+        }
     }
 
     pub(super) fn remove_leftovers(&self) {
         if let Err(error) = remove_dead(&self.root) {
             tracing::warn!(path = ?self.root, %error, "could not clean up in the staging folder");
         }
+    }
+
+    fn give_up(&self, folder: &Path) {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        // Unless another thread did.
+        own.take_if(|own| own.path == folder);
     }
 
     fn folder(&self) -> Result<PathBuf, StoreError> {
@@ -78,6 +108,10 @@ impl Staging {
         *own = Some(folder);
         Ok(path)
     }
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).open(path)
 }
 
 impl OwnFolder {
@@ -163,6 +197,16 @@ impl Stage {
         Arc::clone(&self.file.file)
     }
 
+    /// Under which name other processes find it: [`Store::staged`](crate::store::Store::staged).
+    #[must_use]
+    pub fn name(&self) -> String {
+        let name = |path: Option<&Path>| {
+            path.and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned()
+        };
+        let path = &self.file.path;
+        format!("{}/{}", name(path.parent()), name(Some(path)))
+    }
+
     /// Bytes written so far.
     #[must_use]
     pub fn size(&self) -> u64 {
@@ -180,18 +224,6 @@ impl Stage {
             .map_err(|source| StoreError::new("write a staged file", source))?;
         self.size += bytes.len() as u64;
         Ok(())
-    }
-
-    /// Sets room aside, so that the first `size` bytes can be written.
-    ///
-    /// # Errors
-    /// When the volume does not have it.
-    pub fn set_aside(&self, size: u64) -> Result<(), StoreError> {
-        match fallocate(&*self.file.file, FallocateFlags::KEEP_SIZE, 0, size) {
-            // Some file systems can not: then the write itself will tell.
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::INVAL) => Ok(()),
-            Err(errno) => Err(StoreError::new("set room aside", errno.into())),
-        }
     }
 
     /// Copies the first `size` bytes of `source` to the stage, which is empty, within the kernel,
@@ -252,11 +284,24 @@ impl Stage {
     }
 }
 
+/// Sets room aside for a staged file, so that its first `size` bytes can be written. Blocks.
+///
+/// # Errors
+/// When the volume does not have it.
+pub fn set_aside(file: &File, size: u64) -> Result<(), StoreError> {
+    match fallocate(file, FallocateFlags::KEEP_SIZE, 0, size) {
+        // Some file systems can not: then the write itself will tell.
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::INVAL) => Ok(()),
+        Err(errno) => Err(StoreError::new("set room aside", errno.into())),
+    }
+}
+
 /// The file and its name below the staging folder; the name goes with it unless it was kept.
 pub(super) struct StagedFile {
     file: Arc<File>,
     path: PathBuf,
     kept: bool,
+    calls: Calls,
 }
 
 impl StagedFile {
@@ -269,11 +314,23 @@ impl StagedFile {
 
 impl Drop for StagedFile {
     fn drop(&mut self) {
-        if !self.kept
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            tracing::debug!(%error, path = ?self.path, "could not remove a staged file");
+        if self.kept {
+            return;
         }
+        let path = std::mem::take(&mut self.path);
+        match Handle::try_current() {
+            // Nobody is to be held up by it.
+            Ok(runtime) if self.calls.are_overdue() => {
+                drop(runtime.spawn_blocking(move || remove(&path)));
+            }
+            _ => remove(&path),
+        }
+    }
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        tracing::debug!(%error, ?path, "could not remove a staged file");
     }
 }
 
@@ -285,7 +342,8 @@ mod tests {
     #[test]
     fn a_source_that_can_not_be_read_is_told_from_a_volume_that_fails() {
         let root = tempfile::TempDir::new().unwrap();
-        let staging = Staging::new(root.path().join("staging"), &Health::default());
+        let staging =
+            Staging::new(root.path().join("staging"), &Health::default(), Calls::default());
         let path = root.path().join("source");
         fs::write(&path, vec![7; COPY_BUFFER + 1]).unwrap();
         let size = COPY_BUFFER as u64 + 1;

@@ -1,7 +1,10 @@
 //! The metric registry. Names are `aptmesh_<folder>_<what>_<unit>`; labels come from closed sets
 //! only.
 
-use prometheus::core::Collector;
+use std::sync::Arc;
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
 use prometheus::{
     Encoder as _, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
@@ -38,6 +41,12 @@ impl Metrics {
         self.declare(IntGaugeVec::new(Opts::new(name, help), labels))
     }
 
+    /// Declares a gauge of which `now` tells the value whenever somebody looks at it.
+    pub fn gauge_of(&self, name: &str, help: &str, now: impl Fn() -> i64 + Send + Sync + 'static) {
+        let looked_at = IntGauge::new(name, help);
+        self.declare(looked_at.map(|gauge| Looked { gauge, now: Arc::new(now) }));
+    }
+
     /// Declares a histogram.
     #[must_use]
     pub fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
@@ -60,5 +69,23 @@ impl Metrics {
         let metric = made.expect("a valid metric name");
         self.registry.register(Box::new(metric.clone())).expect("a metric declared once");
         metric
+    }
+}
+
+/// A gauge that is brought up to date when it is looked at.
+#[derive(Clone)]
+struct Looked {
+    gauge: IntGauge,
+    now: Arc<dyn Fn() -> i64 + Send + Sync>,
+}
+
+impl Collector for Looked {
+    fn desc(&self) -> Vec<&Desc> {
+        self.gauge.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.gauge.set((self.now)());
+        self.gauge.collect()
     }
 }

@@ -1,8 +1,8 @@
 //! The admin surface: is it alive, is it ready, what does it count. Apart from the proxy, so that
 //! clients do not see it.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use serde_json::json;
@@ -12,24 +12,34 @@ use warp::{Filter as _, Reply as _};
 
 use crate::engine::Engine;
 use crate::telemetry::metrics::Metrics;
+use crate::web::phase::Phase;
 
 /// What the admin surface needs to answer.
 pub struct Admin {
     engine: Arc<Engine>,
     metrics: Metrics,
     started: Instant,
-    draining: tokio::sync::watch::Receiver<bool>,
+    phase: tokio::sync::watch::Receiver<Phase>,
+    watched_at: Mutex<Option<Instant>>,
 }
 
 impl Admin {
-    /// The surface; not ready any more once `draining` is true.
+    /// The surface; not ready any more once the `phase` is another than serving.
     #[must_use]
     pub fn new(
         engine: Arc<Engine>,
         metrics: Metrics,
-        draining: tokio::sync::watch::Receiver<bool>,
+        phase: tokio::sync::watch::Receiver<Phase>,
     ) -> Self {
-        Self { engine, metrics, started: Instant::now(), draining }
+        let watched_at = Mutex::default();
+        Self { engine, metrics, started: Instant::now(), phase, watched_at }
+    }
+
+    /// Whether somebody asked within this time if it is ready, as balancers do again and again.
+    #[must_use]
+    pub fn is_watched(&self, within: Duration) -> bool {
+        let watched_at = self.watched_at.lock().unwrap_or_else(PoisonError::into_inner);
+        watched_at.is_some_and(|at| at.elapsed() < within)
     }
 
     /// All that it answers.
@@ -50,7 +60,9 @@ impl Admin {
 /// Ready means that apt is served: a volume that takes nothing is told of, but is no reason to send
 /// clients away.
 fn readyz(admin: &Admin) -> Response {
-    if *admin.draining.borrow() {
+    let watched_at = &admin.watched_at;
+    *watched_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    if *admin.phase.borrow() != Phase::Serving {
         let reply = warp::reply::with_status("stopping\n", StatusCode::SERVICE_UNAVAILABLE);
         return reply.into_response();
     }

@@ -4,12 +4,14 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use http_body::{Frame, SizeHint};
 use prometheus::IntCounter;
+use tokio::time::timeout;
 
 use crate::engine::flight::follower::{Chunk, Cut, Follower, SPAN_MAX, Span};
 use crate::engine::relayed::Relayed;
@@ -18,9 +20,18 @@ use crate::web::wire::{Spans, Wire};
 /// What is held back of a file that is still to be proven, in bytes: what is held back of downloads.
 const HELD_BACK: u64 = 4096;
 
+/// What is read at once to have it in the page cache, in bytes.
+const BUFFER: usize = 64 * 1024;
+/// For how long a client waits for the next bytes of a file.
+const READ_PATIENCE: Duration = Duration::from_secs(5);
+/// For how long a file's last bytes are held back while it is hashed: apt gives up after 30 s.
+const PROOF_PATIENCE: Duration = Duration::from_secs(25);
+
 /// A body, whatever it comes from.
 pub(super) struct AnswerBody {
     source: Source,
+    /// A span that is being read into the page cache.
+    reading: Option<Pin<Box<dyn Future<Output = io::Result<Chunk>> + Send>>>,
     spans: Spans,
     /// Bytes handed to hyper are counted here.
     counted: Option<IntCounter>,
@@ -67,7 +78,7 @@ impl Source {
         let mut tail = part.split_off(HELD_BACK);
         let head = std::iter::from_fn(move || part.next().map(Chunk::Span).map(Ok));
         let rest = async move {
-            let spans: Vec<_> = if proven.await {
+            let spans: Vec<_> = if timeout(PROOF_PATIENCE, proven).await.unwrap_or_default() {
                 std::iter::from_fn(|| tail.next().map(Chunk::Span).map(Ok)).collect()
             } else {
                 vec![Err(Cut("the stored file is bad".into()))]
@@ -93,7 +104,14 @@ impl Source {
                 return Some((read, (spans, Some(proven))));
             }
             let changed = || Err(Cut("a shared file changed, or is bad".into()));
-            Some((if proven.await { read } else { changed() }, (spans, None)))
+            Some((
+                if timeout(PROOF_PATIENCE, proven).await.unwrap_or_default() {
+                    read
+                } else {
+                    changed()
+                },
+                (spans, None),
+            ))
         })))
     }
 
@@ -111,19 +129,62 @@ impl Source {
 }
 
 async fn read(span: Span) -> Result<Chunk, Cut> {
-    let reading = tokio::task::spawn_blocking(move || {
+    let reading = in_time(move || {
         let mut bytes = vec![0; span.length];
         span.file.read_exact_at(&mut bytes, span.offset).map(|()| Chunk::Bytes(bytes.into()))
     });
-    reading.await.map_err(io::Error::other).flatten().map_err(|error| Cut(error.to_string().into()))
+    reading.await.map_err(|error| Cut(error.to_string().into()))
+}
+
+/// Has a span read into the page cache, so that sending it holds up no thread of the runtime.
+async fn cached(span: Span) -> io::Result<Chunk> {
+    in_time(move || {
+        let (mut buffer, mut read) = (vec![0; BUFFER], 0);
+        while read < span.length {
+            let part = buffer.len().min(span.length - read);
+            let part = buffer.get_mut(..part).unwrap_or_default();
+            match span.file.read_at(part, span.offset + read as u64)? {
+                // Cut short behind our back, which the sending finds out.
+                0 => break,
+                more => read += more,
+            }
+        }
+        Ok(Chunk::Span(span))
+    })
+    .await
+}
+
+async fn in_time<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    match timeout(READ_PATIENCE, tokio::task::spawn_blocking(work)).await {
+        Ok(done) => done.map_err(io::Error::other)?,
+        Err(_elapsed) => Err(io::Error::new(io::ErrorKind::TimedOut, "the volume says nothing")),
+    }
 }
 
 impl AnswerBody {
     pub(super) fn new(source: Source, counted: Option<IntCounter>, wire: Wire) -> Self {
-        Self { source, spans: wire.spans(), counted, wire: Some(wire) }
+        Self { source, reading: None, spans: wire.spans(), counted, wire: Some(wire) }
     }
 
+    /// The next bytes, of which those in files are in the page cache.
     fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, io::Error>>> {
+        if self.reading.is_none() {
+            match ready!(self.poll_source(context)) {
+                Some(Ok(Chunk::Span(span))) if !span.is_cached() => {
+                    self.reading = Some(Box::pin(cached(span)));
+                }
+                chunk => return Poll::Ready(chunk),
+            }
+        }
+        let Some(reading) = &mut self.reading else { return Poll::Ready(None) };
+        let read = ready!(reading.as_mut().poll(context));
+        self.reading = None;
+        Poll::Ready(Some(read))
+    }
+
+    fn poll_source(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, io::Error>>> {
         match &mut self.source {
             Source::Empty => Poll::Ready(None),
             Source::Bytes(bytes) if bytes.is_empty() => Poll::Ready(None),
@@ -184,6 +245,9 @@ impl http_body::Body for AnswerBody {
     }
 
     fn is_end_stream(&self) -> bool {
+        if self.reading.is_some() {
+            return false;
+        }
         match &self.source {
             Source::Empty => true,
             Source::Bytes(bytes) => bytes.is_empty(),

@@ -5,12 +5,12 @@ use std::error::Error as _;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::HeaderMap;
+use http::header::{CONNECTION, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -20,7 +20,7 @@ use hyper_util::rt::TokioTimer;
 use prometheus::IntCounterVec;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
 use warp::filters::BoxedFilter;
@@ -28,6 +28,7 @@ use warp::filters::BoxedFilter;
 use crate::engine::{Client, Hint};
 use crate::web::ahead::Ahead;
 use crate::web::body::{AnswerBody, Source};
+use crate::web::phase::{self, Phase};
 use crate::web::proxy::{Proxy, forbidden_client};
 use crate::web::reply::{Payload, SOURCE};
 use crate::web::wire::Wire;
@@ -40,6 +41,17 @@ const STALLED_MAX: Duration = Duration::from_mins(2);
 const FIELDS_MAX: usize = 64;
 /// Bytes of a request's head.
 const HEAD_MAX: usize = 32 * 1024;
+
+/// For how long a connection that has nothing to do is kept when the process is closing: a request may
+/// be on its way.
+const IDLE_GRACE: Duration = Duration::from_secs(1);
+/// How often a connection looks, when the process is closing, whether it has something to do.
+const TICK: Duration = Duration::from_millis(50);
+/// Answers on a connection after the process was told to stop, where requests never cease to come:
+/// more than apt sends ahead.
+const LAST_ANSWERS_MAX: usize = 16;
+/// For how long a client may take to hang up when the process is closing.
+const LINGER_MAX: Duration = Duration::from_secs(1);
 
 /// Connections so far: their numbers tell them apart.
 static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
@@ -71,8 +83,8 @@ pub struct Visit {
     pub begun_early: bool,
     /// Where what outlives it runs.
     pub tasks: TaskTracker,
-    /// Turns true when the process is to stop.
-    pub draining: watch::Receiver<bool>,
+    /// Tells when the process is to stop.
+    pub phase: watch::Receiver<Phase>,
     upgrade: Arc<Mutex<Option<OnUpgrade>>>,
 }
 
@@ -83,12 +95,13 @@ impl Visit {
     }
 }
 
-/// Serves a connection to its end. When `draining` turns true it ends after the answer under way.
+/// Serves a connection to its end. When the process is to stop, an answer says so; who asks for nothing
+/// more is seen off when it is closing.
 pub(super) async fn serve(
     stream: TcpStream,
     client: SocketAddr,
     surface: Arc<Surface>,
-    mut draining: watch::Receiver<bool>,
+    phase: watch::Receiver<Phase>,
 ) {
     let wire = Wire::new(stream);
     let ahead = Ahead::default();
@@ -104,11 +117,14 @@ pub(super) async fn serve(
         wire: wire.clone(),
         ahead: ahead.clone(),
         surface: Arc::clone(&surface),
-        draining: draining.clone(),
+        phase: phase.clone(),
+        last_answers: AtomicUsize::new(0),
+        is_tunnel: AtomicBool::new(false),
     });
     // Nothing is begun for those who may not come in.
     let proxy = surface.proxy.clone().filter(|_| permitted);
-    let service = service_fn(move |request| Arc::clone(&session).answer(request));
+    let answering = Arc::clone(&session);
+    let service = service_fn(move |request| Arc::clone(&answering).answer(request));
     let http = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -118,16 +134,24 @@ pub(super) async fn serve(
         .with_upgrades();
     let mut attended = Attended {
         http: Box::pin(http),
-        wire,
+        wire: wire.clone(),
         ahead,
         proxy,
         asks,
         patience: Box::pin(sleep(STALLED_MAX)),
     };
-    let told_to_stop = async { drop(draining.wait_for(|draining| *draining).await) };
+    let idle = async {
+        phase::closing(phase.clone()).await;
+        while wire.is_busy() {
+            sleep(TICK).await;
+        }
+        sleep(IDLE_GRACE).await;
+    };
     let ended = tokio::select! {
+        // What came at the last moment is taken up first.
+        biased;
         ended = &mut attended => ended,
-        () = told_to_stop => {
+        () = idle => {
             attended.http.as_mut().graceful_shutdown();
             attended.await
         }
@@ -137,6 +161,12 @@ pub(super) async fn serve(
             tracing::warn!(%client, %error, cause = ?error.source(), "a connection broke");
         }
         Err(error) => tracing::debug!(%client, %error, "a client left, or sent what is no HTTP"),
+        // Whoever carries a tunnel has the socket now.
+        Ok(()) if session.is_tunnel.load(Ordering::Relaxed) => {}
+        Ok(()) if *phase.borrow() != Phase::Serving => {
+            // Who does not hang up is hung up on.
+            drop(timeout(LINGER_MAX, wire.linger()).await);
+        }
         Ok(()) => {}
     }
 }
@@ -161,7 +191,10 @@ struct Session {
     wire: Wire,
     ahead: Ahead,
     surface: Arc<Surface>,
-    draining: watch::Receiver<bool>,
+    phase: watch::Receiver<Phase>,
+    /// Answers since the process was told to stop.
+    last_answers: AtomicUsize,
+    is_tunnel: AtomicBool,
 }
 
 impl Session {
@@ -173,7 +206,9 @@ impl Session {
         self.wire.begin_answer(&target);
         // Until the request has its own place in the flight that was begun for it.
         let hint = self.ahead.take(&target);
-        let answer = if self.permitted {
+        let is_tunnel = request.method() == Method::CONNECT;
+        self.is_tunnel.store(is_tunnel, Ordering::Relaxed);
+        let mut answer = if self.permitted {
             let visit = Visit {
                 method: request.method().clone(),
                 uri: request.uri().clone(),
@@ -181,10 +216,10 @@ impl Session {
                 client: self.asks,
                 begun_early: hint.as_ref().is_some_and(Hint::has_begun),
                 tasks: self.surface.tasks.clone(),
-                draining: self.draining.clone(),
+                phase: self.phase.clone(),
                 upgrade: Arc::new(Mutex::new(None)),
             };
-            if visit.method == Method::CONNECT {
+            if is_tunnel {
                 let upgrade = hyper::upgrade::on(&mut request);
                 *visit.upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some(upgrade);
             }
@@ -197,7 +232,19 @@ impl Session {
         } else {
             forbidden_client(self.client)
         };
+        if !is_tunnel && self.is_last() {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         Ok(self.with_body(answer))
+    }
+
+    /// Whether the process is to stop, and nothing is to be answered on this connection any more.
+    fn is_last(&self) -> bool {
+        if *self.phase.borrow() == Phase::Serving {
+            return false;
+        }
+        let answers = self.last_answers.fetch_add(1, Ordering::Relaxed) + 1;
+        !self.wire.has_more() || answers >= LAST_ANSWERS_MAX
     }
 
     /// Puts the payload in the place that warp had no room for.

@@ -1,17 +1,23 @@
 //! Accepting connections, within a bound, until told to stop.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use futures_util::FutureExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::web::connection::{self, Surface};
+use crate::web::phase::{self, Phase};
 
 /// After an accept that failed, most likely for want of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// A connection, its client, and its place among them.
+type Accepted = (TcpStream, SocketAddr, OwnedSemaphorePermit);
 
 /// A bound address.
 pub struct Listener {
@@ -37,29 +43,39 @@ impl Listener {
         self.socket.local_addr()
     }
 
-    /// Serves connections until `draining` turns true; those open then end by themselves, on
+    /// Serves connections until the process is closing; those open then end by themselves, on
     /// `connections`.
     pub async fn serve(
         self,
         surface: Arc<Surface>,
-        mut draining: watch::Receiver<bool>,
+        phase: watch::Receiver<Phase>,
         connections: TaskTracker,
     ) {
-        let stop = draining.clone();
-        tokio::select! {
-            () = self.accept(surface, stop, connections) => {}
-            _ = draining.wait_for(|draining| *draining) => {}
+        let mut closing = pin!(phase::closing(phase.clone()));
+        let begin = |(stream, client, place): Accepted| {
+            let (surface, phase) = (Arc::clone(&surface), phase.clone());
+            connections.spawn(async move {
+                connection::serve(stream, client, surface, phase).await;
+                drop(place);
+            });
+        };
+        loop {
+            tokio::select! {
+                Some(accepted) = self.next() => begin(accepted),
+                () = &mut closing => break,
+            }
+        }
+        // Who has been let in by the kernel must not be thrown out with the socket.
+        while let Some(Some(accepted)) = self.next().now_or_never() {
+            begin(accepted);
         }
     }
 
-    async fn accept(
-        &self,
-        surface: Arc<Surface>,
-        draining: watch::Receiver<bool>,
-        connections: TaskTracker,
-    ) {
-        // A full house leaves newcomers in the kernel's queue.
-        while let Ok(place) = Arc::clone(&self.places).acquire_owned().await {
+    /// The next connection.
+    async fn next(&self) -> Option<Accepted> {
+        loop {
+            // A full house leaves newcomers in the kernel's queue.
+            let place = Arc::clone(&self.places).acquire_owned().await.ok()?;
             let (stream, client) = match self.socket.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -72,11 +88,7 @@ impl Listener {
                 tracing::debug!(%error, "a connection was gone before it was served");
                 continue;
             }
-            let (surface, draining) = (Arc::clone(&surface), draining.clone());
-            connections.spawn(async move {
-                connection::serve(stream, client, surface, draining).await;
-                drop(place);
-            });
+            return Some((stream, client, place));
         }
     }
 }

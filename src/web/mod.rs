@@ -9,6 +9,7 @@ pub mod connection;
 mod heads;
 pub mod listener;
 mod page;
+pub mod phase;
 pub mod proxy;
 mod reply;
 mod tunnel;

@@ -15,6 +15,7 @@ use crate::archive::target::Authority;
 use crate::engine::Engine;
 use crate::web::body::Source;
 use crate::web::connection::Visit;
+use crate::web::phase::{self, Phase};
 use crate::web::reply;
 
 /// Tunnels open at a time.
@@ -54,8 +55,8 @@ impl Tunnels {
         };
         match engine.connect(&authority.host, authority.port).await {
             Ok(stream) => {
-                let draining = visit.draining.clone();
-                visit.tasks.spawn(carry(upgrade, stream, place, draining));
+                let phase = visit.phase.clone();
+                visit.tasks.spawn(carry(upgrade, stream, place, phase));
                 reply::with_payload(Response::new(()), Source::Empty)
             }
             Err(failure) => {
@@ -70,7 +71,7 @@ async fn carry(
     upgrade: OnUpgrade,
     mirror: TcpStream,
     _place: OwnedSemaphorePermit,
-    mut draining: watch::Receiver<bool>,
+    phase: watch::Receiver<Phase>,
 ) {
     let Ok(upgraded) = upgrade.await else { return };
     let (from_client, to_client) = tokio::io::split(TokioIo::new(upgraded));
@@ -83,7 +84,7 @@ async fn carry(
         async move { while timeout(bound, seen.changed()).await.is_ok() {} }
     };
     let stopped = async {
-        drop(draining.wait_for(|draining| *draining).await);
+        phase::closing(phase).await;
         idle(IDLE_WHEN_STOPPING_MAX).await;
     };
     tokio::select! {

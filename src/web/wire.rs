@@ -126,6 +126,32 @@ impl Wire {
         }
     }
 
+    /// Whether an answer is being made or sent.
+    pub(super) fn is_busy(&self) -> bool {
+        self.lock().busy
+    }
+
+    /// Whether requests wait behind the one that is being answered, as far as was read.
+    pub(super) fn has_more(&self) -> bool {
+        self.lock().behind > 0
+    }
+
+    /// Reads on, and away with it, until the client has hung up: to close a socket with bytes in it
+    /// would take back what was sent before (RFC 9112 §9.6).
+    pub(super) async fn linger(&self) {
+        std::future::poll_fn(|context| {
+            let mut inner = self.lock();
+            while !inner.at_end {
+                if ready!(inner.poll_fill(context)).is_err() {
+                    break;
+                }
+                inner.ahead.clear();
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
     /// The answer was handed to hyper in full.
     pub(super) fn end_answer(&self) {
         self.lock().busy = false;

@@ -13,8 +13,6 @@ use std::thread;
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Longer than a lease holds without being renewed.
-const LONG_PAUSE: Duration = Duration::from_secs(9);
 const LEARNT: &str = "aptmesh_engine_learnt_lists_total{outcome=\"learnt\"}";
 const CHECKED: &str = "aptmesh_store_checked_bytes_total";
 const EVICTED: &str = "aptmesh_store_evicted_blobs_total";

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 /// A walk that took a second is followed by a pause of fifty.
 const PATIENCE: Duration = Duration::from_secs(120);
 const HASHED: &str = "aptmesh_store_checked_bytes_total";
+const SHARED_BYTES: &str = "aptmesh_store_shared_bytes";
 const BIG: usize = 20_000_000;
 
 /// An archive whose packages also lie in a folder.
@@ -36,6 +37,8 @@ impl Site {
         let proxy = Proxy::build().env("APTMESH_STORE_FOLDERS", folder.path()).start();
         let site = Self { mirror, archive, folder, proxy };
         site.wait_for_files(2);
+        let both = ["tool", "toy"].map(|name| site.archive.deb(name).len() as u64);
+        assert_eq!(site.proxy.count(SHARED_BYTES), both.iter().sum::<u64>());
         site.update();
         site
     }
@@ -52,6 +55,7 @@ impl Site {
     fn wait_for_files(&self, files: u64) {
         wait_until(PATIENCE, "the folder's files", || {
             self.proxy.count("aptmesh_store_shared_files") == files
+                && (files == 0) == (self.proxy.count(SHARED_BYTES) == 0)
         });
     }
 

@@ -40,7 +40,7 @@ fn downloading(proxy: &Proxy, mirror: &Mirror, bytes: &[u8], rate: u64) -> Conne
 fn stops_after_the_last_answer(signal: &str) {
     let mirror = Mirror::start();
     let proxy = Proxy::start();
-    let bytes = noise(1, 3_000_000);
+    let bytes = noise(1, 10_000_000);
     let mut idle = Connection::open(proxy.addr());
     idle.send("GET", "/", &[]);
     assert_eq!(idle.read_reply("GET").status, 406);
@@ -51,8 +51,7 @@ fn stops_after_the_last_answer(signal: &str) {
     let ready = get(proxy.admin(), "/readyz");
     assert_eq!((ready.status, text(&ready.body).as_str()), (503, "stopping\n"));
     assert_eq!(get(proxy.admin(), "/livez").status, 200);
-    idle.send("GET", "/", &[]);
-    assert_eq!(idle.read_reply("GET").status, 0, "an idle connection was kept");
+    assert_eq!(idle.read_head().status, 0, "an idle connection was kept");
     assert!(mirror.log()[0].open, "the download is over already: this shows nothing");
 
     assert_eq!(client.read_body_some(bytes.len()), bytes[1000..]);
@@ -70,6 +69,81 @@ fn sigterm_lets_a_running_download_end() {
 #[test]
 fn sigint_lets_a_running_download_end() {
     stops_after_the_last_answer("INT");
+}
+
+/// A proxy of which a balancer has asked whether it is ready.
+fn watched(drain_delay: &str) -> Proxy {
+    let proxy = Proxy::build().env("APTMESH_LISTEN_DRAIN_DELAY", drain_delay).start();
+    assert_eq!(get(proxy.admin(), "/readyz").status, 200);
+    proxy
+}
+
+#[test]
+fn newcomers_are_served_while_a_balancer_is_told_that_it_is_not_ready() {
+    let proxy = watched("1h");
+    let mut kept = Connection::open(proxy.addr());
+    let first = kept.get("/");
+    assert_eq!((first.status, first.header("connection")), (406, None));
+
+    proxy.signal("TERM");
+    wait_until(SOON, "the balancer to be told", || get(proxy.admin(), "/readyz").status == 503);
+    let mut newcomer = Connection::open(proxy.addr());
+    for connection in [&mut kept, &mut newcomer] {
+        let last = connection.get("/");
+        assert_eq!((last.status, last.header("connection")), (406, Some("close")));
+        assert_eq!(connection.read_head().status, 0, "it was kept");
+    }
+    proxy.signal("TERM");
+    log_of_stopped(&proxy, "stopped");
+}
+
+#[test]
+fn a_stop_that_no_balancer_watches_is_not_delayed() {
+    let alone = Proxy::build().env("APTMESH_LISTEN_DRAIN_DELAY", "1h").start();
+    alone.signal("TERM");
+    log_of_stopped(&alone, "stopped");
+    let by_hand = watched("1h");
+    by_hand.signal("INT");
+    log_of_stopped(&by_hand, "stopped");
+}
+
+#[test]
+fn requests_sent_ahead_are_answered_before_a_stop() {
+    let mirror = Mirror::start();
+    let proxy = Proxy::start();
+    let bytes = noise(5, 5_000_000);
+    let mut client = downloading(&proxy, &mirror, &bytes, 1_000_000);
+    for _ in 0..10 {
+        client.send("GET", "/", &[]);
+    }
+    proxy.signal("TERM");
+    wait_until(SOON, "newcomers to be refused", || TcpStream::connect(proxy.addr()).is_err());
+    assert!(mirror.log()[0].open, "the download is over already: this shows nothing");
+    assert_eq!(client.read_body_some(bytes.len()), bytes[1000..]);
+    for _ in 0..9 {
+        let reply = client.read_reply("GET");
+        assert_eq!((reply.status, reply.header("connection")), (406, None));
+    }
+    let last = client.read_reply("GET");
+    assert_eq!((last.status, last.header("connection")), (406, Some("close")));
+    log_of_stopped(&proxy, "stopped");
+}
+
+#[test]
+fn who_never_stops_asking_is_told_to_go() {
+    let proxy = watched("1h");
+    let mut client = Connection::open(proxy.addr());
+    client.send("GET", "/", &[]);
+    proxy.signal("TERM");
+    wait_until(SOON, "the balancer to be told", || get(proxy.admin(), "/readyz").status == 503);
+    let told = (0..1000).any(|_| {
+        client.send("GET", "/", &[]);
+        client.send("GET", "/", &[]);
+        client.read_reply("GET").header("connection") == Some("close")
+    });
+    assert!(told);
+    proxy.signal("TERM");
+    log_of_stopped(&proxy, "stopped");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! An index in PostgreSQL: a process keeps nothing to itself, several are one cache, and a server that
 //! is away costs speed only.
 
+use crate::kit::fleet::migrated;
 use crate::kit::postgres::database_of;
 use crate::kit::*;
 use std::fs;
@@ -29,14 +30,6 @@ fn command_with(set: impl FnOnce(&mut Command) -> &mut Command, arguments: &[&st
 
 fn told(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
-}
-
-/// A database that is ready for use.
-fn migrated(server: &Postgres) -> String {
-    let url = server.database();
-    let migrated = command(&url, &["migrate"]);
-    assert!(migrated.status.success(), "{}", told(&migrated));
-    url
 }
 
 /// One of the processes that share a database and a volume.

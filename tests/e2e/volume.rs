@@ -39,7 +39,7 @@ impl Volume {
     }
 
     /// Leaves no room; the room comes back with the removal of the file.
-    fn fill(&self) -> PathBuf {
+    pub(crate) fn fill(&self) -> PathBuf {
         let path = self.path().join("filler");
         let mut file = fs::File::create(&path).unwrap();
         for size in [MEGABYTE, 4096] {

@@ -6,8 +6,8 @@ use std::path::Path;
 use aptmesh::content::digest::{Expected, Sha256};
 use aptmesh::content::validators::Validators;
 use aptmesh::index::{
-    Change, Class, Entry, Errand, Expectation, HashedFile, Identity, Index, Names, ROUND_TRIP,
-    Stored, Totals, Use, Volume,
+    Change, Class, Entry, Errand, Expectation, Found, HashedFile, Identity, Index, Names,
+    ROUND_TRIP, Stored, Totals, Use, Volume,
 };
 
 use crate::leases;
@@ -15,6 +15,7 @@ use crate::leases;
 /// Runs every test, each on an index of its own.
 pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {
     wait(knows_what_was_recorded(&open()));
+    wait(finds_all_there_is_of_a_resource(&open()));
     wait(keeps_marks_to_the_letter(&open()));
     wait(confirms_only_what_is_still_so(&open()));
     wait(forgets_every_name_of_a_blob(&open()));
@@ -123,6 +124,18 @@ async fn remembers_what_is_absent(index: &impl Index) {
     index.note_absent("m/a").await.unwrap();
     assert!(index.is_absent("m/a").await.unwrap());
     assert!(!index.is_absent("m/b").await.unwrap());
+}
+
+async fn finds_all_there_is_of_a_resource(index: &impl Index) {
+    assert_eq!(index.find("http://m/a").await.unwrap(), Found::default());
+    index.record("http://m/a", &entry("a")).await.unwrap();
+    let known = Found { entry: Some(entry("a")), expectation: None };
+    assert_eq!(index.find("http://m/a").await.unwrap(), known);
+    learn(index, "http://m/list", &[("http://m/a", "other"), ("http://m/b", "b")], 1).await;
+    let both = Found { expectation: Some(expectation("other")), ..known };
+    assert_eq!(index.find("http://m/a").await.unwrap(), both);
+    let expected = Found { entry: None, expectation: Some(expectation("b")) };
+    assert_eq!(index.find("http://m/b").await.unwrap(), expected);
 }
 
 async fn keeps_marks_to_the_letter(index: &impl Index) {

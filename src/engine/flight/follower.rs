@@ -15,6 +15,7 @@ use crate::content::digest::Sha256;
 use crate::engine::flight::{Flow, Interest, Progress, State};
 use crate::engine::outcome::Meta;
 use crate::mirror::{self, Framing, Mirror, Question};
+use crate::store;
 
 /// The longest span handed out at once, in bytes.
 pub const SPAN_MAX: u64 = 256 * 1024;
@@ -36,6 +37,14 @@ pub struct Span {
     pub offset: u64,
     /// How many; at most [`SPAN_MAX`].
     pub length: usize,
+}
+
+impl Span {
+    /// Whether sending it waits for no disk, as far as can be told.
+    #[must_use]
+    pub fn is_cached(&self) -> bool {
+        store::is_cached(&self.file, self.offset, self.length as u64)
+    }
 }
 
 /// A body that ends before its end.
@@ -113,8 +122,10 @@ impl Follower {
             }
             let progress = self.progress.borrow_and_update().clone();
             let readable = self.end.map_or(progress.readable, |end| end.min(progress.readable));
-            if self.position < readable {
-                return Ok(Some(Chunk::Span(self.span_to(readable))));
+            if let Some(arriving) = &progress.arriving
+                && self.position < readable
+            {
+                return Ok(Some(Chunk::Span(self.span_to(readable, &arriving.file))));
             }
             match progress.state {
                 State::Whole => return Ok(None),
@@ -131,10 +142,10 @@ impl Follower {
         }
     }
 
-    fn span_to(&mut self, readable: u64) -> Span {
+    fn span_to(&mut self, readable: u64, file: &Arc<File>) -> Span {
         let length = (readable - self.position).min(SPAN_MAX);
         let span = Span {
-            file: Arc::clone(&self.flow.file),
+            file: Arc::clone(file),
             offset: self.position,
             length: usize::try_from(length).unwrap_or_default(),
         };

@@ -1,7 +1,9 @@
 //! Flights: one download under way, shared by all who want it. A flight belongs to the site, not to
 //! the client who came first; it ends early only when nobody has wanted it for a while.
 
+mod abroad;
 pub mod follower;
+mod note;
 mod resume;
 pub(super) mod transfer;
 pub(super) mod writer;
@@ -15,8 +17,10 @@ use tokio::sync::watch;
 
 use crate::archive::target::Target;
 use crate::content::digest::Sha256;
+use crate::engine::leases::Telling as _;
 use crate::engine::memory::Known;
 use crate::engine::outcome::{Failure, Meta};
+use crate::store::Blob;
 
 /// For how long a flight goes on when nobody wants it any more: apt comes back after a second when
 /// its connection broke.
@@ -30,6 +34,8 @@ pub struct Flight {
     landing: watch::Sender<Option<Landing>>,
     progress: watch::Sender<Progress>,
     interest: watch::Sender<usize>,
+    /// Held while other replicas want it.
+    interest_abroad: Mutex<Option<Interest>>,
 }
 
 /// What became of the question to the mirror.
@@ -37,6 +43,8 @@ pub struct Flight {
 pub enum Landing {
     /// What is stored is still right.
     Unchanged(Arc<Known>),
+    /// Another replica fetched or confirmed it a moment ago.
+    Settled(Arc<Known>),
     /// Bytes are coming.
     Flowing(Arc<Flow>),
     /// The volume does not take them: whoever wants them asks the mirror themselves.
@@ -45,7 +53,7 @@ pub enum Landing {
     Failed(Failure),
 }
 
-/// Bytes that are coming: their description, and the file in which they arrive.
+/// Bytes that are coming, described.
 #[derive(Clone)]
 pub struct Flow {
     /// What the mirror said of them.
@@ -60,8 +68,17 @@ pub struct Flow {
     pub source: Arc<Target>,
     /// Which mirror gave them first.
     pub origin: Arc<str>,
-    /// The staged file: readable up to [`Progress::readable`].
+    /// Whether another replica began to fetch them.
+    pub is_abroad: bool,
+}
+
+/// The file in which a body arrives.
+#[derive(Clone, Debug)]
+pub struct Arriving {
+    /// Readable up to [`Progress::readable`].
     pub file: Arc<File>,
+    /// Its [name](crate::store::Stage::name) for other processes.
+    pub name: Arc<str>,
 }
 
 /// How far a flow has come.
@@ -71,6 +88,10 @@ pub struct Progress {
     pub readable: u64,
     /// Bytes in the file; a body's tail is held back until its digest is right.
     pub written: u64,
+    /// Their digest.
+    pub prefix: Sha256,
+    /// Where they are; another file when another replica takes over. `None` before the first byte.
+    pub arriving: Option<Arriving>,
     /// What follows them.
     pub state: State,
 }
@@ -88,10 +109,11 @@ pub enum State {
     Spilled,
 }
 
-impl Flow {
-    /// Bytes in the staged file.
-    pub(super) fn size(&self) -> u64 {
-        self.file.metadata().map_or(0, |metadata| metadata.len())
+impl Progress {
+    fn advance(&mut self, written: u64, held_back: u64, prefix: Sha256) {
+        self.written = written;
+        self.readable = written.saturating_sub(held_back);
+        self.prefix = prefix;
     }
 }
 
@@ -102,9 +124,12 @@ impl Flight {
             progress: watch::Sender::new(Progress {
                 readable: 0,
                 written: 0,
+                prefix: Sha256::of(&[]),
+                arriving: None,
                 state: State::Running,
             }),
             interest: watch::Sender::new(0),
+            interest_abroad: Mutex::default(),
         }
     }
 
@@ -134,10 +159,41 @@ impl Flight {
         self.progress.subscribe()
     }
 
-    pub(super) fn advance(&self, written: u64, held_back: u64) {
+    /// What is coming, once that is known.
+    pub(super) fn flow(&self) -> Option<Arc<Flow>> {
+        match &*self.landing.borrow() {
+            Some(Landing::Flowing(flow)) => Some(Arc::clone(flow)),
+            _ => None,
+        }
+    }
+
+    /// Bytes are in this file from now on, of which so many are there.
+    pub(super) fn place(&self, arriving: Arriving, written: u64, held_back: u64, prefix: Sha256) {
         self.progress.send_modify(|progress| {
-            progress.written = written;
-            progress.readable = written.saturating_sub(held_back);
+            progress.arriving = Some(arriving);
+            progress.advance(written, held_back, prefix);
+        });
+    }
+
+    /// There are so many by now, and this is their digest.
+    pub(super) fn advance(&self, written: u64, held_back: u64, prefix: Sha256) {
+        self.progress.send_modify(|progress| progress.advance(written, held_back, prefix));
+    }
+
+    /// What is there of it.
+    pub(super) fn arrived(&self) -> Option<Blob> {
+        let progress = self.progress.borrow();
+        let Arriving { file, .. } = progress.arriving.clone()?;
+        Some(Blob { file, size: progress.written })
+    }
+
+    /// All that was written is all there is, and right.
+    pub(super) fn complete(&self) {
+        self.progress.send_modify(|progress| {
+            if progress.state == State::Running {
+                progress.readable = progress.written;
+                progress.state = State::Whole;
+            }
         });
     }
 
@@ -296,6 +352,7 @@ impl Drop for Departure {
         let unheard = "the download was given up";
         self.flight.land(Landing::Failed(Failure::internal(unheard)));
         self.flight.end(State::Cut(unheard.into()));
+        Arc::clone(&self.flight).is_wanted(false);
         let mut table = self.flights.table();
         if table.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
             table.remove(&self.key);

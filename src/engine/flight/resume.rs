@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt as _;
 
 use crate::engine::flight::follower::{range_from, resume_headers};
 use crate::engine::flight::transfer::Transfer;
-use crate::engine::flight::{Flight, Flow};
+use crate::engine::flight::{Arriving, Flight, Flow};
 use crate::mirror::{Body, Framing, MirrorError, Question};
 
 /// A body that goes on where another broke off, and the whole's size where that is known.
@@ -73,7 +73,7 @@ impl Transfer {
                         );
                     }
                 };
-                match self.skip(flight, flow, received, answer.body).await {
+                match self.skip(flight, received, answer.body).await {
                     Ok(Some(body)) => Ok(Some(Resumed { body, end })),
                     Ok(None) => Err(changed()),
                     Err(_broke_off) => Ok(None),
@@ -90,20 +90,22 @@ impl Transfer {
     async fn skip(
         &self,
         flight: &Flight,
-        flow: &Flow,
         received: u64,
         mut body: Body,
     ) -> Result<Option<Body>, MirrorError> {
         let mut progress = flight.progress();
         // An error means that the writer stopped: then the file does not match below.
         drop(progress.wait_for(|progress| progress.written >= received).await);
+        let Some(Arriving { file, .. }) = progress.borrow().arriving.clone() else {
+            return Ok(None);
+        };
         let mut position = 0;
         while position < received {
             let Some(chunk) = body.chunk().await? else { return Ok(None) };
             let known = usize::try_from(received - position).unwrap_or(usize::MAX).min(chunk.len());
             let (old, new) = chunk.split_at(known);
             let mut staged = vec![0; old.len()];
-            let same = flow.file.read_exact_at(&mut staged, position).is_ok() && staged == old;
+            let same = file.read_exact_at(&mut staged, position).is_ok() && staged == old;
             if !same {
                 return Ok(None);
             }

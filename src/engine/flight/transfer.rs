@@ -10,11 +10,12 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::archive::kind::Kind;
 use crate::archive::target::Target;
-use crate::content::digest::Expected;
+use crate::content::digest::{Expected, Hasher};
 use crate::content::validators::http_date;
 use crate::engine::Engine;
-use crate::engine::flight::writer::{Stopped, Writer, Written};
+use crate::engine::flight::writer::{Stopped, TAIL, Writer, Written};
 use crate::engine::flight::{Departure, Flight, Flow, Landing, State};
+use crate::engine::leases::Tenure;
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::{Failure, Meta};
 use crate::engine::suites::admission::{Admission, RELEASE_BUDGET, RELEASE_MAX};
@@ -36,6 +37,7 @@ const TEAR_PAUSE: Duration = Duration::from_millis(20);
 /// How often it is looked whether somebody else wants what is taken slowly.
 const PACE_STEP: Duration = Duration::from_millis(100);
 
+const LEFT: &str = "another replica left it";
 const MOVED_ON: &str = "has moved on since this release file was given out: update again";
 const WEB_PAGE: &str = "answered with a web page instead of the file (captive portal?)";
 
@@ -52,6 +54,8 @@ pub(in crate::engine) struct Transfer {
     pub(in crate::engine) known: Option<Arc<Known>>,
     /// The most bytes a second, as long as nobody else wants them.
     pub(in crate::engine) pace: Option<u64>,
+    /// For how long what another replica had confirmed is good enough.
+    pub(in crate::engine) window: Duration,
     /// The caches that the first client's question came through.
     pub(in crate::engine) via: Vec<HeaderValue>,
 }
@@ -66,10 +70,11 @@ enum End {
 
 impl Transfer {
     /// Runs the flight to its end, or until nobody has wanted it for a while.
-    pub(in crate::engine) async fn run(self, departure: Departure) {
+    pub(in crate::engine) async fn run(mut self, departure: Departure) {
         let flight = Arc::clone(departure.flight());
+        let is_confirming = self.known.is_some();
         let abandoned = async {
-            if self.known.is_some() {
+            if is_confirming {
                 // However long the mirror takes to confirm it, within its bound: else what is
                 // stored would never be confirmed again.
                 flight.landed().await;
@@ -77,22 +82,23 @@ impl Transfer {
             flight.abandoned().await;
         };
         let arrived = tokio::select! {
-            arrived = self.fly(&flight) => arrived,
+            arrived = self.fly_for_all(&flight) => arrived,
             () = abandoned => {
                 tracing::debug!(url = self.target.url, "nobody waits for it any more");
                 None
             }
         };
         // Whole by now: it is kept whether somebody still waits or not.
-        if let Some(arrived) = arrived {
-            self.keep(arrived).await;
+        if let Some((arrived, tenure)) = arrived {
+            self.keep(arrived, tenure.as_ref()).await;
         }
     }
 
     /// A whole body that is to be kept, if that is what came.
-    async fn fly(&self, flight: &Arc<Flight>) -> Option<Arrived> {
-        let budget = if self.is_for_admission() { RELEASE_BUDGET } else { HEAD_BUDGET };
-        let deadline = Instant::now() + budget;
+    pub(super) async fn fly(&self, flight: &Arc<Flight>, deadline: Instant) -> Option<Arrived> {
+        if let Some(flow) = flight.flow() {
+            return self.take_over(flight, flow).await;
+        }
         for tears in 0..=TEARS_MAX {
             let arrival = match self.ask(deadline).await {
                 Err(failure) => {
@@ -115,7 +121,7 @@ impl Transfer {
                 return Some(arrived);
             }
             let digest = arrived.written.verdict.sha256;
-            match self.admit(flight, &arrived.flow, digest, deadline).await {
+            match self.admit(flight, digest, deadline).await {
                 Admission::Admitted(signature) => {
                     // Its clients ask for it at once.
                     if let Some(signature) = signature {
@@ -123,7 +129,7 @@ impl Transfer {
                     }
                     let flow = Arc::new(Flow { digest: Some(digest), ..(*arrived.flow).clone() });
                     flight.land(Landing::Flowing(Arc::clone(&flow)));
-                    arrived.tell(flight);
+                    flight.complete();
                     return Some(Arrived { flow, ..arrived });
                 }
                 Admission::Older(known) => {
@@ -143,6 +149,11 @@ impl Transfer {
             }
         }
         None
+    }
+
+    /// By when clients must have a first byte.
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + if self.is_for_admission() { RELEASE_BUDGET } else { HEAD_BUDGET }
     }
 
     /// Asks until the first bytes are there: they tell a file from a captive portal's page.
@@ -231,7 +242,7 @@ impl Transfer {
         source.key != self.target.key
     }
 
-    fn expected(&self) -> Option<Expected> {
+    pub(super) fn expected(&self) -> Option<Expected> {
         self.expectation.map(|expectation| expectation.digest)
     }
 
@@ -296,23 +307,62 @@ impl Transfer {
             return None;
         };
         let flow = Arc::new(Flow {
-            meta: arrival.meta.clone(),
+            meta: arrival.meta,
             stored: arrival.provable,
             checked: self.expectation.is_some(),
             digest: None,
             source: Arc::clone(&arrival.source),
             origin: Arc::clone(&arrival.origin),
-            file: staged.stage.reader(),
+            is_abroad: false,
         });
-        let writer = Writer::start(staged, self.expected(), Arc::clone(flight));
-        let flowing = self.flow(flight, &flow, &writer, arrival);
+        let hasher = Hasher::new(self.expected());
+        let writer = Writer::start(staged, hasher, held_back(&flow), Arc::clone(flight));
+        let beginning = Beginning::Body(arrival.first, arrival.body);
+        let flowing = self.flow(flight, &flow, &writer, beginning);
         let flowed = if self.is_for_admission() {
             let too_slow = || Err("the release file took too long".to_owned());
             timeout_at(deadline, flowing).await.unwrap_or_else(|_| too_slow())
         } else {
             flight.land(Landing::Flowing(Arc::clone(&flow)));
+            self.engine.leases.tell_now();
             flowing.await
         };
+        self.arrived(flight, flow, flowed, writer).await
+    }
+
+    /// Goes on with what another replica left, from where its bytes end.
+    async fn take_over(&self, flight: &Arc<Flight>, flow: Arc<Flow>) -> Option<Arrived> {
+        let staged = match self.stage(flow.meta.size).await {
+            Ok(staged) => staged,
+            Err(error) => {
+                tracing::warn!(url = self.target.url, %error, source = %error.source, "not taking over");
+                flight.end(State::Spilled);
+                return None;
+            }
+        };
+        tracing::info!(url = self.target.url, "taking over a download");
+        self.engine.metrics.taken_over.inc();
+        let hasher = Hasher::new(self.expected());
+        let (writer, received) =
+            match Writer::take_over(staged, hasher, held_back(&flow), flight).await {
+                Ok(begun) => begun,
+                Err(reason) => {
+                    flight.end(State::Cut(reason.into()));
+                    return None;
+                }
+            };
+        let flowed = self.flow(flight, &flow, &writer, Beginning::Rest(received)).await;
+        self.arrived(flight, flow, flowed, writer).await
+    }
+
+    /// The body in full, if it is.
+    async fn arrived(
+        &self,
+        flight: &Arc<Flight>,
+        flow: Arc<Flow>,
+        flowed: Result<(), String>,
+        writer: Writer,
+    ) -> Option<Arrived> {
         let ended = match (flowed, writer.finish().await) {
             (_, Err(error)) => Err(End::Spilled(error)),
             (Err(reason), Ok(_)) => Err(End::Cut(reason)),
@@ -320,11 +370,11 @@ impl Transfer {
         };
         match ended {
             Ok(written) => {
-                let arrived = Arrived { flow, written };
                 if !self.is_for_admission() {
-                    arrived.tell(flight);
+                    flight.complete();
+                    self.engine.leases.tell_now();
                 }
-                return Some(arrived);
+                return Some(Arrived { flow, written });
             }
             Err(End::Cut(reason)) => {
                 tracing::warn!(url = self.target.url, reason, "a download broke off");
@@ -383,14 +433,15 @@ impl Transfer {
         flight: &Flight,
         flow: &Flow,
         writer: &Writer,
-        arrival: Arrival,
+        beginning: Beginning,
     ) -> Result<(), String> {
         let begun = Instant::now();
-        let mut received = 0;
         let mut end = flow.meta.size;
-        let mut body = arrival.body;
         let mut fruitless = 0;
-        let mut next = Ok(Some(arrival.first));
+        let (mut received, mut next, mut body) = match beginning {
+            Beginning::Body(first, body) => (0, Ok(Some(first)), Some(body)),
+            Beginning::Rest(received) => (received, Err(LEFT.to_owned()), None),
+        };
         loop {
             match next {
                 Ok(Some(chunk)) => {
@@ -403,24 +454,24 @@ impl Transfer {
                     if let Err(Stopped) = writer.write(chunk).await {
                         return Ok(());
                     }
-                    next = body.chunk().await;
+                    next = next_of(body.as_mut()).await;
                 }
                 Ok(None) if end.is_none_or(|end| end == received) => return Ok(()),
                 Ok(None) => return Err("the mirror sent less than it said".to_owned()),
-                Err(error) if fruitless == RESUMES_MAX => return Err(error.to_string()),
-                Err(error) => {
+                Err(_) if end == Some(received) => return Ok(()),
+                Err(reason) if fruitless == RESUMES_MAX => return Err(reason),
+                Err(reason) => {
                     fruitless += 1;
-                    tracing::info!(url = self.target.url, received, %error, "resuming a download");
+                    tracing::info!(url = self.target.url, received, reason, "resuming a download");
                     tokio::time::sleep(RESUME_PAUSE * fruitless).await;
                     // A body that broke off is not asked again: it would seem to have ended.
                     next = match self.resume(flight, flow, received).await? {
                         Some(resumed) => {
                             self.engine.metrics.resumed.inc();
-                            body = resumed.body;
                             end = resumed.end;
-                            body.chunk().await
+                            next_of(Some(body.insert(resumed.body))).await
                         }
-                        None => Err(error),
+                        None => Err(reason),
                     };
                 }
             }
@@ -438,7 +489,7 @@ impl Transfer {
 
     /// Commits what was written and remembers it. A volume or index that fails costs the storing,
     /// never the clients, who have their bytes.
-    async fn keep(&self, arrived: Arrived) {
+    async fn keep(&self, arrived: Arrived, tenure: Option<&Tenure>) {
         let Arrived { flow, written } = arrived;
         if !flow.stored {
             return;
@@ -457,7 +508,7 @@ impl Transfer {
         if let Some(known) = same {
             // What is new are at most their marks, and a release file's signature.
             let known = Arc::new(known.described_anew(entry));
-            self.remember(Arc::clone(&known), &flow.source).await;
+            self.remember(Arc::clone(&known), &flow.source, tenure).await;
             return self.refresh_signature(&known).await;
         }
         let arriving = self.engine.room.evictor().moves().arrive(sha256).await;
@@ -470,7 +521,7 @@ impl Transfer {
             Ok(known) => {
                 self.engine.metrics.stored_bytes.inc_by(size);
                 self.engine.learner.offer(&self.target.key, &known);
-                self.remember(Arc::new(known), &flow.source).await;
+                self.remember(Arc::new(known), &flow.source, tenure).await;
             }
             Err(error) => {
                 tracing::warn!(url = self.target.url, %error, source = %error.source, "fetched, but not stored");
@@ -481,13 +532,17 @@ impl Transfer {
     }
 
     /// Under its name; and, where it was asked for under another, under that too: so it is known
-    /// which files of a suite this site uses.
-    async fn remember(&self, known: Arc<Known>, source: &Target) {
+    /// which files of a suite this site uses. Not if another replica took over: what that one brings
+    /// may be newer.
+    async fn remember(&self, known: Arc<Known>, source: &Target, tenure: Option<&Tenure>) {
         let asked_as = Some(&source.key).filter(|key| **key != self.target.key);
         self.engine.note_absent_beside(&self.target.key).await;
         for key in asked_as.into_iter().chain([&self.target.key]) {
-            self.engine.record(key, &known.entry).await;
-            self.engine.memory.hold(key, Arc::clone(&known));
+            if self.engine.record(key, &known.entry, tenure.map(Tenure::lease)).await {
+                self.engine.memory.hold(key, Arc::clone(&known));
+            } else {
+                tracing::warn!(key, "fetched, but another replica has taken over");
+            }
         }
     }
 
@@ -520,15 +575,27 @@ struct Arrival {
 }
 
 /// A body that is there to its end, and right.
-struct Arrived {
+pub(super) struct Arrived {
     flow: Arc<Flow>,
     written: Written,
 }
 
-impl Arrived {
-    /// Those who follow may have all of it.
-    fn tell(&self, flight: &Flight) {
-        flight.advance(self.written.staged.stage.size(), 0);
-        flight.end(State::Whole);
+/// Where a body begins.
+enum Beginning {
+    /// With these bytes, and this goes on.
+    Body(Bytes, Body),
+    /// So many bytes are there already.
+    Rest(u64),
+}
+
+async fn next_of(body: Option<&mut Body>) -> Result<Option<Bytes>, String> {
+    match body {
+        Some(body) => body.chunk().await.map_err(|error| error.to_string()),
+        None => Err(LEFT.to_owned()),
     }
+}
+
+/// Bytes at the end of what has come that wait for its digest.
+pub(super) fn held_back(flow: &Flow) -> u64 {
+    if flow.checked { TAIL } else { 0 }
 }

@@ -2,22 +2,26 @@
 //! disk holds nobody else up, and tells the flight how far it has come. A transfer that waits for its
 //! mirror holds no thread.
 
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use crate::content::digest::{Expected, Hasher, Verdict};
-use crate::engine::flight::Flight;
+use crate::content::digest::{Hasher, Verdict};
+use crate::engine::flight::{Arriving, Flight};
 use crate::engine::volume::room::Staged;
-use crate::store::StoreError;
+use crate::store::{Blob, StoreError, WRITE_PATIENCE};
 
 /// Chunks that may wait to be written: with a mirror's chunks of up to 64 kB, about a megabyte.
 const WAITING_MAX: usize = 16;
 /// What is held back of a body whose digest is known, until it is right. One byte would do to keep
 /// the client from a complete answer; a little more keeps most of a small file back too.
 pub(in crate::engine) const TAIL: u64 = 4096;
+
+/// Bytes that are copied at once of what another replica left.
+const COPY_BUFFER: usize = 256 * 1024;
 
 /// A running writer; it ends early when it is dropped.
 pub(in crate::engine) struct Writer {
@@ -48,21 +52,26 @@ impl Work {
         for chunk in chunks {
             self.hasher.update(&chunk);
             self.staged.stage.append(&chunk)?;
-            self.flight.advance(self.staged.stage.size(), self.held_back);
+            let prefix = self.hasher.so_far();
+            self.flight.advance(self.staged.stage.size(), self.held_back, prefix);
         }
         Ok(self)
     }
 }
 
 impl Writer {
+    /// Of a body that begins, or goes on: `hasher` has taken what is staged already.
     pub(in crate::engine) fn start(
         staged: Staged,
-        expected: Option<Expected>,
+        hasher: Hasher,
+        held_back: u64,
         flight: Arc<Flight>,
     ) -> Self {
         let (chunks, mut waiting) = mpsc::channel::<Bytes>(WAITING_MAX);
-        let held_back = if expected.is_some() { TAIL } else { 0 };
-        let mut work = Work { staged, hasher: Hasher::new(expected), held_back, flight };
+        let (file, name) = (staged.stage.reader(), staged.stage.name().into());
+        flight.place(Arriving { file, name }, staged.stage.size(), held_back, hasher.so_far());
+        let store = staged.store();
+        let mut work = Work { staged, hasher, held_back, flight };
         #[expect(clippy::disallowed_methods, reason = "its transfer waits for it")]
         let finished = tokio::spawn(async move {
             let mut batch = Vec::with_capacity(WAITING_MAX);
@@ -70,13 +79,45 @@ impl Writer {
                 let chunks = std::mem::take(&mut batch);
                 let coming: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
                 work.staged.cover(work.staged.stage.size() + coming).await?;
-                work = spawn_blocking(move || work.take(chunks))
-                    .await
-                    .map_err(StoreError::interrupted)??;
+                work = store.within(WRITE_PATIENCE, move || work.take(chunks)).await?;
             }
             Ok(Written { staged: work.staged, verdict: work.hasher.finish() })
         });
         Self { chunks, finished }
+    }
+
+    /// Goes on with what has arrived of `flight` in the file of another replica, as far as it is what
+    /// that one said: `hasher` has taken nothing yet. Tells how many bytes that are.
+    ///
+    /// # Errors
+    /// When it is not, or the volume fails.
+    pub(in crate::engine) async fn take_over(
+        mut staged: Staged,
+        mut hasher: Hasher,
+        held_back: u64,
+        flight: &Arc<Flight>,
+    ) -> Result<(Self, u64), String> {
+        let Some(Blob { file, size }) = flight.arrived() else {
+            return Err("another replica left nothing".to_owned());
+        };
+        let in_words = |error: StoreError| format!("{error}: {}", error.source);
+        staged.cover(size).await.map_err(in_words)?;
+        let copying = spawn_blocking(move || {
+            let mut buffer = vec![0; COPY_BUFFER];
+            while staged.stage.size() < size {
+                let left = usize::try_from(size - staged.stage.size()).unwrap_or(usize::MAX);
+                let part = buffer.get_mut(..left.min(COPY_BUFFER)).unwrap_or_default();
+                file.read_exact_at(part, staged.stage.size()).map_err(|error| error.to_string())?;
+                hasher.update(part);
+                staged.stage.append(part).map_err(in_words)?;
+            }
+            Ok::<_, String>((staged, hasher))
+        });
+        let (staged, hasher) = copying.await.map_err(|error| error.to_string())??;
+        if hasher.so_far() != flight.progress().borrow().prefix {
+            return Err("what another replica left is not what it said".to_owned());
+        }
+        Ok((Self::start(staged, hasher, held_back, Arc::clone(flight)), size))
     }
 
     pub(in crate::engine) async fn write(&self, chunk: Bytes) -> Result<(), Stopped> {

@@ -13,7 +13,7 @@ use crate::archive::target::Target;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::engine::flight::transfer::Transfer;
-use crate::engine::flight::{Flight, Flow, Interest, Landing};
+use crate::engine::flight::{Flight, Interest, Landing};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::Failure;
 use crate::engine::suites::judge::{Case, Judgement};
@@ -21,7 +21,7 @@ use crate::engine::suites::{Generation, bytes_of, signature_url};
 use crate::engine::volume::room::Staged;
 use crate::index::Entry;
 use crate::mirror::{Body, Question};
-use crate::store::{Blob, StoreError};
+use crate::store::{Blob, StoreError, WRITE_PATIENCE};
 
 /// The most bytes of a release file; apt takes ten million.
 pub(in crate::engine) const RELEASE_MAX: u64 = release::TEXT_MAX as u64;
@@ -59,11 +59,10 @@ impl Transfer {
         self.kind == Kind::Release && matches!(self.target.file_name(), "InRelease" | "Release")
     }
 
-    /// Decides about a release file that has arrived in `flow`.
+    /// Decides about a release file that has arrived in full.
     pub(in crate::engine) async fn admit(
         &self,
         flight: &Arc<Flight>,
-        flow: &Flow,
         digest: Sha256,
         deadline: Instant,
     ) -> Admission {
@@ -71,8 +70,10 @@ impl Transfer {
         if self.known.as_ref().is_some_and(|known| known.entry.blob == digest) {
             return Admission::Admitted(None);
         }
-        let file = Blob { file: Arc::clone(&flow.file), size: flow.size() };
-        let reading = tokio::task::spawn_blocking(move || bytes_of(&file)).await;
+        let Some(file) = flight.arrived() else {
+            return Admission::Refused("sent no release file".to_owned());
+        };
+        let reading = self.engine.store.look(move || Ok(bytes_of(&file))).await;
         let Ok(Some(file)) = reading else {
             return Admission::Refused(
                 "sent a release file that could not be read back".to_owned(),
@@ -154,12 +155,12 @@ impl Transfer {
         let (folder, _) = self.target.key.rsplit_once('/')?;
         let entry = self.engine.recorded(&signature_url(folder, &known.entry.blob)).await?;
         let store = Arc::clone(&self.engine.store);
-        let reading = tokio::task::spawn_blocking(move || {
-            let bytes = bytes_of(&store.read(&entry.blob).ok()??)?;
+        let looking = self.engine.store.look(move || {
+            let Some(blob) = store.read(&entry.blob)? else { return Ok(None) };
             // Disks forget.
-            (Sha256::of(&bytes) == entry.blob).then_some(bytes)
+            Ok(bytes_of(&blob).filter(|bytes| Sha256::of(bytes) == entry.blob))
         });
-        reading.await.ok()?
+        looking.await.ok()?
     }
 
     /// `Release.gpg` beside a `Release`; `None` if there is none to be had.
@@ -181,7 +182,7 @@ impl Transfer {
             return;
         }
         let file = Blob { file: Arc::clone(&known.blob.file), size: known.blob.size };
-        let Ok(Some(file)) = tokio::task::spawn_blocking(move || bytes_of(&file)).await else {
+        let Ok(Some(file)) = self.engine.store.look(move || Ok(bytes_of(&file))).await else {
             return;
         };
         let file = Arc::new(file);
@@ -237,13 +238,12 @@ impl Transfer {
             return;
         };
         let arriving = room.evictor().moves().arrive(digest).await;
-        let storing = tokio::task::spawn_blocking(move || {
+        let storing = self.engine.store.within(WRITE_PATIENCE, move || {
             stage.append(&signature.bytes)?;
             let blob = store.commit(stage, &digest)?;
             Known::load(described, blob).map_err(StoreError::interrupted)
         });
-        let stored = storing.await.map_err(StoreError::interrupted).and_then(|stored| stored);
-        let known = match stored {
+        let known = match storing.await {
             Ok(known) => Arc::new(known),
             Err(error) => {
                 let url = &self.target.url;
@@ -261,7 +261,7 @@ impl Transfer {
         let engine = Arc::clone(&self.engine);
         self.engine.tasks.spawn(async move {
             for key in &keys {
-                engine.record(key, &entry).await;
+                engine.record(key, &entry, None).await;
             }
             drop((arriving, promise));
         });

@@ -26,6 +26,7 @@ use crate::archive::release::{self, Release};
 use crate::archive::target::{Target, canonical_path};
 use crate::content::digest::{Expected, Sha256};
 use crate::engine::flight::{Landing, State};
+use crate::engine::known::Finding;
 use crate::engine::memory::now_seconds;
 use crate::engine::outcome::{Content, Failure, Served};
 use crate::engine::plan::Freshness;
@@ -328,14 +329,12 @@ impl Engine {
             return Some(generation);
         }
         let store = Arc::clone(&self.store);
-        let reading = tokio::task::spawn_blocking(move || {
-            let bytes = bytes_of(&store.read(&release).ok()??)?;
-            if Sha256::of(&bytes) != release {
-                return None;
-            }
-            Some(Generation::read(&bytes).unwrap_or_default())
+        let looking = self.store.look(move || {
+            let Some(blob) = store.read(&release)? else { return Ok(None) };
+            let right = bytes_of(&blob).filter(|bytes| Sha256::of(bytes) == release);
+            Ok(right.map(|bytes| Generation::read(&bytes).unwrap_or_default()))
         });
-        let generation = Arc::new(reading.await.ok()??);
+        let generation = Arc::new(looking.await.ok()??);
         self.suites.generations.insert(release, Arc::clone(&generation));
         Some(generation)
     }
@@ -383,10 +382,10 @@ impl Engine {
     }
 
     async fn has_member(self: &Arc<Self>, ask: &Ask) -> bool {
-        if self.known(ask).await.is_some() {
+        let Finding { known, expectation } = self.find(ask).await;
+        if known.is_some() {
             return true;
         }
-        let expectation = self.expectation(ask).await;
         let Ok((interest, _)) = self.board(ask, None, expectation) else { return false };
         interest.flight().over().await;
         match interest.flight().landed().await {

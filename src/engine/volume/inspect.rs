@@ -14,7 +14,7 @@ use crate::engine::volume::adopt::Unadopted;
 use crate::engine::volume::moves::{self, Moves};
 use crate::engine::volume::pace::Pace;
 use crate::index::{Entry, Index, IndexError};
-use crate::store::{Blob, Reading, Stamp, Store, StoreError};
+use crate::store::{Blob, Reading, Stamp, Store, StoreError, WRITE_PATIENCE};
 use crate::telemetry::metrics::Metrics;
 
 /// What the opening of a file costs, in bytes that could be read instead: a disk's seek.
@@ -168,12 +168,18 @@ impl Inspector {
         let mut known = Vec::new();
         for first in (0..=u8::MAX).step_by(usize::from(u8::MAX / SAMPLES) + 1) {
             let page = self.index.blobs_after(before(first), SAMPLE).await?;
-            known.extend(page.iter().map(|blob| blob.digest));
+            known.extend(page.iter().map(|blob| (blob.digest, blob.stored_at)));
         }
-        known.sort_unstable_by_key(|digest| *digest.as_bytes());
+        known.sort_unstable_by_key(|(digest, _)| *digest.as_bytes());
         known.dedup();
-        let all = known.len();
-        let is_missing = self.missing(known).await?.len() > all / 2;
+        let missing = self.missing(known.iter().map(|(digest, _)| *digest).collect()).await?;
+        let store = Arc::clone(&self.store);
+        let made_at = self.store.look(move || Ok(store.made_at())).await?;
+        // What was stored before there was this folder was stored elsewhere.
+        let is_elsewhere = |(digest, stored_at): &(Sha256, i64)| {
+            made_at.is_some_and(|made_at| *stored_at < made_at) && missing.contains(digest)
+        };
+        let is_missing = missing.len() > known.len() / 2 || known.iter().any(is_elsewhere);
         let was_missing = self.is_volume_missing.swap(is_missing, Ordering::Relaxed);
         match (is_missing, was_missing) {
             (false, _) => return Ok(()),
@@ -185,11 +191,11 @@ impl Inspector {
 
     async fn missing(&self, mut digests: Vec<Sha256>) -> Result<Vec<Sha256>, StoreError> {
         let store = Arc::clone(&self.store);
-        blocking(move || {
+        let looking = self.store.look(move || {
             digests.retain(|digest| matches!(store.read(digest), Ok(None)));
             Ok(digests)
-        })
-        .await
+        });
+        looking.await
     }
 
     async fn open(&self, digest: &Sha256) -> Result<Option<Blob>, StoreError> {
@@ -255,7 +261,8 @@ impl Inspector {
         tracing::error!(%digest, "a stored blob is bad: it goes, and is fetched anew when asked for");
         self.bad_blobs.inc();
         let (store, name, opened) = (Arc::clone(&self.store), *digest, blob.clone());
-        let removed = blocking(move || store.discard(&name, &opened)).await;
+        let removed =
+            self.store.within(WRITE_PATIENCE, move || store.discard(&name, &opened)).await;
         if removed.is_err() {
             self.condemn(digest, blob);
             self.index.forget_blobs(&[*digest]).await?;
@@ -268,7 +275,8 @@ impl Inspector {
     /// What lies on the volume under this name, whether the index knows it or not; still to be
     /// proven. A volume that fails has nothing.
     pub(in crate::engine) async fn on_volume(&self, digest: &Sha256) -> Option<Entry> {
-        let blob = self.open(digest).await.ok().flatten()?;
+        let (store, name) = (Arc::clone(&self.store), *digest);
+        let blob = self.store.look(move || store.read(&name)).await.ok().flatten()?;
         Some(Entry::nameless(*digest, blob.size))
     }
 

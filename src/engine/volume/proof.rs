@@ -3,6 +3,7 @@
 //! held back until it has proven right. From then on, a look at the open file's state is enough.
 
 use std::future::Future;
+use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use quick_cache::sync::Cache;
@@ -175,6 +176,7 @@ impl Engine {
     pub(in crate::engine) async fn held(self: &Arc<Self>, key: &str) -> Option<Arc<Known>> {
         let known = self.memory.get(key)?;
         match known.soundness() {
+            Soundness::Proven | Soundness::Unproven if !self.is_at_hand(&known).await => None,
             Soundness::Proven => Some(known),
             Soundness::Unproven => {
                 self.prove(key, &known);
@@ -193,6 +195,17 @@ impl Engine {
                 None
             }
         }
+    }
+
+    /// Whether a file's bytes are there for the reading: they may be on a volume that says nothing. As
+    /// long as it does, what the page cache has of a file is served if that is all of it.
+    pub(in crate::engine) async fn is_at_hand(&self, known: &Arc<Known>) -> bool {
+        let length = if self.store.is_stalled() { known.blob.size } else { 1 };
+        if known.small.is_some() || known.blob.is_cached(length) {
+            return true;
+        }
+        let file = Arc::clone(&known.blob.file);
+        self.store.look(move || Ok(file.read_at(&mut [0], 0).ok())).await.is_ok()
     }
 
     /// Has a file that was opened just now hashed, in the background, unless it was before and is what

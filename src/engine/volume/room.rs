@@ -21,7 +21,7 @@ use crate::engine::volume::fellows::{Fellows, Told};
 use crate::engine::volume::limits::{Limits, MinFree, Promised, Shortage, shortage};
 use crate::engine::volume::pins::Pin;
 use crate::index::{Index, IndexError, Volume};
-use crate::store::{Space, Stage, Store, StoreError, StoreErrorKind};
+use crate::store::{Space, Stage, Store, StoreError, StoreErrorKind, WRITE_PATIENCE, set_aside};
 use crate::telemetry::metrics::Metrics;
 
 /// For how long room is waited for that was freed and is not there: who has a removed file open keeps
@@ -193,6 +193,10 @@ impl Room {
         &self.unadopted
     }
 
+    pub(super) fn store(&self) -> Arc<Store> {
+        Arc::clone(&self.store)
+    }
+
     /// Who evicts.
     #[must_use]
     pub fn evictor(&self) -> &Evictor {
@@ -257,7 +261,8 @@ impl Room {
         if let Err(error) = promise.grow_to(needed).await {
             return Err(self.unless_full(error, STEP).await);
         }
-        let stage = self.while_full(needed, || self.store.stage(size)).await?;
+        let store = Arc::clone(&self.store);
+        let stage = self.while_full(needed, move || store.stage(size)).await?;
         promise.is_set_aside();
         Ok(Staged { stage, promise, claim: 0 })
     }
@@ -433,10 +438,13 @@ impl Room {
     async fn while_full<T>(
         self: &Arc<Self>,
         bytes: u64,
-        attempt: impl Fn() -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
+        attempt: impl Fn() -> Result<T, StoreError> + Clone + Send + 'static,
+    ) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+    {
         for _ in 0..ROUNDS_MAX {
-            match attempt() {
+            match self.store.within(WRITE_PATIENCE, attempt.clone()).await {
                 Err(error) if error.kind == StoreErrorKind::Full => {
                     let room = Arc::clone(self);
                     let freeing = async move {
@@ -447,7 +455,7 @@ impl Room {
                 done => return done,
             }
         }
-        attempt()
+        self.store.within(WRITE_PATIENCE, attempt).await
     }
 
     /// Whether something could be freed. Nothing is if all of it would not be enough.
@@ -543,7 +551,7 @@ impl Room {
 
     async fn space_now(&self) -> Option<Space> {
         let store = Arc::clone(&self.store);
-        tokio::task::spawn_blocking(move || store.space().ok()).await.ok().flatten()
+        self.store.look(move || store.space()).await.ok()
     }
 
     fn promised(&self) -> Promised {
@@ -639,6 +647,11 @@ pub struct Staged {
 }
 
 impl Staged {
+    /// Where it is.
+    pub(in crate::engine) fn store(&self) -> Arc<Store> {
+        self.promise.room.store()
+    }
+
     /// Makes sure of room for the body up to its byte `end`: its size may not have been known, or
     /// not been right.
     ///
@@ -664,7 +677,8 @@ impl Staged {
             }
         }
         let (room, stage, bytes) = (&self.promise.room, &self.stage, self.promise.bytes);
-        room.while_full(bytes - stage.size(), || stage.set_aside(bytes)).await?;
+        let file = stage.reader();
+        room.while_full(bytes - stage.size(), move || set_aside(&file, bytes)).await?;
         self.promise.is_set_aside();
         Ok(())
     }

@@ -74,9 +74,13 @@ impl Tidying {
                 }
                 _ = uses.tick() => {
                     note(self.uses.tell(&*self.index).await);
-                    let memory = Arc::clone(&self.memory);
+                    let (memory, store) = (Arc::clone(&self.memory), self.room.store());
                     // It ends well, or its loss is no loss.
-                    drop(tokio::task::spawn_blocking(move || memory.forget_removed()).await);
+                    let looking = store.look(move || {
+                        memory.forget_removed();
+                        Ok(())
+                    });
+                    drop(looking.await);
                 }
                 _ = news.tick() => heard = self.hear_news(heard).await,
                 _ = asked.tick() => note(self.uses.tell_asked(&*self.index).await),

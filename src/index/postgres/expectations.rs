@@ -25,20 +25,22 @@ const FENCE: &str = "SELECT 1 FROM leases WHERE name = $1 AND generation = $2 FO
 
 const LEARNT_ANEW: &str = "UPDATE knowledge SET version = version + 1";
 
-/// Lists that are half learnt do not count; and where lists disagree, one of them is out of date, and
-/// it can not be told which.
+/// What is expected of `$1`. Lists that are half learnt do not count; and where lists disagree, one of
+/// them is out of date, and it can not be told which.
+pub(super) const EXPECTED: &str =
+    "SELECT DISTINCT size, digest FROM expectations JOIN lists ON list = id
+     WHERE expectations.key = $1 AND blob IS NOT NULL LIMIT 2";
+
 pub(super) async fn of(calls: &Calls, key: &str) -> Result<Option<Expectation>, IndexError> {
     let purpose = Purpose::read("look up an expectation");
-    let rows = calls
-        .rows(
-            purpose,
-            "SELECT DISTINCT size, digest FROM expectations JOIN lists ON list = id
-             WHERE expectations.key = $1 AND blob IS NOT NULL LIMIT 2",
-            &[(&key, Type::TEXT)],
-        )
-        .await?;
-    match rows.as_slice() {
-        [only] => expectation(only, 0).map(Some).map_err(corrupt(purpose)),
+    let rows = calls.rows(purpose, EXPECTED, &[(&key, Type::TEXT)]).await?;
+    agreed(&rows).map_err(corrupt(purpose))
+}
+
+/// What all rows of [`EXPECTED`] say.
+pub(super) fn agreed(rows: &[Row]) -> Result<Option<Expectation>, Trouble> {
+    match rows {
+        [only] => expectation(only, 0).map(Some),
         _ => Ok(None),
     }
 }

@@ -23,8 +23,8 @@ use self::calls::{Calls, Purpose};
 pub use self::url::{Config, Patience};
 use crate::content::digest::Sha256;
 use crate::index::{
-    Change, Class, Entry, Errand, Expectation, HashedFile, Holding, Index, IndexError, Lease,
-    Names, Renewal, Renewed, Stored, Taken, Totals, Use, Volume,
+    Change, Class, Entry, Errand, Expectation, Found, HashedFile, Holding, Index, IndexError,
+    Lease, Names, Renewal, Renewed, Stored, Taken, Totals, Use, Volume,
 };
 
 /// An [`Index`] in PostgreSQL. Calls that clients wait for fail when their time is up, and at once
@@ -54,6 +54,10 @@ impl PostgresIndex {
 
 #[async_trait]
 impl Index for PostgresIndex {
+    async fn find(&self, key: &str) -> Result<Found, IndexError> {
+        resources::find(&self.calls, key).await
+    }
+
     async fn look_up(&self, key: &str) -> Result<Option<Entry>, IndexError> {
         resources::look_up(&self.calls, key).await
     }

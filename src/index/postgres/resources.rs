@@ -7,21 +7,32 @@ use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::index::postgres::blobs::{ADDED, REFERRED};
 use crate::index::postgres::calls::{Calls, Parameter, Purpose, Statement};
+use crate::index::postgres::expectations::{EXPECTED, agreed};
 use crate::index::postgres::leases::FENCE;
 use crate::index::postgres::rows::{column, corrupt, digest, limit_of, signed, unsigned};
-use crate::index::{Entry, IndexError, Lease, ROUND_TRIP, bounds_of};
+use crate::index::{Entry, Found, IndexError, Lease, ROUND_TRIP, bounds_of};
+
+/// What is known of `$1`.
+const KNOWN: &str = "SELECT blob, size, last_modified, etag, content_type, checked_at
+     FROM resources WHERE key = $1";
 
 pub(super) async fn look_up(calls: &Calls, key: &str) -> Result<Option<Entry>, IndexError> {
     let purpose = Purpose::read("look up a resource");
-    let rows = calls
-        .rows(
-            purpose,
-            "SELECT blob, size, last_modified, etag, content_type, checked_at
-             FROM resources WHERE key = $1",
-            &[(&key, Type::TEXT)],
-        )
-        .await?;
+    let rows = calls.rows(purpose, KNOWN, &[(&key, Type::TEXT)]).await?;
     rows.first().map(entry_from).transpose().map_err(corrupt(purpose))
+}
+
+pub(super) async fn find(calls: &Calls, key: &str) -> Result<Found, IndexError> {
+    let purpose = Purpose::read("look up a resource");
+    let parameters: &[Parameter<'_>] = &[(&key, Type::TEXT)];
+    let statements = [KNOWN, EXPECTED].map(|sql| Statement { sql, parameters });
+    let answers = calls.rows_of_each(purpose, &statements).await?;
+    let [known, expected] = answers.as_slice() else { return Ok(Found::default()) };
+    let found = || {
+        let entry = known.first().map(entry_from).transpose()?;
+        Ok(Found { entry, expectation: agreed(expected)? })
+    };
+    found().map_err(corrupt(purpose))
 }
 
 /// What becomes of a key, the new row being `$1` to `$8`.

@@ -19,8 +19,8 @@ use self::leases::Leases;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::index::{
-    Change, Class, Entry, Errand, Expectation, HashedFile, Holding, Index, IndexError, Lease,
-    Names, Renewal, Renewed, Stored, Taken, Totals, Use, Volume, bounds_of,
+    Change, Class, Entry, Errand, Expectation, Found, HashedFile, Holding, Index, IndexError,
+    Lease, Names, Renewal, Renewed, Stored, Taken, Totals, Use, Volume, bounds_of,
 };
 
 /// Where the embedded index is kept.
@@ -106,19 +106,19 @@ fn open_or_begin_anew(path: &Path) -> Result<Connection, IndexError> {
 
 #[async_trait]
 impl Index for SqliteIndex {
-    async fn look_up(&self, key: &str) -> Result<Option<Entry>, IndexError> {
+    async fn find(&self, key: &str) -> Result<Found, IndexError> {
         let key = key.to_owned();
         self.reader
             .call("look up a resource", move |connection| {
-                connection
-                    .prepare_cached(
-                        "SELECT blob, size, last_modified, etag, content_type, checked_at
-                         FROM resources WHERE key = ?1",
-                    )?
-                    .query_row([key], entry_from)
-                    .optional()
+                let entry = look_up(connection, &key)?;
+                Ok(Found { entry, expectation: expectations::of(connection, &key)? })
             })
             .await
+    }
+
+    async fn look_up(&self, key: &str) -> Result<Option<Entry>, IndexError> {
+        let key = key.to_owned();
+        self.reader.call("look up a resource", move |c| look_up(c, &key)).await
     }
 
     async fn record(&self, key: &str, entry: &Entry) -> Result<(), IndexError> {
@@ -530,6 +530,16 @@ impl Index for SqliteIndex {
             })
             .await
     }
+}
+
+fn look_up(connection: &Connection, key: &str) -> rusqlite::Result<Option<Entry>> {
+    connection
+        .prepare_cached(
+            "SELECT blob, size, last_modified, etag, content_type, checked_at
+             FROM resources WHERE key = ?1",
+        )?
+        .query_row([key], entry_from)
+        .optional()
 }
 
 fn entry_from(row: &Row<'_>) -> rusqlite::Result<Entry> {

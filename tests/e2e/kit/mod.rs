@@ -7,23 +7,29 @@
 #![allow(dead_code, unused_imports, reason = "each test uses its own part of the kit")]
 
 pub mod apt;
+pub mod balancer;
 pub mod ca;
 pub mod client;
 pub mod door;
+pub mod fleet;
 pub mod link;
 pub mod mirror;
 pub mod postgres;
 pub mod proxy;
+pub mod remote;
 mod selftest;
 pub mod signer;
 
 pub use apt::{Apt, HostArchive, LocalArchive, Run};
+pub use balancer::Balancer;
 pub use ca::Ca;
 pub use client::{Connection, Head, Reply, download_hash, get, request};
+pub use fleet::Fleet;
 pub use link::Link;
 pub use mirror::{Fault, File, Mirror, Seen};
 pub use postgres::{PgBouncer, Postgres};
 pub use proxy::{Proxy, aptmesh};
+pub use remote::Remote;
 pub use signer::Signer;
 
 use sha2::{Digest, Sha256};

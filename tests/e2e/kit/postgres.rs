@@ -288,7 +288,7 @@ fn url(port: u16, database: &str) -> String {
 }
 
 /// Debian keeps the server's programs beside the path, by version; pgbouncer among those of root.
-fn program(name: &str) -> PathBuf {
+pub(super) fn program(name: &str) -> PathBuf {
     let mut folders: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
@@ -324,7 +324,7 @@ fn give_away(path: &Path) {
 }
 
 /// Nobody else takes it in the moment before it is used, as a rule.
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("an address").port()
 }

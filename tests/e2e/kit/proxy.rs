@@ -6,7 +6,7 @@ use super::{sha256_hex, wait_until};
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 const START_TIME: Duration = Duration::from_secs(20);
-const STOP_TIME: Duration = Duration::from_secs(20);
+const STOP_TIME: Duration = Duration::from_secs(40);
 
 /// The binary, free of the settings of whoever runs the tests.
 pub fn aptmesh() -> Command {
@@ -34,6 +34,8 @@ pub struct Build {
     data: Option<PathBuf>,
     env: Vec<(String, OsString)>,
     args: Vec<OsString>,
+    /// Of the proxy and of the administrator; port 0 for any.
+    addresses: [SocketAddr; 2],
 }
 
 impl Build {
@@ -46,6 +48,12 @@ impl Build {
     /// A setting: `APTMESH_<SECTION>_<KEY>`. The last one of a name counts.
     pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Self {
         self.env.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Listens on another loopback address.
+    pub fn at(mut self, ip: IpAddr) -> Self {
+        self.addresses = [SocketAddr::from((ip, 0)); 2];
         self
     }
 
@@ -70,8 +78,8 @@ impl Build {
     fn command(&self, data: &Path) -> Command {
         let mut command = aptmesh();
         command
-            .args(["serve", "--listen", "127.0.0.1:0"])
-            .args(["--admin-listen", "127.0.0.1:0", "--data"])
+            .args(["serve", "--listen", &self.addresses[0].to_string()])
+            .args(["--admin-listen", &self.addresses[1].to_string(), "--data"])
             .arg(data)
             .args(&self.args)
             .env("APTMESH_MIRROR_ALLOW_PRIVATE", "127.0.0.0/8")
@@ -101,7 +109,8 @@ impl Proxy {
     }
 
     pub fn build() -> Build {
-        Build { data: None, env: Vec::new(), args: Vec::new() }
+        let addresses = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); 2];
+        Build { data: None, env: Vec::new(), args: Vec::new(), addresses }
     }
 
     /// Where apt talks to.
@@ -163,6 +172,12 @@ impl Proxy {
             self.wait_exit(STOP_TIME);
         }
         self.running = Running::start(&self.build, &self.data);
+    }
+
+    /// The same on the ports that it had: for one with an address of its own, lest others take them.
+    pub fn restart_in_place(&mut self) {
+        self.build.addresses = [self.addr(), self.admin()];
+        self.restart();
     }
 
     /// The sum of a metric over all samples that have these labels:

@@ -1,0 +1,317 @@
+//! One flight for all replicas of a site: whoever holds its lease asks the mirror, the others follow
+//! what that one stages on the volume they share, and one of them takes over when it dies.
+//!
+//! Followers believe no more than they have hashed: the holder tells how many bytes there are, and
+//! their digest, and only what has that digest here is handed out. So it is no matter how late a
+//! network volume shows what another machine wrote.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use crate::archive::kind::Kind;
+use crate::content::digest::{Hasher, Sha256};
+use crate::engine::flight::note::Note;
+use crate::engine::flight::transfer::{Arrived, Transfer, held_back};
+use crate::engine::flight::{Arriving, Flight, Flow, Landing, State};
+use crate::engine::leases::{Sight, Tenure};
+use crate::engine::memory::Known;
+use crate::engine::plan::Standing;
+use crate::index::Entry;
+
+/// How often a flight passes from replica to replica before this one goes on alone.
+const TURNS_MAX: u32 = 16;
+/// For how long clients who have had a part wait for an index that is away. Those who have had nothing
+/// do not wait: a second download is better than that.
+const BLIND_MAX: Duration = Duration::from_secs(2);
+/// For how long a holder's bytes may be told of, and not be seen.
+const UNSEEN_MAX: Duration = Duration::from_secs(2);
+/// Longer keys name their lease by a digest.
+const NAME_MAX: usize = 1024;
+/// Bytes that are read at once to be hashed.
+const READ_BUFFER: usize = 256 * 1024;
+
+/// How it stands with a flight of the site.
+enum Turn {
+    /// It is ours to fly; `None`: alone, since the index or the volume does not let us do it together.
+    Ours(Option<Tenure>),
+    /// Another flew it, and is not flying it any more.
+    Passed,
+    /// Another brought it to its end a moment ago.
+    Settled,
+}
+
+/// Bytes of a file that are what its holder said.
+struct Verified {
+    name: Arc<str>,
+    file: Arc<File>,
+    hasher: Hasher,
+    bytes: u64,
+}
+
+/// What hashing more of a file came to.
+enum Compared {
+    /// It is what was said, and what clients have had of it.
+    Same(Verified),
+    /// It is not, or not yet.
+    Not(Verified),
+    /// It is what was said, and not what clients have had.
+    Other,
+}
+
+impl Transfer {
+    /// A whole body that is to be kept, and the right to record it, if it was this replica that
+    /// brought it.
+    pub(super) async fn fly_for_all(
+        &mut self,
+        flight: &Arc<Flight>,
+    ) -> Option<(Arrived, Option<Tenure>)> {
+        let deadline = self.deadline();
+        for _ in 0..TURNS_MAX {
+            match self.turn(flight).await {
+                Turn::Ours(Some(tenure)) => tokio::select! {
+                    arrived = self.fly(flight, deadline) => return Some((arrived?, Some(tenure))),
+                    // It was as good as dead for a while.
+                    () = tenure.lost() => {}
+                },
+                Turn::Ours(None) => break,
+                Turn::Passed => {}
+                Turn::Settled => return None,
+            }
+            if flight.is_cut() {
+                return None;
+            }
+        }
+        Some((self.fly(flight, deadline).await?, None))
+    }
+
+    async fn turn(&mut self, flight: &Arc<Flight>) -> Turn {
+        let name = lease_name(&self.target.key);
+        let taken = self.engine.leases.take(&name, Some(Arc::clone(flight) as _)).await;
+        match taken {
+            Ok(Some((tenure, note))) => {
+                if self.is_settled(flight).await {
+                    return Turn::Settled;
+                }
+                self.inherit(flight, note).await;
+                Turn::Ours(Some(tenure))
+            }
+            Ok(None) => self.follow(flight, &name).await,
+            Err(error) => {
+                tracing::warn!(%error, source = %error.source, "fetching without the other replicas");
+                Turn::Ours(None)
+            }
+        }
+    }
+
+    /// Whether another replica fetched or confirmed it, as lately as the flight's clients demand. What
+    /// it fetched before that is what the mirror is to confirm.
+    async fn is_settled(&mut self, flight: &Arc<Flight>) -> bool {
+        let Some(entry) = self.engine.recorded(&self.target.key).await else { return false };
+        let Some(known) = self.as_recorded(entry).await else { return false };
+        let is_confirmed = known.standing(self.window) == Standing::Confirmed;
+        let is_immutable = matches!(self.kind, Kind::Package | Kind::Patch | Kind::ByHash(_));
+        if is_confirmed || (is_immutable && self.known.is_none()) {
+            settle(flight, known).await;
+            return true;
+        }
+        if self.known.is_some() {
+            self.known = Some(known);
+        }
+        false
+    }
+
+    /// What the index knows, if it is what it must be and on the volume. What memory has of it hears
+    /// when another replica had it confirmed.
+    async fn as_recorded(&self, entry: Entry) -> Option<Arc<Known>> {
+        if self.expectation.is_some_and(|expected| expected.contradicts(entry.size, &entry.blob)) {
+            return None;
+        }
+        match &self.known {
+            Some(known) if known.entry.blob == entry.blob => {
+                known.confirm_at(entry.checked_at);
+                Some(Arc::clone(known))
+            }
+            _ => self.engine.loaded(&self.target.key, Some(entry)).await,
+        }
+    }
+
+    /// What the last holder left, where nobody here has followed it so far.
+    async fn inherit(&self, flight: &Arc<Flight>, note: Option<String>) {
+        if let Some(note) = note.and_then(|note| Note::read(&note))
+            && flight.flow().is_none()
+            && !self.is_for_admission()
+        {
+            self.take_in(flight, &note, None).await;
+        }
+    }
+
+    /// Hands on what the holder of the lease brings, for as long as somebody holds it.
+    async fn follow(&self, flight: &Arc<Flight>, name: &str) -> Turn {
+        let mut watched = self.engine.leases.watch(name);
+        self.engine.metrics.followed.inc();
+        let (mut verified, mut unseen_since) = (None::<Verified>, None);
+        loop {
+            match watched.next().await {
+                Sight::Unseen => {}
+                Sight::Free => return Turn::Passed,
+                Sight::Blind => {
+                    let patience = if flight.flow().is_some() { BLIND_MAX } else { Duration::ZERO };
+                    if timeout(patience, watched.changed()).await.is_err() {
+                        return Turn::Ours(None);
+                    }
+                }
+                Sight::Held(holding) => {
+                    let note = holding.note.and_then(|note| Note::read(&note));
+                    let Some(note) = note.filter(|_| !self.is_for_admission()) else { continue };
+                    verified = self.take_in(flight, &note, verified).await;
+                    if verified.as_ref().is_some_and(|seen| seen.bytes >= note.written) {
+                        unseen_since = None;
+                        continue;
+                    }
+                    let since = unseen_since.get_or_insert_with(Instant::now);
+                    if flight.is_cut() || since.elapsed() > UNSEEN_MAX {
+                        return Turn::Ours(None);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes in what a holder tells, as far as it is true here.
+    async fn take_in(
+        &self,
+        flight: &Arc<Flight>,
+        note: &Note,
+        so_far: Option<Verified>,
+    ) -> Option<Verified> {
+        let prefix = note.prefix()?;
+        let held = flight.progress().borrow().clone();
+        let verified = match so_far.filter(|verified| *verified.name == *note.file) {
+            Some(verified) => verified,
+            None => self.begin_with(&note.file).await?,
+        };
+        if note.written < held.written || note.written < verified.bytes {
+            // A new holder, who has not come as far yet.
+            return Some(verified);
+        }
+        let marks = [(held.written, held.prefix), (note.written, prefix)];
+        let verified = match compared(verified, marks).await? {
+            Compared::Same(verified) => verified,
+            Compared::Not(verified) => return Some(verified),
+            Compared::Other => {
+                let reason = "another replica went on with another version of it";
+                flight.end(State::Cut(reason.into()));
+                return None;
+            }
+        };
+        if note.is_whole && !verified.hasher.clone().finish().as_expected {
+            flight.end(State::Cut("another replica took it for something else".into()));
+            return None;
+        }
+        let flow = flight.flow().unwrap_or_else(|| Arc::new(self.told(note)));
+        let arriving =
+            Arriving { file: Arc::clone(&verified.file), name: Arc::clone(&verified.name) };
+        flight.place(arriving, note.written, held_back(&flow), prefix);
+        flight.land(Landing::Flowing(flow));
+        if note.is_whole {
+            flight.complete();
+        }
+        Some(verified)
+    }
+
+    async fn begin_with(&self, name: &str) -> Option<Verified> {
+        let (store, name): (_, Arc<str>) = (Arc::clone(&self.engine.store), name.into());
+        let opening = Arc::clone(&name);
+        let opened = self.engine.store.look(move || store.staged(&opening)).await;
+        let file = opened.ok().flatten()?;
+        Some(Verified { name, file: file.into(), hasher: Hasher::new(self.expected()), bytes: 0 })
+    }
+
+    fn told(&self, note: &Note) -> Flow {
+        let source = self.sources.iter().find(|source| source.key == note.source);
+        Flow {
+            meta: note.meta(),
+            stored: note.stored,
+            checked: note.checked || self.expectation.is_some(),
+            digest: None,
+            source: Arc::clone(source.unwrap_or(&self.target)),
+            origin: note.origin.as_str().into(),
+            is_abroad: true,
+        }
+    }
+}
+
+/// What is stored is what the flight's clients get; those who have had a part go on with that, if it is
+/// the same.
+async fn settle(flight: &Arc<Flight>, known: Arc<Known>) {
+    flight.land(Landing::Settled(Arc::clone(&known)));
+    let held = flight.progress().borrow().clone();
+    if flight.flow().is_none() {
+        return flight.complete();
+    }
+    if held.state != State::Running {
+        return;
+    }
+    let file = Arc::clone(&known.blob.file);
+    let stored = Verified { name: "".into(), file, hasher: Hasher::new(None), bytes: 0 };
+    let whole = (known.entry.size, known.entry.blob);
+    match compared(stored, [(held.written, held.prefix), whole]).await {
+        Some(Compared::Same(Verified { file, name, .. })) => {
+            flight.place(Arriving { file, name }, whole.0, 0, whole.1);
+            flight.complete();
+        }
+        _ => flight.end(State::Cut("another replica stored another version of it".into())),
+    }
+}
+
+/// Hashes on to each of two marks, of which the first is what clients have had. `None` if that was
+/// stopped.
+async fn compared(verified: Verified, marks: [(u64, Sha256); 2]) -> Option<Compared> {
+    let comparing = move || {
+        let [(had, had_digest), (told, told_digest)] = marks;
+        let (mut hasher, mut position) = (verified.hasher.clone(), verified.bytes);
+        let mut is_what_they_had = true;
+        if had > position && had <= told {
+            match hash(&verified.file, &mut hasher, position, had) {
+                Ok(()) => is_what_they_had = hasher.so_far() == had_digest,
+                Err(_) => return Compared::Not(verified),
+            }
+            position = had;
+        }
+        let hashed = hash(&verified.file, &mut hasher, position, told);
+        if hashed.is_err() || hasher.so_far() != told_digest {
+            return Compared::Not(verified);
+        }
+        if !is_what_they_had || had > told {
+            return Compared::Other;
+        }
+        Compared::Same(Verified { hasher, bytes: told, ..verified })
+    };
+    tokio::task::spawn_blocking(comparing).await.ok()
+}
+
+/// Blocks.
+fn hash(file: &File, hasher: &mut Hasher, mut from: u64, to: u64) -> std::io::Result<()> {
+    let mut buffer = vec![0; READ_BUFFER];
+    while from < to {
+        let left = usize::try_from(to - from).unwrap_or(usize::MAX).min(READ_BUFFER);
+        let part = buffer.get_mut(..left).unwrap_or_default();
+        file.read_exact_at(part, from)?;
+        hasher.update(part);
+        from += part.len() as u64;
+    }
+    Ok(())
+}
+
+/// Keys are as long as clients make them, names of leases are not.
+fn lease_name(key: &str) -> String {
+    if key.len() <= NAME_MAX {
+        format!("flight:{key}")
+    } else {
+        format!("flight:{}", Sha256::of(key.as_bytes()))
+    }
+}
