@@ -2,6 +2,7 @@
 
 mod ask;
 mod count;
+mod duties;
 pub mod flight;
 mod known;
 mod late;
@@ -31,6 +32,7 @@ use crate::archive::target::Target;
 use crate::content::digest::Hasher;
 pub use crate::engine::ask::{Ask, Client, Sharing};
 use crate::engine::count::Count;
+use crate::engine::duties::Duties;
 use crate::engine::flight::follower::Follower;
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
@@ -103,9 +105,10 @@ pub struct Engine {
     judge: Judge,
     flights: Arc<Flights>,
     leases: Arc<Leases>,
+    duties: Arc<Duties>,
     findings: Findings,
     recheck_after_millis: AtomicU64,
-    doubts: Doubts,
+    doubts: Arc<Doubts>,
     suites: Suites,
     tainted: Tainted,
     count: Count,
@@ -128,21 +131,23 @@ impl Engine {
         let knowledge = Arc::new(AtomicU64::new(1));
         let (prefetcher, errands) = Prefetcher::new(&config.prefetch, metrics);
         let prefetcher = Arc::new(prefetcher);
+        let leases = Leases::new(&index);
+        let duties = Duties::new(&leases, metrics);
         let learner = Learner::start(
             Arc::clone(&index),
+            Arc::clone(&duties),
             Arc::clone(&knowledge),
             Arc::clone(&prefetcher),
             metrics,
             background,
         );
         let memory = Arc::new(Memory::default());
-        let room = Room::new(&config.room, &index, &store, &memory, metrics);
+        let room = Room::of(&config.room, &index, &store, &memory, &duties, metrics);
         let moves = room.evictor().moves();
         let inspector = Inspector::new(&index, &store, moves, room.unadopted(), metrics);
         let inspector = Arc::new(inspector);
         let folders = Folders::new(&config.folders, &index, &inspector, metrics);
         let late = Arc::new(Late::new(room.unadopted(), metrics));
-        let leases = Leases::new(&index);
         let engine = Arc::new(Self {
             index,
             store,
@@ -160,9 +165,10 @@ impl Engine {
             judge: Judge::new(config.judge.clone(), metrics),
             flights: Arc::default(),
             leases,
+            duties: Arc::clone(&duties),
             findings: Findings::default(),
             recheck_after_millis: AtomicU64::new(0),
-            doubts: Doubts::default(),
+            doubts: Doubts::new(&duties),
             suites: Suites::default(),
             tainted: Tainted::default(),
             count: Count::default(),
@@ -170,16 +176,22 @@ impl Engine {
             metrics: EngineMetrics::new(metrics),
         });
         if let Some(errands) = errands {
-            errands.start(Arc::downgrade(&engine), background);
+            errands.start(&engine, background);
         }
         engine.set_recheck_after(config.recheck_after);
         background.spawn(engine.tidying().run());
+        background.spawn(engine.tidying().keep_room(Arc::clone(&engine.duties)));
+        background.spawn(Arc::clone(&engine.room).tell_fellows());
         background.spawn(Arc::clone(&engine.leases).run());
-        background.spawn(upkeep::scrub(Arc::clone(&engine.inspector), config.scrub));
         let (late, inspector) = (Arc::clone(&engine.late), Arc::clone(&engine.inspector));
         background.spawn(async move { late.tell(&inspector).await });
-        background.spawn(upkeep::adopt(Arc::clone(&engine.inspector)));
-        background.spawn(Arc::clone(&engine.folders).watch());
+        background.spawn(upkeep::scrub(
+            Arc::clone(&engine.duties),
+            Arc::clone(&engine.inspector),
+            config.scrub,
+        ));
+        background.spawn(upkeep::adopt(Arc::clone(&engine.duties), Arc::clone(&engine.inspector)));
+        background.spawn(Arc::clone(&engine.folders).watch(Arc::clone(&engine.duties)));
         engine
     }
 
@@ -523,6 +535,12 @@ impl Engine {
     #[must_use]
     pub fn store_trouble(&self) -> Option<String> {
         self.store.health().trouble()
+    }
+
+    /// What its site does once, and this process does now.
+    #[must_use]
+    pub fn duties(&self) -> Vec<&'static str> {
+        self.duties.labels()
     }
 
     /// Downloads under way.

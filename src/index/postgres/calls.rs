@@ -22,7 +22,6 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, SimpleQueryMessage};
 use tokio_util::task::TaskTracker;
 
-use crate::index::IndexError;
 use crate::index::budget::{self, Budget};
 use crate::index::metrics::{IndexMetrics, Outcome};
 use crate::index::postgres::gauges::Gauges;
@@ -31,6 +30,7 @@ use crate::index::postgres::hosts::Hosts;
 use crate::index::postgres::schema::{self, SchemaMismatch};
 use crate::index::postgres::tls;
 use crate::index::postgres::url::Config;
+use crate::index::{FencedOff, IndexError};
 use crate::telemetry::metrics::Metrics;
 
 /// How often a server that is away is looked after: as long as apt waits before it tries again.
@@ -47,6 +47,9 @@ const ATTEMPTS_MAX: u32 = 3;
 /// How much longer than its caller the server waits for a statement: the caller is to be the first, and
 /// know why.
 const GIVE_UP_AFTER: Duration = Duration::from_millis(100);
+/// For how long the server waits for a caller in the midst of a transaction: one that is paused holds
+/// locks that others wait for.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
 
 /// A parameter and its type: that is told, so that a statement takes one round trip.
 pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -106,6 +109,8 @@ pub(super) enum Trouble {
     Late(Duration),
     /// Nobody asks at the moment.
     NotAsked(&'static str),
+    /// The lease under which it was to be written is lost.
+    FencedOff,
     /// A row holds what can not be.
     Corrupt(&'static str),
 }
@@ -124,6 +129,7 @@ impl fmt::Display for Trouble {
             Self::Schema(mismatch) => mismatch.fmt(f),
             Self::Late(patience) => write!(f, "PostgreSQL did not answer within {patience:?}"),
             Self::NotAsked(why) => f.write_str(why),
+            Self::FencedOff => FencedOff.fmt(f),
             Self::Corrupt(what) => write!(f, "a row holds {what}"),
         }
     }
@@ -161,7 +167,11 @@ impl Trouble {
                         || *code == SqlState::TOO_MANY_CONNECTIONS
                 },
             ),
-            Self::Schema(_) | Self::Late(_) | Self::NotAsked(_) | Self::Corrupt(_) => false,
+            Self::Schema(_)
+            | Self::Late(_)
+            | Self::NotAsked(_)
+            | Self::FencedOff
+            | Self::Corrupt(_) => false,
         }
     }
 
@@ -327,6 +337,7 @@ impl Calls {
             source: match trouble {
                 Trouble::Schema(mismatch) => mismatch.into(),
                 Trouble::NotAsked(why) => NotAsked(why).into(),
+                Trouble::FencedOff => FencedOff.into(),
                 trouble => trouble.into(),
             },
         })
@@ -402,7 +413,11 @@ impl Calls {
     pub(super) fn beginning(&self) -> String {
         let patience = Budget::current().map_or(self.link.patience, |budget| budget.left());
         let millis = (patience + GIVE_UP_AFTER).as_millis();
-        format!("BEGIN; SET LOCAL statement_timeout = {millis}")
+        let silence = SILENCE_MAX.as_millis();
+        format!(
+            "BEGIN; SET LOCAL statement_timeout = {millis}; \
+             SET LOCAL idle_in_transaction_session_timeout = {silence}"
+        )
     }
 
     fn note(&self, trouble: Option<&Trouble>) {

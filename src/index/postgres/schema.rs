@@ -19,7 +19,7 @@ pub struct Migration {
 }
 
 /// Each brings the schema one version up; the version is their number.
-pub const MIGRATIONS: [Migration; 7] = [
+pub const MIGRATIONS: [Migration; 8] = [
     Migration {
         name: "resources",
         sql: include_str!("../../../migrations/postgres/0001_resources.sql"),
@@ -36,6 +36,10 @@ pub const MIGRATIONS: [Migration; 7] = [
         sql: include_str!("../../../migrations/postgres/0006_knowledge.sql"),
     },
     Migration { name: "leases", sql: include_str!("../../../migrations/postgres/0007_leases.sql") },
+    Migration {
+        name: "errands",
+        sql: include_str!("../../../migrations/postgres/0008_errands.sql"),
+    },
 ];
 
 /// Held while the schema changes: ASCII for `aptmesh` and a number.
