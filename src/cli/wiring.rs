@@ -16,7 +16,7 @@ use crate::engine::volume::room::Room;
 use crate::index::postgres::PostgresIndex;
 use crate::index::postgres::schema::SchemaMismatch;
 use crate::index::sqlite::{self, SqliteIndex};
-use crate::index::{self, Index, IndexError};
+use crate::index::{self, Index, IndexError, budget};
 use crate::mirror::Mirror;
 use crate::store::Store;
 use crate::telemetry::metrics::Metrics;
@@ -38,6 +38,7 @@ pub(super) async fn build(
     phase: &watch::Receiver<Phase>,
     background: &TaskTracker,
 ) -> anyhow::Result<Parts> {
+    budget::set(config.patience);
     let metrics = Metrics::default();
     let store = Arc::new(Store::open(&config.store));
     let mirror = Arc::new(Mirror::new(&config.mirror, &metrics)?);

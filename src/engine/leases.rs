@@ -361,7 +361,7 @@ pub(super) struct Sureness(watch::Receiver<Instant>);
 impl Sureness {
     /// Whether it is, without waiting.
     pub(super) fn holds(&self) -> bool {
-        self.0.has_changed().is_ok() && self.0.borrow().elapsed() < TERM - RENEW_EVERY
+        self.0.has_changed().is_ok() && self.0.borrow().elapsed() + RENEW_EVERY < TERM
     }
 
     /// At once where it is, else when it was renewed; never where it is lost.
@@ -373,7 +373,7 @@ impl Sureness {
             }
             drop(self.0.changed().await);
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -229,10 +229,11 @@ impl Engine {
         match (self.plan(ask, known.as_deref()), known) {
             (Plan::Serve, Some(known)) => Ok(stored(known, ask.hit())),
             (Plan::ServeStale, Some(known)) => Ok(stored(known, Outcome::Stale)),
-            (Plan::Revalidate, Some(known)) => self.revalidate(ask, known).await,
-            (Plan::Fetch, _) => self.fetch(ask, None, expectation).await,
+            // What waits for others is on the heap, so that a hit moves less.
+            (Plan::Revalidate, Some(known)) => Box::pin(self.revalidate(ask, known)).await,
+            (Plan::Fetch, _) => Box::pin(self.fetch(ask, None, expectation)).await,
             (Plan::Relay | Plan::Serve | Plan::ServeStale | Plan::Revalidate, _) => {
-                self.relay(ask).await
+                Box::pin(self.relay(ask)).await
             }
         }
     }

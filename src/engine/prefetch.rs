@@ -318,8 +318,8 @@ impl Fetching {
         let bytes = i64::try_from(errand.size).unwrap_or(i64::MAX);
         let spend = async |bytes| without(engine.index.spend(bytes, now_seconds()).await);
         // Spent first: a process that dies has spent it.
-        let Some(spent) = spend(bytes).await else { return TICK };
-        if spent > self.config.budget {
+        let Some(in_all) = spend(bytes).await else { return TICK };
+        if in_all > self.config.budget {
             spend(-bytes).await;
             return TICK;
         }

@@ -39,6 +39,7 @@ impl Site {
         let build = Proxy::build()
             .data(self.volume.path())
             .env("APTMESH_INDEX_URL", &self.url)
+            .env("APTMESH_INDEX_PATIENCE", "20s")
             .env("APTMESH_MIRROR_RECHECK_AFTER", "1h");
         settings.iter().fold(build, |build, (name, value)| build.env(name, value)).start()
     }

@@ -322,7 +322,7 @@ impl Transfer {
         });
         let hasher = Hasher::new(self.expected());
         let writer = Writer::start(staged, hasher, held_back(&flow), Arc::clone(flight));
-        let beginning = Beginning::Body(arrival.first, arrival.body);
+        let beginning = Beginning::Body(arrival.first, Box::new(arrival.body));
         let flowing = self.flow(flight, &flow, &writer, beginning);
         let flowed = if self.is_for_admission() {
             let too_slow = || Err("the release file took too long".to_owned());
@@ -444,7 +444,7 @@ impl Transfer {
         let mut end = flow.meta.size;
         let mut fruitless = 0;
         let (mut received, mut next, mut body) = match beginning {
-            Beginning::Body(first, body) => (0, Ok(Some(first)), Some(body)),
+            Beginning::Body(first, body) => (0, Ok(Some(first)), Some(*body)),
             Beginning::Rest(received) => (received, Err(LEFT.to_owned()), None),
         };
         loop {
@@ -587,7 +587,7 @@ pub(super) struct Arrived {
 /// Where a body begins.
 enum Beginning {
     /// With these bytes, and this goes on.
-    Body(Bytes, Body),
+    Body(Bytes, Box<Body>),
     /// So many bytes are there already.
     Rest(u64),
 }

@@ -37,10 +37,6 @@ use crate::telemetry::metrics::Metrics;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Connections that are opened ahead of need.
 const WARM_MAX: usize = 8;
-/// Who has waited for this has given the server its time.
-const FULL: Duration = budget::OF_A_REQUEST.checked_mul(3).unwrap().checked_div(4).unwrap();
-/// A server that was slow is well when it answers within this: a request has time for more than one call.
-const FAST: Duration = budget::OF_A_REQUEST.checked_div(2).unwrap();
 /// How often a call is tried where others were in its way: deadlocks, which the order of locks should
 /// rule out, and serialization failures.
 const ATTEMPTS_MAX: u32 = 3;
@@ -364,7 +360,7 @@ impl Calls {
         match &outcome {
             // What had little time left was late before: it is looked at how the server is.
             Err(late @ Trouble::Late(_))
-                if client_waits && purpose.only_reads && patience >= FULL =>
+                if client_waits && purpose.only_reads && patience >= full() =>
             {
                 self.link.health.is_late(&late.to_string());
                 Link::look_after(&self.link, LOOK_EVERY);
@@ -492,7 +488,7 @@ impl Link {
         };
         match found {
             Ok((is_read_only, took)) => {
-                let limit = if self.health.is_slow() { FAST } else { budget::OF_A_REQUEST };
+                let limit = if self.health.is_slow() { fast() } else { budget::of_a_request() };
                 let reach = if took > limit { Reach::Slow } else { Reach::Well };
                 (Condition { reach, is_read_only }, format!("it takes {took:?} for an answer"))
             }
@@ -631,4 +627,15 @@ pub(super) async fn transact(
     let rows = rows?;
     ended?;
     Ok(rows)
+}
+
+/// Who has waited for this has given the server its time.
+fn full() -> Duration {
+    budget::of_a_request() * 3 / 4
+}
+
+/// A server that was slow is well when it answers within this: a request has time for more than one
+/// call.
+fn fast() -> Duration {
+    budget::of_a_request() / 2
 }
