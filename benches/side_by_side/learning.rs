@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use aptmesh::content::digest::{Expected, Sha256};
 use aptmesh::index::postgres::{self, PostgresIndex};
 use aptmesh::index::sqlite::{self, SqliteIndex};
-use aptmesh::index::{Change, Expectation, Index};
+use aptmesh::index::{Change, Expectation, Index, Taken};
 
 use crate::hits::wrk;
 use crate::kit::{self, File, Mirror, Postgres, Proxy};
@@ -142,6 +142,8 @@ fn look_ups(make: &str, index: &impl Index) {
     let key =
         |number: usize| format!("http://mirror.example.org/debian/pool/main/p/package{number}.deb");
     runtime.block_on(async {
+        let taken = index.take("learn:list", "bench", Duration::from_secs(3600)).await.unwrap();
+        let Taken::Granted { lease, .. } = taken else { panic!("somebody else learns") };
         for batch in 0..MANY / 10_000 {
             let set = (batch * 10_000..(batch + 1) * 10_000)
                 .map(|number| {
@@ -149,9 +151,9 @@ fn look_ups(make: &str, index: &impl Index) {
                     (key(number), Expectation { size: Some(1), digest })
                 })
                 .collect();
-            index.learn("list", Change { set, unset: Vec::new() }, 1).await.unwrap();
+            index.learn(&lease, "list", Change { set, unset: Vec::new() }, 1).await.unwrap();
         }
-        index.finish("list", &Sha256::of(b"list"), 1).await.unwrap();
+        index.finish(&lease, "list", &Sha256::of(b"list"), 1).await.unwrap();
         let mut times = Vec::with_capacity(LOOKUPS);
         for number in 0..LOOKUPS {
             let key = key(number * 7919 % MANY);

@@ -16,7 +16,7 @@ use crate::engine::volume::room::Room;
 use crate::index::postgres::schema::SchemaMismatch;
 use crate::index::postgres::{self, PostgresIndex};
 use crate::index::sqlite::{self, SqliteIndex};
-use crate::index::{self, Index, IndexError};
+use crate::index::{self, Index, IndexError, budget};
 use crate::mirror::Mirror;
 use crate::store::{self, Store};
 use crate::telemetry::metrics::Metrics;
@@ -40,6 +40,7 @@ pub(super) async fn build(
     phase: &watch::Receiver<Phase>,
     background: &TaskTracker,
 ) -> anyhow::Result<Parts> {
+    budget::set(config.patience);
     let metrics = Metrics::default();
     let store = Arc::new(Store::open(&config.store));
     let mirror = Arc::new(Mirror::new(&config.mirror, &metrics)?);

@@ -75,7 +75,7 @@ impl Key {
 }
 
 /// All settings.
-pub static KEYS: [Key; 33] = [
+pub static KEYS: [Key; 34] = [
     key(
         "listen.proxy",
         "127.0.0.1:9977",
@@ -137,8 +137,13 @@ pub static KEYS: [Key; 33] = [
     key(
         "index.timeout",
         "10s",
-        "For how long background work, such as learning lists, waits for a statement in PostgreSQL. \
-         A request waits 200 ms in all, and then goes on without the index.",
+        "For how long background work, such as learning lists, waits for a statement in PostgreSQL.",
+    ),
+    key(
+        "index.patience",
+        "200ms",
+        "For how long a request waits for PostgreSQL in all, before it goes on without. More makes replicas \
+         on a slow database fetch less twice, and their clients wait longer when it is away.",
     ),
     key(
         "store.quota",

@@ -38,6 +38,8 @@ pub struct Config {
     pub store: store::Config,
     /// Which index.
     pub index: index::Config,
+    /// For how long a request waits for it in all.
+    pub patience: Duration,
     /// How mirrors are asked.
     pub mirror: mirror::Config,
     /// How requests are answered.
@@ -99,6 +101,7 @@ impl Config {
             },
             clients: reader.list("clients.allow"),
             index: reader.index("index.url", &data),
+            patience: reader.some_time("index.patience"),
             mirror: mirror::Config {
                 guard: mirror::guard::Guard {
                     allow: reader.list("mirror.allow"),

@@ -311,7 +311,7 @@ impl Engine {
     pub(super) async fn borrow_rest(&self, entry: &Entry, from: u64) -> Option<Body> {
         // Its clients waited for the index when they came.
         let holders = self.index.holders(&entry.blob);
-        let holders = budget::for_at_most(budget::OF_A_REQUEST, holders).await.ok()?;
+        let holders = budget::for_at_most(budget::of_a_request(), holders).await.ok()?;
         timeout(BUDGET, self.fellows.open(&holders.urls, entry, from)).await.ok()?
     }
 

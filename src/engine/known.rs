@@ -98,8 +98,7 @@ impl Engine {
         if held.as_ref().is_some_and(|known| known.is_checked(knowledge)) {
             return Finding { known: held, expectation: None };
         }
-        let looking_up = Box::pin(self.look_up(ask, held, knowledge));
-        let looking_up = budget::waited_for(looking_up);
+        let looking_up = Box::pin(budget::waited_for(self.look_up(ask, held, knowledge)));
         self.findings.together(key, looking_up).await
     }
 

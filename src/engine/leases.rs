@@ -45,12 +45,17 @@ pub(super) struct Leases {
     watched: Mutex<HashMap<String, watch::Sender<Sight>>>,
     /// There is something to do at once.
     wake: Notify,
+    renewing: tokio::sync::Mutex<()>,
     /// There is something to tell at once.
     is_urgent: AtomicBool,
+    /// None is taken any more.
+    is_over: AtomicBool,
 }
 
 struct Held {
     lease: Lease,
+    /// When it was last asked for, of those times that it was had.
+    sure: watch::Sender<Instant>,
     telling: Option<Arc<dyn Telling>>,
     told: Option<String>,
     renewed_at: Instant,
@@ -93,13 +98,20 @@ impl Leases {
             held: Mutex::default(),
             watched: Mutex::default(),
             wake: Notify::new(),
+            renewing: tokio::sync::Mutex::default(),
             is_urgent: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
         })
     }
 
     /// What tells this process from others.
     pub(super) fn owner(&self) -> &str {
         &self.owner
+    }
+
+    /// What tells this process's volume from others of its site.
+    pub(super) fn volume(&self) -> &str {
+        self.index.volume_identity()
     }
 
     /// Takes a lease, and with it what its last holder told, if that one died; `None` while another
@@ -112,6 +124,10 @@ impl Leases {
         name: &str,
         telling: Option<Arc<dyn Telling>>,
     ) -> Result<Option<(Tenure, Option<String>)>, IndexError> {
+        if self.is_over.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let (sure, surely) = watch::channel(Instant::now());
         let since = now_seconds();
         let Taken::Granted { lease, note } =
             budget::waited_for(self.index.take(name, &self.owner, TERM)).await?
@@ -121,14 +137,16 @@ impl Leases {
         let lost = CancellationToken::new();
         let held = Held {
             lease: lease.clone(),
+            sure,
             telling,
             told: None,
             renewed_at: Instant::now(),
             lost: lost.clone(),
         };
-        self.held().insert(name.to_owned(), held);
+        // Taken anew by ourselves, it is lost to who had it before.
+        self.held().insert(name.to_owned(), held).as_ref().map(Held::end).unwrap_or_default();
         self.wake.notify_one();
-        Ok(Some((Tenure { leases: Arc::clone(self), lease, since, lost }, note)))
+        Ok(Some((Tenure { leases: Arc::clone(self), lease, since, lost, sure: surely }, note)))
     }
 
     /// Waits until the lease is ours, for as long as it takes: for work that goes on for as long as a
@@ -161,6 +179,12 @@ impl Leases {
         self.wake.notify_one();
     }
 
+    /// Tells what is new of all leases that tell something, and waits until the index has heard of it.
+    pub(super) async fn tell(&self) {
+        self.is_urgent.store(true, Ordering::Relaxed);
+        self.renew().await;
+    }
+
     /// Renews and looks, for as long as the process lives.
     pub(super) async fn run(self: Arc<Self>) {
         loop {
@@ -188,6 +212,9 @@ impl Leases {
 
     /// Leases are lost to who took them meanwhile, not to an index that is away.
     async fn renew(&self) {
+        // One after the other, so that what is told later stays.
+        let _alone = self.renewing.lock().await;
+        let asked_at = Instant::now();
         let due = self.due();
         if due.is_empty() {
             return;
@@ -209,6 +236,7 @@ impl Leases {
                 continue;
             };
             if let Some(is_wanted) = wanted.get(name) {
+                one.sure.send_replace(asked_at);
                 one.wanted(*is_wanted);
                 one.told = renewal.note.or(one.told.take());
             } else {
@@ -266,6 +294,7 @@ impl Leases {
 
     /// Gives all leases up: the process is about to end.
     pub(super) async fn release_all(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
         let held = std::mem::take(&mut *self.held());
         held.values().for_each(Held::end);
         self.release(held.into_values().map(|held| held.lease).collect()).await;
@@ -305,6 +334,7 @@ pub(super) struct Tenure {
     lease: Lease,
     since: i64,
     lost: CancellationToken,
+    sure: watch::Receiver<Instant>,
 }
 
 impl Tenure {
@@ -318,9 +348,37 @@ impl Tenure {
         &self.lease
     }
 
+    /// Whether it is still ours, to be asked before each step of work.
+    pub(super) fn sureness(&self) -> Sureness {
+        Sureness(self.sure.clone())
+    }
+
     /// Waits until another process has it.
     pub(super) async fn lost(&self) {
         self.lost.cancelled().await;
+    }
+}
+
+/// Whether a lease is still ours: a process that was paused does not know that it is not.
+#[derive(Clone)]
+pub(super) struct Sureness(watch::Receiver<Instant>);
+
+impl Sureness {
+    /// Whether it is, without waiting.
+    pub(super) fn holds(&self) -> bool {
+        self.0.has_changed().is_ok() && self.0.borrow().elapsed() + RENEW_EVERY < TERM
+    }
+
+    /// At once where it is, else when it was renewed; never where it is lost.
+    pub(super) async fn wait(&mut self) {
+        while self.0.has_changed().is_ok() {
+            self.0.mark_unchanged();
+            if self.holds() {
+                return;
+            }
+            drop(self.0.changed().await);
+        }
+        std::future::pending::<()>().await;
     }
 }
 

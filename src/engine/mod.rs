@@ -2,6 +2,7 @@
 
 mod ask;
 mod count;
+mod duties;
 pub mod fellows;
 pub mod flight;
 mod known;
@@ -32,6 +33,7 @@ use crate::archive::target::Target;
 use crate::content::digest::Hasher;
 pub use crate::engine::ask::{Ask, Client, Sharing};
 use crate::engine::count::Count;
+use crate::engine::duties::Duties;
 use crate::engine::fellows::Fellows;
 use crate::engine::flight::follower::Follower;
 use crate::engine::flight::transfer::Transfer;
@@ -107,10 +109,11 @@ pub struct Engine {
     judge: Judge,
     flights: Arc<Flights>,
     leases: Arc<Leases>,
+    duties: Arc<Duties>,
     fellows: Arc<Fellows>,
     findings: Findings,
     recheck_after_millis: AtomicU64,
-    doubts: Doubts,
+    doubts: Arc<Doubts>,
     suites: Suites,
     tainted: Tainted,
     count: Count,
@@ -135,21 +138,23 @@ impl Engine {
         let knowledge = Arc::new(AtomicU64::new(1));
         let (prefetcher, errands) = Prefetcher::new(&config.prefetch, metrics);
         let prefetcher = Arc::new(prefetcher);
+        let leases = Leases::new(&index);
+        let duties = Duties::new(&leases, metrics);
         let learner = Learner::start(
             Arc::clone(&index),
+            Arc::clone(&duties),
             Arc::clone(&knowledge),
             Arc::clone(&prefetcher),
             metrics,
             background,
         );
         let memory = Arc::new(Memory::default());
-        let room = Room::new(&config.room, &index, &store, &memory, metrics);
+        let room = Room::of(&config.room, &index, &store, &memory, &duties, metrics);
         let moves = room.evictor().moves();
         let inspector = Inspector::new(&index, &store, moves, room.unadopted(), metrics);
         let inspector = Arc::new(inspector);
         let folders = Folders::new(&config.folders, &index, &inspector, metrics);
         let late = Arc::new(Late::new(room.unadopted(), metrics));
-        let leases = Leases::new(&index);
         let process = leases.owner().to_owned();
         let fellows = Fellows::new(&config.fellows, &index, process, metrics)?;
         let engine = Arc::new(Self {
@@ -170,9 +175,10 @@ impl Engine {
             flights: Arc::default(),
             leases,
             fellows: Arc::new(fellows),
+            duties: Arc::clone(&duties),
             findings: Findings::default(),
             recheck_after_millis: AtomicU64::new(0),
-            doubts: Doubts::default(),
+            doubts: Doubts::new(&duties),
             suites: Suites::default(),
             tainted: Tainted::default(),
             count: Count::default(),
@@ -180,16 +186,22 @@ impl Engine {
             metrics: EngineMetrics::new(metrics),
         });
         if let Some(errands) = errands {
-            errands.start(Arc::downgrade(&engine), background);
+            errands.start(&engine, background);
         }
         engine.set_recheck_after(config.recheck_after);
         background.spawn(engine.tidying().run());
+        background.spawn(engine.tidying().keep_room(Arc::clone(&engine.duties)));
+        background.spawn(Arc::clone(&engine.room).tell_fellows());
         background.spawn(Arc::clone(&engine.leases).run());
-        background.spawn(upkeep::scrub(Arc::clone(&engine.inspector), config.scrub));
         let (late, inspector) = (Arc::clone(&engine.late), Arc::clone(&engine.inspector));
         background.spawn(async move { late.tell(&inspector).await });
-        background.spawn(upkeep::adopt(Arc::clone(&engine.inspector)));
-        background.spawn(Arc::clone(&engine.folders).watch());
+        background.spawn(upkeep::scrub(
+            Arc::clone(&engine.duties),
+            Arc::clone(&engine.inspector),
+            config.scrub,
+        ));
+        background.spawn(upkeep::adopt(Arc::clone(&engine.duties), Arc::clone(&engine.inspector)));
+        background.spawn(Arc::clone(&engine.folders).watch(Arc::clone(&engine.duties)));
         Ok(engine)
     }
 
@@ -230,10 +242,11 @@ impl Engine {
         let served = match (self.plan(ask, known.as_deref()), known) {
             (Plan::Serve, Some(known)) => Ok(stored(known, hit)),
             (Plan::ServeStale, Some(known)) => Ok(stored(known, Outcome::Stale)),
-            (Plan::Revalidate, Some(known)) => self.revalidate(ask, known).await,
-            (Plan::Fetch, _) => self.fetch(ask, None, expectation).await,
+            // What waits for others is on the heap, so that a hit moves less.
+            (Plan::Revalidate, Some(known)) => Box::pin(self.revalidate(ask, known)).await,
+            (Plan::Fetch, _) => Box::pin(self.fetch(ask, None, expectation)).await,
             (Plan::Relay | Plan::Serve | Plan::ServeStale | Plan::Revalidate, _) => {
-                self.relay(ask).await
+                Box::pin(self.relay(ask)).await
             }
         };
         served.map(|served| {
@@ -543,6 +556,12 @@ impl Engine {
     #[must_use]
     pub fn store_trouble(&self) -> Option<String> {
         self.store.health().trouble()
+    }
+
+    /// What its site does once, and this process does now.
+    #[must_use]
+    pub fn duties(&self) -> Vec<&'static str> {
+        self.duties.labels()
     }
 
     /// Downloads under way.

@@ -1,31 +1,33 @@
 //! Prefetching: when a suite moves on, the new versions of packages that this site used lately are
 //! fetched before anybody asks, at hours when the line is free, so that the morning's upgrades are
-//! hits. Off unless the operator gives it a budget.
+//! hits. Off unless the operator gives it a budget. The index keeps what is to be fetched and what was
+//! spent; of a site's processes, one fetches.
 
 use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use prometheus::IntCounterVec;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 
 use crate::archive::version::{PackageFile, compare};
+use crate::engine::duties::Duty;
 use crate::engine::flight::State;
 use crate::engine::known::Finding;
+use crate::engine::leases::Sureness;
 use crate::engine::memory::now_seconds;
 use crate::engine::{Ask, Engine};
-use crate::index::Expectation;
+use crate::index::{Errand, Expectation, IndexError};
 use crate::telemetry::metrics::Metrics;
 
 /// Lists whose news may wait to be looked at. What one more says is not prefetched.
 const OFFERS_MAX: usize = 64;
 /// News of one list: a suite's whole point release has fewer packages that one site uses.
 pub(super) const NEWS_MAX: usize = 20_000;
-/// Packages that may wait to be fetched; further ones are not prefetched.
-const WAITING_MAX: usize = 10_000;
 /// Fetched packages that are watched for being used.
 const WATCHED_MAX: usize = 10_000;
 /// A package that was fetched and not used for so long was fetched in vain.
@@ -34,10 +36,12 @@ const WASTED_AFTER: Duration = Duration::from_hours(14 * 24);
 const USED_WITHIN: i64 = 30 * 24 * 60 * 60;
 /// Names that are read of the index at a time.
 const PAGE: usize = 2000;
-/// How often it is looked whether the hours have come.
+/// News that could not be followed for so long, in seconds, are no news any more.
+const NEWS_FOR: i64 = 7 * 24 * 60 * 60;
+/// How often it is looked whether the hours have come, or there is budget, or the mirror is well again.
 const TICK: Duration = Duration::from_secs(30);
-/// A budget is for so long.
-const DAY: Duration = Duration::from_hours(24);
+/// How often it is looked for what other processes want fetched.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// What prefetching may do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -117,11 +121,7 @@ impl Prefetcher {
             config: config.clone(),
             offers: received,
             watched: watched.clone(),
-            waiting: HashMap::new(),
-            turns: 0,
-            rest_until: Instant::now(),
-            spent: 0,
-            day: Instant::now(),
+            added: Arc::default(),
         };
         (Self { offers: Some(offers), watched }, Some(errands))
     }
@@ -171,9 +171,9 @@ impl Watched {
         Self { unused: Arc::default(), bytes }
     }
 
-    fn was_fetched(&self, package: Package, item: &Item) {
-        self.count("fetched", item.size);
-        let new = Unused { key: item.key.clone(), size: item.size, since: Instant::now() };
+    fn was_fetched(&self, package: Package, errand: &Errand) {
+        self.count("fetched", errand.size);
+        let new = Unused { key: errand.key.clone(), size: errand.size, since: Instant::now() };
         let mut unused = self.lock();
         if unused.len() < WATCHED_MAX || unused.contains_key(&package) {
             unused.insert(package, new);
@@ -220,111 +220,137 @@ impl Watched {
     }
 }
 
-/// A file that waits to be fetched.
-#[derive(Clone)]
-struct Item {
-    key: String,
-    size: u64,
-    /// Its place: the lowest is the next.
-    turn: u64,
-    has_failed: bool,
-}
-
-/// What there is to fetch, and how much may be.
+/// What there is to fetch, and how much may be. Each process adds what it hears of; one fetches.
 pub(super) struct Errands {
     config: Config,
     offers: mpsc::Receiver<Offer>,
     watched: Watched,
-    /// The newest version of each package.
-    waiting: HashMap<Package, Item>,
-    turns: u64,
-    /// Mirror or volume are in trouble: not the time for what nobody asked for.
-    rest_until: Instant,
-    spent: u64,
-    day: Instant,
+    added: Arc<Notify>,
 }
 
 impl Errands {
     /// Runs until the engine is gone.
-    pub(super) fn start(self, engine: Weak<Engine>, tasks: &TaskTracker) {
-        tasks.spawn(self.run(engine));
+    pub(super) fn start(self, engine: &Arc<Engine>, tasks: &TaskTracker) {
+        let fetching = Fetching {
+            config: self.config.clone(),
+            engine: Arc::downgrade(engine),
+            watched: self.watched.clone(),
+            added: Arc::clone(&self.added),
+        };
+        let duties = Arc::clone(&engine.duties);
+        tasks.spawn(async move {
+            duties.carry(Duty::Prefetch, "", |sureness| fetching.run(sureness)).await;
+        });
+        tasks.spawn(self.take_in_all(Arc::downgrade(engine)));
     }
 
-    async fn run(mut self, engine: Weak<Engine>) {
-        loop {
-            let next = self.next();
-            let pause = if next.is_some() { Duration::ZERO } else { TICK };
-            let offered = match timeout(pause, self.offers.recv()).await {
-                Ok(Some(offer)) => Some(offer),
-                Ok(None) => return,
-                Err(_elapsed) => None,
-            };
+    async fn take_in_all(mut self, engine: Weak<Engine>) {
+        while let Some(offer) = self.offers.recv().await {
             let Some(engine) = engine.upgrade() else { return };
-            match (offered, next) {
-                (Some(offer), _) => self.take_in(&engine, offer).await,
-                (None, Some(package)) => self.fetch(&engine, package).await,
-                (None, None) => {}
-            }
+            self.take_in(&engine, offer).await;
         }
-    }
-
-    /// The package whose turn it is, if this is the time and there is budget left for it.
-    fn next(&mut self) -> Option<Package> {
-        if self.day.elapsed() >= DAY {
-            self.day = Instant::now();
-            self.spent = 0;
-            self.watched.give_up_old();
-        }
-        let is_time = self.config.hours.include(local_hour()) && Instant::now() >= self.rest_until;
-        let first = self.waiting.iter().min_by_key(|(_, item)| item.turn).filter(|_| is_time)?;
-        (self.spent + first.1.size <= self.config.budget).then(|| first.0.clone())
     }
 
     /// Of the news, takes the newest versions of packages that were used lately.
-    async fn take_in(&mut self, engine: &Engine, offer: Offer) {
+    async fn take_in(&self, engine: &Engine, offer: Offer) {
         let used = used_lately(engine, &offer.base).await;
+        let mut errands = Vec::new();
         for (key, size) in newest(&offer.news, &used) {
             let Some(package) = package_of(&key) else { continue };
             self.watched.was_superseded(&package);
-            self.waiting.remove(&package);
             // One that is too big for a day would keep the others from being fetched.
-            if size <= self.config.budget && self.waiting.len() < WAITING_MAX {
-                self.turns += 1;
-                let item = Item { key, size, turn: self.turns, has_failed: false };
-                self.waiting.insert(package, item);
+            if size <= self.config.budget {
+                errands.push(Errand { package: named(&package), key, size, has_failed: false });
+            }
+        }
+        if !errands.is_empty() {
+            without(engine.index.add_errands(&errands, now_seconds()).await);
+            self.added.notify_one();
+        }
+    }
+}
+
+/// Fetches what is due.
+struct Fetching {
+    config: Config,
+    engine: Weak<Engine>,
+    watched: Watched,
+    added: Arc<Notify>,
+}
+
+impl Fetching {
+    /// For as long as it is this process's duty.
+    async fn run(&self, mut sureness: Sureness) -> Infallible {
+        loop {
+            sureness.wait().await;
+            self.watched.give_up_old();
+            let pause = match self.engine.upgrade() {
+                Some(engine) if self.config.hours.include(local_hour()) => self.step(&engine).await,
+                Some(_) => TICK,
+                None => std::future::pending().await,
+            };
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.added.notified() => {}
             }
         }
     }
 
-    async fn fetch(&mut self, engine: &Arc<Engine>, package: Package) {
-        let Some(item) = self.waiting.get(&package).cloned() else { return };
-        let Some(ask) = Ask::ours(&item.key) else {
-            self.waiting.remove(&package);
-            return;
+    /// Fetches the one whose turn it is; until when there is nothing to do then.
+    async fn step(&self, engine: &Arc<Engine>) -> Duration {
+        let since = now_seconds() - NEWS_FOR;
+        let next = without(engine.index.next_errand(since).await).flatten();
+        let Some(errand) = next else { return LOOK_EVERY };
+        let Some(ask) = Ask::ours(&errand.key) else {
+            without(engine.index.end_errand(&errand, false).await);
+            return Duration::ZERO;
         };
+        // Mirror or volume are in trouble: not the time for what nobody asked for.
         if engine.mirror.is_away(&ask.target) {
-            self.rest_until = Instant::now() + TICK;
-            return;
+            return TICK;
         }
-        self.waiting.remove(&package);
         let ask = Ask { pace: Some(self.config.rate).filter(|rate| *rate > 0), ..ask };
         let Finding { known, expectation } = engine.find(&ask).await;
         if known.is_some() {
-            return;
+            without(engine.index.end_errand(&errand, false).await);
+            return Duration::ZERO;
         }
-        self.spent += item.size;
+        let bytes = i64::try_from(errand.size).unwrap_or(i64::MAX);
+        let spend = async |bytes| without(engine.index.spend(bytes, now_seconds()).await);
+        // Spent first: a process that dies has spent it.
+        let Some(in_all) = spend(bytes).await else { return TICK };
+        if in_all > self.config.budget {
+            spend(-bytes).await;
+            return TICK;
+        }
+        if let Some(package) = package_of(&errand.key) {
+            self.watched.was_superseded(&package);
+        }
         if is_fetched(engine, &ask, expectation).await {
-            tracing::info!(key = item.key, size = item.size, "prefetched a package");
-            self.watched.was_fetched(package, &item);
-            return;
+            tracing::info!(key = errand.key, size = errand.size, "prefetched a package");
+            if let Some(package) = package_of(&errand.key) {
+                self.watched.was_fetched(package, &errand);
+            }
+            without(engine.index.end_errand(&errand, false).await);
+            return Duration::ZERO;
         }
-        self.rest_until = Instant::now() + TICK;
-        self.spent -= item.size;
-        if !item.has_failed {
-            self.turns += 1;
-            self.waiting.insert(package, Item { has_failed: true, turn: self.turns, ..item });
-        }
+        spend(-bytes).await;
+        without(engine.index.end_errand(&errand, !errand.has_failed).await);
+        TICK
     }
+}
+
+/// Name and architecture; neither has a space.
+fn named((name, architecture): &Package) -> String {
+    format!("{name} {architecture}")
+}
+
+fn without<T>(answer: Result<T, IndexError>) -> Option<T> {
+    answer
+        .inspect_err(|error| {
+            tracing::debug!(%error, source = %error.source, "not prefetching without the index");
+        })
+        .ok()
 }
 
 async fn is_fetched(engine: &Arc<Engine>, ask: &Ask, expectation: Option<Expectation>) -> bool {

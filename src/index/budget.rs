@@ -2,12 +2,28 @@
 //! account, which goes with the request from task to task. Where there is no account, nobody waits.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// What one request has: apt's users do not notice it, and it is longer than all statements of a
-/// request take in a database that is well.
-pub const OF_A_REQUEST: Duration = Duration::from_millis(200);
+/// What one request has unless an operator says else: apt's users do not notice it, and it is longer
+/// than all statements of a request take in a database that is well.
+pub const DEFAULT: Duration = Duration::from_millis(200);
+
+/// In milliseconds: a process has one index.
+static OF_A_REQUEST: AtomicU64 = AtomicU64::new(200);
+
+/// What one request has.
+#[must_use]
+pub fn of_a_request() -> Duration {
+    Duration::from_millis(OF_A_REQUEST.load(Ordering::Relaxed))
+}
+
+/// Changes what one request has, for those that come.
+pub fn set(patience: Duration) {
+    let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+    OF_A_REQUEST.store(millis.max(1), Ordering::Relaxed);
+}
 
 tokio::task_local! {
     static CURRENT: Option<Arc<Budget>>;
@@ -24,7 +40,7 @@ impl Budget {
     /// That of a new request.
     #[must_use]
     pub fn of_a_request() -> Arc<Self> {
-        Arc::new(Self { left: Mutex::new(OF_A_REQUEST), is_of_client: true })
+        Arc::new(Self { left: Mutex::new(of_a_request()), is_of_client: true })
     }
 
     /// The one that the running task draws on; `None`: nobody waits for it.
@@ -81,7 +97,7 @@ mod tests {
     async fn a_request_has_one_account() {
         assert!(Budget::current().is_none());
         waited_for(async {
-            let spend = || Budget::current().unwrap().spend(OF_A_REQUEST / 2);
+            let spend = || Budget::current().unwrap().spend(of_a_request() / 2);
             spend();
             waited_for(async { spend() }).await;
             let inherited = inherited(async { Budget::current().unwrap().left() });
@@ -93,6 +109,6 @@ mod tests {
             assert_eq!(Budget::current().unwrap().left(), Duration::ZERO);
         })
         .await;
-        assert_eq!(waited_for(async { Budget::current().unwrap().left() }).await, OF_A_REQUEST);
+        assert_eq!(waited_for(async { Budget::current().unwrap().left() }).await, DEFAULT);
     }
 }

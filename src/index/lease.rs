@@ -2,6 +2,8 @@
 //! expires, and the next holder's has a greater generation, which fences the last one off. Time is
 //! the index's own, so that clocks of processes need not agree.
 
+use thiserror::Error;
+
 /// A lease that was taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
@@ -51,6 +53,11 @@ pub struct Renewed {
     /// Whether others looked at it lately: see [`WANTED_SECONDS`].
     pub is_wanted: bool,
 }
+
+/// A write under a lease that is lost: nothing was written.
+#[derive(Debug, Error)]
+#[error("another process took over")]
+pub struct FencedOff;
 
 /// For how many seconds a lease counts as wanted by who looked at it; it is noted once a second.
 pub const WANTED_SECONDS: f64 = 3.0;

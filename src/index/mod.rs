@@ -18,7 +18,7 @@ use thiserror::Error;
 use crate::content::digest::{Expected, Sha256};
 use crate::content::validators::Validators;
 pub use crate::index::fellow::{FELLOWS_MAX, Holders, Presence, Site};
-pub use crate::index::lease::{Holding, Lease, Renewal, Renewed, Taken, WANTED_SECONDS};
+pub use crate::index::lease::{FencedOff, Holding, Lease, Renewal, Renewed, Taken, WANTED_SECONDS};
 
 /// Which make, and where.
 #[derive(Clone, Debug)]
@@ -186,6 +186,22 @@ pub struct HashedFile {
     pub digest: Sha256,
 }
 
+/// A file to be fetched before anybody asks for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Errand {
+    /// Which package it is a version of.
+    pub package: String,
+    /// Its resource.
+    pub key: String,
+    /// Bytes.
+    pub size: u64,
+    /// Whether it could not be fetched once.
+    pub has_failed: bool,
+}
+
+/// Errands that wait at most: further ones are forgotten.
+pub const ERRANDS_MAX: usize = 10_000;
+
 /// Facts by resource key. Where processes have volumes of their own, each has an index of its own as
 /// far as bytes go (blobs, what they are worth, pins, sums, files that lie elsewhere), and all have
 /// the same as far as names and lists go: a name is known while some volume has what it stands for.
@@ -303,11 +319,24 @@ pub trait Index: Send + Sync {
     ) -> Result<Vec<(String, Expectation)>, IndexError>;
 
     /// Changes what `list` says, at `now`. A change that is broken off half-way is made whole by the next
-    /// learning: until [`Index::finish`] the list counts as not learnt.
-    async fn learn(&self, list: &str, change: Change, now: i64) -> Result<(), IndexError>;
+    /// learning: until [`Index::finish`] the list counts as not learnt. Where the lease `under` is lost,
+    /// as for all that takes one, nothing is changed, and the source of the error is [`FencedOff`].
+    async fn learn(
+        &self,
+        under: &Lease,
+        list: &str,
+        change: Change,
+        now: i64,
+    ) -> Result<(), IndexError>;
 
     /// All that `blob` says of `list` is learnt; at `now`, in seconds since 1970.
-    async fn finish(&self, list: &str, blob: &Sha256, now: i64) -> Result<(), IndexError>;
+    async fn finish(
+        &self,
+        under: &Lease,
+        list: &str,
+        blob: &Sha256,
+        now: i64,
+    ) -> Result<(), IndexError>;
 
     /// A number that changes whenever a list is finished or unlearnt, by whatever process.
     async fn knowledge(&self) -> Result<u64, IndexError>;
@@ -320,7 +349,13 @@ pub trait Index: Send + Sync {
     async fn disused_lists(&self, before: i64, limit: usize) -> Result<Vec<String>, IndexError>;
 
     /// Unlearns at most `limit` of what `list` says, at `now`; `true` when nothing is left of it.
-    async fn unlearn(&self, list: &str, limit: usize, now: i64) -> Result<bool, IndexError>;
+    async fn unlearn(
+        &self,
+        under: &Lease,
+        list: &str,
+        limit: usize,
+        now: i64,
+    ) -> Result<bool, IndexError>;
 
     /// What is known of a file that lies elsewhere.
     async fn file(&self, path: &Path) -> Result<Option<HashedFile>, IndexError>;
@@ -355,6 +390,19 @@ pub trait Index: Send + Sync {
     fn trouble(&self) -> Option<&'static str> {
         None
     }
+    /// Adds errands at the end, at `now`: each takes the place of that of another version of its package.
+    async fn add_errands(&self, errands: &[Errand], now: i64) -> Result<(), IndexError>;
+
+    /// The errand whose turn it is, of those added since `since`.
+    async fn next_errand(&self, since: i64) -> Result<Option<Errand>, IndexError>;
+
+    /// Ends an errand; or puts it at the end, as one that failed once. Nothing happens where another
+    /// version took its place.
+    async fn end_errand(&self, errand: &Errand, again: bool) -> Result<(), IndexError>;
+
+    /// Spends bytes on errands, or gives them back, at `now`; how many were spent since the day of errands
+    /// began, one that is over beginning anew.
+    async fn spend(&self, bytes: i64, now: i64) -> Result<u64, IndexError>;
 
     /// Takes the lease `name` for the process `owner`, for `term`, unless another process holds it.
     async fn take(&self, name: &str, owner: &str, term: Duration) -> Result<Taken, IndexError>;
@@ -367,6 +415,9 @@ pub trait Index: Send + Sync {
     /// Of these leases, those that somebody holds: they count as wanted.
     async fn holdings(&self, names: &[String]) -> Result<Vec<Holding>, IndexError>;
 
+    /// The leases that somebody holds whose names begin with `prefix`; they do not count as wanted.
+    async fn holdings_like(&self, prefix: &str) -> Result<Vec<Holding>, IndexError>;
+
     /// Gives leases up. Those that are lost are left to who has them.
     async fn release(&self, leases: &[Lease]) -> Result<(), IndexError>;
 
@@ -377,6 +428,9 @@ pub trait Index: Send + Sync {
         key: &str,
         entry: &Entry,
     ) -> Result<bool, IndexError>;
+
+    /// Tells this process's volume from others; empty where there is one only.
+    fn volume_identity(&self) -> &str;
 
     /// Where `blob` lies: on our volume, and on those of fellows that can be reached.
     async fn holders(&self, blob: &Sha256) -> Result<Holders, IndexError>;
@@ -405,6 +459,9 @@ pub struct Totals {
     pub expectations: u64,
 }
 
+/// How long a day of errands is, in seconds.
+const DAY: i64 = 24 * 60 * 60;
+
 /// What is below a folder stands between `FOLDER/` and `FOLDER0`, "0" being the character after the
 /// slash.
 const BOUNDS: [&str; 2] = ["/", "0"];
@@ -431,5 +488,11 @@ impl IndexError {
     #[must_use]
     pub fn is_old_news(&self) -> bool {
         self.source.is::<postgres::NotAsked>()
+    }
+
+    /// Whether another process has the lease under which it was to be done.
+    #[must_use]
+    pub fn is_fenced_off(&self) -> bool {
+        self.source.is::<FencedOff>()
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Encoder as _, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 /// The process's metrics.
@@ -33,6 +33,12 @@ impl Metrics {
     #[must_use]
     pub fn gauge(&self, name: &str, help: &str) -> IntGauge {
         self.declare(IntGauge::new(name, help))
+    }
+
+    /// Declares a gauge with labels.
+    #[must_use]
+    pub fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.declare(IntGaugeVec::new(Opts::new(name, help), labels))
     }
 
     /// Declares a gauge of which `now` tells the value whenever somebody looks at it.

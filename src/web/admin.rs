@@ -105,6 +105,7 @@ async fn status(admin: Arc<Admin>) -> Response {
             "resources": totals.resources, "blobs": totals.blobs, "bytes": totals.bytes,
             "expectations": totals.expectations, "quota": admin.engine.room().limits().quota,
         })),
+        "duties": admin.engine.duties(),
         "trouble": trouble(&admin.engine),
     }))
     .into_response()

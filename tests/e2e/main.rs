@@ -6,6 +6,7 @@ mod apt;
 mod consistency;
 mod database_away;
 mod durability;
+mod duties;
 mod failover;
 mod fleet;
 mod flights;

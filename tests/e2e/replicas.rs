@@ -28,11 +28,11 @@ struct Site {
 fn site(count: usize, file: File, settings: &[(&str, &str)]) -> Site {
     let (mirror, database) = (Mirror::start(), Postgres::start());
     mirror.put(TOOL, file);
-    let (url, volume) = (database.database(), tempfile::tempdir().unwrap());
-    let migrated = aptmesh().arg("migrate").env("APTMESH_INDEX_URL", &url).output().unwrap();
-    assert!(migrated.status.success(), "{migrated:?}");
+    let (url, volume) = (fleet::migrated(&database), tempfile::tempdir().unwrap());
     let replica = |_| {
-        let build = Proxy::build().data(volume.path()).env("APTMESH_INDEX_URL", &url);
+        // How fast this machine is, is no matter here.
+        let build = Proxy::build().env("APTMESH_INDEX_PATIENCE", "20s");
+        let build = build.data(volume.path()).env("APTMESH_INDEX_URL", &url);
         settings.iter().fold(build, |build, (name, value)| build.env(name, *value)).start()
     };
     let replicas = (0..count).map(replica).collect();
@@ -321,7 +321,8 @@ fn apt_on_three_replicas_at_once_fetches_everything_once() {
 #[test]
 fn without_their_database_replicas_fetch_alone() {
     let bytes = noise(8, 12 * MEGABYTE);
-    let site = site(2, File::new(bytes.clone()).rate(2 << 20), &[]);
+    let settings = [("APTMESH_INDEX_PATIENCE", "200ms")];
+    let site = site(2, File::new(bytes.clone()).rate(2 << 20), &settings);
     let (mut first, _) = site.begin(0);
     let (mut second, _) = site.begin(1);
     assert_rest(&mut second, &bytes[..MEGABYTE]);

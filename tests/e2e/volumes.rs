@@ -38,14 +38,14 @@ impl Deref for Replica {
 impl Drop for Replica {
     fn drop(&mut self) {
         let log = self.log();
-        let late = ["did not answer within", "no answer in time", "too slow"];
+        let late = ["PostgreSQL did not answer within", "no answer in time", "too slow"];
         if late.iter().any(|words| log.contains(words)) {
             WAS_LATE.set(true);
         }
     }
 }
 
-/// On a busy machine a database or a fellow is late at times; that the mirror is asked then is right, and
+/// On a busy machine a fellow is late at times; that the mirror is asked then is right, and
 /// not what a test is about, which is begun anew.
 fn on_time(test: impl Fn()) {
     for _ in 1..ATTEMPTS {
@@ -87,6 +87,7 @@ impl Site {
         let mut build = Proxy::build()
             .env("APTMESH_INDEX_URL", &self.url)
             .env("APTMESH_MIRROR_RECHECK_AFTER", "1h")
+            .env("APTMESH_INDEX_PATIENCE", "20s")
             .env("APTMESH_LISTEN_PEER", &peer)
             .env("APTMESH_PROXY_ADVERTISE", format!("http://{peer}"));
         for (name, value) in settings {
@@ -625,6 +626,7 @@ fn processes_on_one_volume_share_its_identity_and_others_have_another() {
                 .data(first.data())
                 .env("APTMESH_INDEX_URL", &site.url)
                 .env("APTMESH_MIRROR_RECHECK_AFTER", "1h")
+                .env("APTMESH_INDEX_PATIENCE", "20s")
                 .start(),
         );
         let reply = site.fetch(&beside, &path, &bytes);

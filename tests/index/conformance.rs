@@ -6,8 +6,8 @@ use std::path::Path;
 use aptmesh::content::digest::{Expected, Sha256};
 use aptmesh::content::validators::Validators;
 use aptmesh::index::{
-    Change, Class, Entry, Expectation, Found, HashedFile, Identity, Index, Names, ROUND_TRIP,
-    Stored, Totals, Use, Volume,
+    Change, Class, Entry, Errand, Expectation, Found, HashedFile, Identity, Index, Names,
+    ROUND_TRIP, Stored, Totals, Use, Volume,
 };
 
 use crate::leases;
@@ -40,9 +40,16 @@ pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {
     wait(tells_who_names_a_blob(&open()));
     wait(unlearns_lists_nobody_asks_for(&open()));
     wait(remembers_files_that_lie_elsewhere(&open()));
+    wait(errands_come_in_turn(&open()));
+    wait(spends_by_the_day(&open()));
     wait(leases::one_holds_a_lease_at_a_time(&open()));
     wait(leases::a_lease_that_is_not_renewed_passes_on(&open()));
     wait(leases::holders_hear_whether_others_look(&open()));
+    wait(leases::who_lost_a_lease_learns_nothing_under_it(
+        &open(),
+        ("http://m/a".to_owned(), expectation("a")),
+    ));
+    wait(leases::tells_what_is_held_of_a_kind(&open()));
     wait(leases::who_lost_a_lease_records_nothing_under_it(&open(), &entry("old"), &entry("new")));
 }
 
@@ -55,7 +62,7 @@ pub(crate) fn learns(index: &impl Index) {
             index.record("http://m/a", &entry("a")).await.unwrap();
             let used = Use { digest: Sha256::of(b"a"), uses: 1, used_at: 9 };
             index.touch(&[used]).await.unwrap();
-            while !index.unlearn(list, 1, 5).await.unwrap() {}
+            while !leases::unlearn(index, list, 1, 5).await.unwrap() {}
         }
     });
 }
@@ -233,9 +240,9 @@ async fn knows_what_lists_say(index: &impl Index) {
         .map(|(at, (digest, size))| (format!("http://m/{at}"), Expectation { size, digest }))
         .collect();
     let change = Change { set: set.clone(), unset: vec!["http://m/unknown".to_owned()] };
-    index.learn("http://m/list", change, 1).await.unwrap();
+    leases::learn(index, "http://m/list", change, 1).await.unwrap();
     assert_eq!(index.expectation(&set[0].0).await.unwrap(), None, "half learnt");
-    index.finish("http://m/list", &Sha256::of(b"list"), 1).await.unwrap();
+    leases::finish(index, "http://m/list", &Sha256::of(b"list"), 1).await.unwrap();
     for (key, expectation) in &set {
         assert_eq!(index.expectation(key).await.unwrap(), Some(*expectation));
     }
@@ -253,8 +260,8 @@ async fn knows_what_lists_say(index: &impl Index) {
         set: vec![("http://m/1".to_owned(), expectation("new"))],
         unset: vec!["http://m/0".to_owned()],
     };
-    index.learn("http://m/list", change, 1).await.unwrap();
-    index.finish("http://m/list", &Sha256::of(b"newer"), 2).await.unwrap();
+    leases::learn(index, "http://m/list", change, 1).await.unwrap();
+    leases::finish(index, "http://m/list", &Sha256::of(b"newer"), 2).await.unwrap();
     assert_eq!(index.expectation("http://m/0").await.unwrap(), None);
     assert_eq!(index.expectation("http://m/1").await.unwrap(), Some(expectation("new")));
     assert_eq!(index.expectation("http://m/2").await.unwrap(), Some(set[2].1));
@@ -276,7 +283,7 @@ async fn a_list_counts_as_learnt_only_when_finished(index: &impl Index) {
     assert_eq!(index.learnt("http://m/list").await.unwrap(), None);
     learn(index, "http://m/list", &[("http://m/a", "a")], 1).await;
     assert_eq!(index.learnt("http://m/list").await.unwrap(), Some(Sha256::of(b"list 1")));
-    index.learn("http://m/list", Change::default(), 2).await.unwrap();
+    leases::learn(index, "http://m/list", Change::default(), 2).await.unwrap();
     assert_eq!(index.learnt("http://m/list").await.unwrap(), None);
 }
 
@@ -368,8 +375,8 @@ async fn knows_which_blobs_lists_name(index: &impl Index) {
         set: vec![("http://m/b".to_owned(), expectation("newer"))],
         unset: vec!["http://m/c".to_owned()],
     };
-    index.learn("http://m/l", change, 30).await.unwrap();
-    index.finish("http://m/l", &Sha256::of(b"list 30"), 30).await.unwrap();
+    leases::learn(index, "http://m/l", change, 30).await.unwrap();
+    leases::finish(index, "http://m/l", &Sha256::of(b"list 30"), 30).await.unwrap();
     for body in ["before", "after", "list 20"] {
         assert_eq!(since(body).await, Some(30), "{body}");
     }
@@ -390,7 +397,7 @@ async fn a_blob_stays_referenced_while_one_list_names_it(index: &impl Index) {
         ("http://m/one", "http://m/copy", Some(33)),
     ];
     for (at, (list, key, since)) in (30..).zip(steps) {
-        index.learn(list, unset(key), at).await.unwrap();
+        leases::learn(index, list, unset(key), at).await.unwrap();
         assert_eq!(blob(index, "a").await.unreferenced_since, since, "{list} {key}");
     }
 }
@@ -444,7 +451,7 @@ async fn pins_hide_from_victims(index: &impl Index) {
     index.pin(&[Sha256::of(b"a"), Sha256::of(b"b")]).await.unwrap();
     assert_eq!(count().await, 0);
     let unset = Change { set: Vec::new(), unset: vec!["http://m/a".to_owned()] };
-    index.learn("http://m/list", unset, 20).await.unwrap();
+    leases::learn(index, "http://m/list", unset, 20).await.unwrap();
     assert_eq!(count().await, 2, "the list that may have pinned it does not name it any more");
     index.unpin().await.unwrap();
     assert_eq!(count().await, 4);
@@ -510,16 +517,49 @@ async fn unlearns_lists_nobody_asks_for(index: &impl Index) {
     assert_eq!(disused(60).await.len(), 2, "one list alone");
 
     let mut batches = 0;
-    while !index.unlearn(&packages, 2, 70).await.unwrap() {
+    while !leases::unlearn(index, &packages, 2, 70).await.unwrap() {
         batches += 1;
         assert!(blob(index, "a").await.unreferenced_since.is_none_or(|since| since == 70));
     }
     assert_eq!(batches, 2);
-    assert!(index.unlearn(&packages, 2, 70).await.unwrap(), "nothing is left of it");
+    assert!(leases::unlearn(index, &packages, 2, 70).await.unwrap(), "nothing is left of it");
     assert_eq!(blob(index, "a").await.unreferenced_since, Some(70));
     assert_eq!(index.expectation("http://m/b").await.unwrap(), None);
     assert_eq!(index.learnt(&packages).await.unwrap(), None);
     assert_eq!(index.expectation("http://m/r").await.unwrap(), Some(expectation("r")));
+}
+
+async fn errands_come_in_turn(index: &impl Index) {
+    let errand = |package: &str, version: &str| Errand {
+        package: package.to_owned(),
+        key: format!("http://m/{package}_{version}.deb"),
+        size: 7,
+        has_failed: false,
+    };
+    let next = async |since| index.next_errand(since).await.unwrap();
+    assert_eq!(next(0).await, None);
+    index.add_errands(&[errand("a", "1"), errand("b", "1")], 10).await.unwrap();
+    index.add_errands(&[errand("a", "2")], 20).await.unwrap();
+    assert_eq!(next(0).await, Some(errand("b", "1")), "the new version of a comes later");
+    assert_eq!(next(11).await, Some(errand("a", "2")), "the other one is too old");
+    index.end_errand(&errand("b", "1"), true).await.unwrap();
+    assert_eq!(next(0).await, Some(errand("a", "2")));
+    index.end_errand(&errand("a", "1"), false).await.unwrap();
+    assert_eq!(next(0).await, Some(errand("a", "2")), "another version is another errand");
+    index.end_errand(&errand("a", "2"), false).await.unwrap();
+    assert_eq!(next(0).await, Some(Errand { has_failed: true, ..errand("b", "1") }));
+    index.end_errand(&errand("b", "1"), false).await.unwrap();
+    assert_eq!(next(0).await, None);
+}
+
+async fn spends_by_the_day(index: &impl Index) {
+    const DAY: i64 = 24 * 60 * 60;
+    let spend = async |bytes, now| index.spend(bytes, now).await.unwrap();
+    assert_eq!(spend(5, DAY).await, 5);
+    assert_eq!(spend(7, 2 * DAY - 1).await, 12);
+    assert_eq!(spend(-4, 2 * DAY - 1).await, 8);
+    assert_eq!(spend(1, 2 * DAY).await, 1, "the next day");
+    assert_eq!(spend(-3, 2 * DAY).await, 0);
 }
 
 fn of(blobs: &[Stored]) -> Vec<Sha256> {
@@ -536,9 +576,9 @@ async fn blob(index: &impl Index, body: &str) -> Stored {
 
 async fn learn(index: &impl Index, list: &str, says: &[(&str, &str)], now: i64) {
     let set = says.iter().map(|(key, body)| ((*key).to_owned(), expectation(body))).collect();
-    index.learn(list, Change { set, unset: Vec::new() }, now).await.unwrap();
+    leases::learn(index, list, Change { set, unset: Vec::new() }, now).await.unwrap();
     let blob = Sha256::of(format!("list {now}").as_bytes());
-    index.finish(list, &blob, now).await.unwrap();
+    leases::finish(index, list, &blob, now).await.unwrap();
 }
 
 fn expectation(body: &str) -> Expectation {

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use aptmesh::index::{Entry, Holding, Index, Lease, Renewal, Taken};
+use aptmesh::content::digest::Sha256;
+use aptmesh::index::{
+    Change, Entry, Expectation, Holding, Index, IndexError, Lease, Renewal, Taken,
+};
 
 /// Longer than any test.
 const LONG: Duration = Duration::from_secs(600);
@@ -91,4 +94,76 @@ async fn renew(index: &impl Index, lease: &Lease, note: Option<&str>) -> Option<
 
 async fn holdings(index: &impl Index, name: &str) -> Vec<Holding> {
     index.holdings(&[name.to_owned()]).await.unwrap()
+}
+
+/// As the one who has the lease.
+pub(crate) async fn learn(
+    index: &impl Index,
+    list: &str,
+    change: Change,
+    now: i64,
+) -> Result<(), IndexError> {
+    index.learn(&learning(index, list).await?, list, change, now).await
+}
+
+pub(crate) async fn finish(
+    index: &impl Index,
+    list: &str,
+    blob: &Sha256,
+    now: i64,
+) -> Result<(), IndexError> {
+    index.finish(&learning(index, list).await?, list, blob, now).await
+}
+
+pub(crate) async fn unlearn(
+    index: &impl Index,
+    list: &str,
+    limit: usize,
+    now: i64,
+) -> Result<bool, IndexError> {
+    index.unlearn(&learning(index, list).await?, list, limit, now).await
+}
+
+async fn learning(index: &impl Index, list: &str) -> Result<Lease, IndexError> {
+    Ok(granted(index.take(&format!("learn:{list}"), "one", LONG).await?).0)
+}
+
+pub(crate) async fn who_lost_a_lease_learns_nothing_under_it(
+    index: &impl Index,
+    said: (String, Expectation),
+) {
+    let list = "http://m/list";
+    let change = || Change { set: vec![said.clone()], unset: Vec::new() };
+    let (first, _) = granted(index.take("learn:a", "one", SHORT).await.unwrap());
+    index.learn(&first, list, change(), 1).await.unwrap();
+    tokio::time::sleep(SHORT * 5).await;
+    index.finish(&first, list, &Sha256::of(b"first"), 1).await.expect("nobody took it");
+
+    let (second, _) = granted(index.take("learn:a", "two", LONG).await.unwrap());
+    let unset = Change { set: Vec::new(), unset: vec![said.0.clone()] };
+    let refused = [
+        index.learn(&first, list, unset, 2).await.unwrap_err(),
+        index.finish(&first, list, &Sha256::of(b"late"), 2).await.unwrap_err(),
+        index.unlearn(&first, list, 9, 2).await.unwrap_err(),
+    ];
+    assert!(refused.iter().all(IndexError::is_fenced_off), "{refused:?}");
+    assert_eq!(index.learnt(list).await.unwrap(), Some(Sha256::of(b"first")));
+    assert_eq!(index.expectation(&said.0).await.unwrap(), Some(said.1));
+    index.release(&[second]).await.unwrap();
+    assert!(index.learn(&first, list, change(), 3).await.unwrap_err().is_fenced_off());
+}
+
+pub(crate) async fn tells_what_is_held_of_a_kind(index: &impl Index) {
+    for (name, term) in [("room:a", LONG), ("room:b", LONG), ("room:c", SHORT), ("roof:", LONG)] {
+        let (lease, _) = granted(index.take(name, "one", term).await.unwrap());
+        if term == LONG {
+            renew(index, &lease, Some(name)).await;
+        }
+    }
+    tokio::time::sleep(SHORT * 5).await;
+    let held = index.holdings_like("room:").await.unwrap();
+    let mut told: Vec<String> = held.into_iter().filter_map(|held| held.note).collect();
+    told.sort_unstable();
+    assert_eq!(told, ["room:a", "room:b"]);
+    assert_eq!(index.holdings_like("room:z").await.unwrap(), []);
 }

@@ -12,6 +12,7 @@ use aptmesh::index::{Change, Entry, Expectation, Index, IndexError, Use, budget}
 use crate::conformance;
 use crate::kit::Ca;
 use crate::kit::postgres::{PgBouncer, Postgres, database_of};
+use crate::leases;
 
 /// Bounds what must not hang, on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -532,9 +533,11 @@ fn many_processes_do_not_get_in_each_others_way() {
                         let unset = set.iter().step_by(2).map(|(key, _)| key.clone()).collect();
                         let list = format!("m/list{process}");
                         let change = Change { set, unset: Vec::new() };
-                        patient(index.learn(&list, change, 5).await);
-                        patient(index.learn(&list, Change { set: Vec::new(), unset }, 6).await);
-                        patient(index.finish(&list, &digests[0], 7).await);
+                        patient(leases::learn(index, &list, change, 5).await);
+                        patient(
+                            leases::learn(index, &list, Change { set: Vec::new(), unset }, 6).await,
+                        );
+                        patient(leases::finish(index, &list, &digests[0], 7).await);
                     }
                 };
                 futures_util::join!(storing, forgetting, using, learning);

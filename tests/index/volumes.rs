@@ -7,6 +7,7 @@ use aptmesh::index::{
 };
 
 use crate::kit::postgres::database_of;
+use crate::leases;
 use crate::postgres::{config, entry, migrated, wait};
 
 fn on(url: &str, volume: u128) -> PostgresIndex {
@@ -94,14 +95,14 @@ fn a_list_names_blobs_wherever_they_lie() {
         b.add_blob(&one, 3, 5).await.unwrap();
         let says = Expectation { size: Some(3), digest: Expected::Sha256(one) };
         let set = vec![("m/one".to_owned(), says)];
-        a.learn("m/list", Change { set, unset: vec![] }, 6).await.unwrap();
+        leases::learn(&a, "m/list", Change { set, unset: vec![] }, 6).await.unwrap();
         let since = async |index: &PostgresIndex| {
             index.blob(&one).await.unwrap().unwrap().unreferenced_since
         };
         assert_eq!((since(&a).await, since(&b).await), (None, None));
         b.pin(&[one]).await.unwrap();
         assert!(b.victims(Class::Referenced, None, 9).await.unwrap().is_empty());
-        while !a.unlearn("m/list", 9, 70).await.unwrap() {}
+        while !leases::unlearn(&a, "m/list", 9, 70).await.unwrap() {}
         assert_eq!((since(&a).await, since(&b).await), (Some(70), Some(70)));
         assert_eq!(b.victims(Class::Unreferenced, None, 9).await.unwrap().len(), 1, "not pinned");
     });

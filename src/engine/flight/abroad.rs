@@ -80,7 +80,7 @@ impl Transfer {
             let turn = match number {
                 0 => turn.await,
                 // Who held it has died, which took longer than any request may wait for the index.
-                _ => budget::for_at_most(budget::OF_A_REQUEST, turn).await,
+                _ => budget::for_at_most(budget::of_a_request(), turn).await,
             };
             match turn {
                 Turn::Ours(Some(tenure)) => tokio::select! {
@@ -307,8 +307,8 @@ async fn compared(verified: Verified, marks: [(u64, Sha256); 2]) -> Option<Compa
             }
             position = had;
         }
-        let hashed = hash(&verified.file, &mut hasher, position, told);
-        if hashed.is_err() || hasher.so_far() != told_digest {
+        let outcome = hash(&verified.file, &mut hasher, position, told);
+        if outcome.is_err() || hasher.so_far() != told_digest {
             return Compared::Not(verified);
         }
         if !is_what_they_had || had > told {

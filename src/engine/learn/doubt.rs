@@ -4,12 +4,13 @@
 //! apt tries again after a second, and is judged by what they say then.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::archive::list::List;
+use crate::engine::duties::{Duties, Duty, OnDuty};
 use crate::engine::plan::Freshness;
 use crate::engine::{Ask, Engine, without_index};
 
@@ -22,20 +23,40 @@ const FILES_TRIED: usize = 3;
 /// Lists that are fetched anew because of one resource.
 const LISTS_MAX: usize = 4;
 
-/// When lists were last doubted, by key.
-#[derive(Default)]
-pub(in crate::engine) struct Doubts(Mutex<HashMap<String, Instant>>);
+/// When lists were last doubted by this process, by key, with the right to: for so long no other process
+/// of the site does.
+pub(in crate::engine) struct Doubts {
+    duties: Arc<Duties>,
+    doubted: Mutex<HashMap<String, (Instant, Option<OnDuty>)>>,
+}
 
 impl Doubts {
-    /// Whether it is time to doubt `list`; then it counts as done.
-    fn is_due(&self, list: &str) -> bool {
-        let mut doubted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        doubted.retain(|_, at| at.elapsed() < PAUSE);
-        let due = doubted.len() < DOUBTED_MAX && !doubted.contains_key(list);
-        if due {
-            doubted.insert(list.to_owned(), Instant::now());
+    pub(in crate::engine) fn new(duties: &Arc<Duties>) -> Arc<Self> {
+        Arc::new(Self { duties: Arc::clone(duties), doubted: Mutex::default() })
+    }
+
+    /// Whether it is time to doubt `list`, and not done by a fellow; then it counts as done.
+    async fn is_due(&self, list: &str) -> bool {
+        self.end_old();
+        {
+            let mut doubted = self.doubted();
+            if doubted.len() == DOUBTED_MAX || doubted.contains_key(list) {
+                return false;
+            }
+            doubted.insert(list.to_owned(), (Instant::now(), None));
         }
-        due
+        let Ok(Some(on_duty)) = self.duties.take(Duty::Doubt, list).await else { return false };
+        self.doubted().insert(list.to_owned(), (Instant::now(), Some(on_duty)));
+        true
+    }
+
+    /// What was doubted a while ago may be doubted again, by whomever.
+    pub(in crate::engine) fn end_old(&self) {
+        self.doubted().retain(|_, (at, _)| at.elapsed() < PAUSE);
+    }
+
+    fn doubted(&self) -> MutexGuard<'_, HashMap<String, (Instant, Option<OnDuty>)>> {
+        self.doubted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -45,7 +66,7 @@ impl Engine {
         let (engine, key) = (Arc::clone(self), key.to_owned());
         self.tasks.spawn(async move {
             for list in engine.lists_naming(&key).await.into_iter().take(LISTS_MAX) {
-                if engine.doubts.is_due(&list) {
+                if engine.doubts.is_due(&list).await {
                     engine.fetch_anew(&list).await;
                 }
             }
@@ -63,7 +84,7 @@ impl Engine {
         let mut published = Vec::new();
         for file in list.files() {
             for release in self.lists_naming(&file).await {
-                if self.doubts.is_due(&release)
+                if self.doubts.is_due(&release).await
                     && let Some(folder) = release.strip_suffix("Release")
                 {
                     self.confirm_now(&format!("{folder}InRelease")).await;

@@ -1,5 +1,6 @@
 //! Learning: what the lists that pass through say of other resources becomes expectations. Off the
-//! request path, one list at a time, in bounded memory: a client's bytes never wait for it.
+//! request path, one list at a time, in bounded memory: a client's bytes never wait for it. Of a
+//! site's processes, one at a time learns a list, and writes nothing when another took over.
 
 mod difference;
 pub(super) mod doubt;
@@ -22,10 +23,11 @@ use crate::archive::control::ControlError;
 use crate::archive::list::{List, ListKind};
 use crate::archive::release::ReleaseError;
 use crate::content::digest::{Expected, Sha256};
+use crate::engine::duties::{Duties, Duty};
 use crate::engine::learn::difference::{BATCH, Difference, NAME_BYTES_MAX, NAMES_MAX, Said};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::prefetch::{NEWS_MAX, Prefetcher};
-use crate::index::{Change, Expectation, Index, IndexError};
+use crate::index::{Change, Expectation, Index, IndexError, Lease};
 use crate::store::Blob;
 use crate::telemetry::metrics::Metrics;
 
@@ -34,7 +36,14 @@ const WAITING_MAX: usize = 256;
 /// Blobs of which it is remembered that they were looked at; then they are looked at anew.
 const SEEN_MAX: usize = 4096;
 /// Lists kept for another look, each with its file open.
-const KEPT_MAX: usize = 32;
+const EARLY_MAX: usize = 32;
+/// Lists that the index could not remember, each with its file open.
+const FAILED_MAX: usize = 32;
+/// Lists that wait until a fellow has learnt them, each with its file open; one beyond is learnt when
+/// it is asked for again.
+const WITH_FELLOWS_MAX: usize = 32;
+/// How often it is looked whether lists that wait can be learnt by now.
+const LOOK_AGAIN_EVERY: Duration = Duration::from_secs(1);
 /// By how much learning gives way to what clients wait for (nice(2)).
 const NICENESS: i32 = 10;
 /// Batches that may wait to be written.
@@ -61,15 +70,26 @@ pub(super) struct Learner {
 
 #[derive(Clone)]
 struct Job {
+    /// What it is stored as.
+    key: String,
     list: List,
     digest: Sha256,
     blob: Blob,
+    /// When its mirror gave it, in seconds since 1970; 0: not known.
+    given_at: i64,
+}
+
+impl Job {
+    fn is_same(&self, other: &Self) -> bool {
+        self.list.key == other.list.key && self.digest == other.digest
+    }
 }
 
 impl Learner {
     /// Starts learning into `index`; `knowledge` counts what changed something.
     pub(super) fn start(
         index: Arc<dyn Index>,
+        duties: Arc<Duties>,
         knowledge: Arc<AtomicU64>,
         prefetcher: Arc<Prefetcher>,
         metrics: &Metrics,
@@ -78,11 +98,14 @@ impl Learner {
         let (jobs, waiting) = mpsc::channel(WAITING_MAX);
         let student = Student {
             index,
+            duties,
             knowledge,
             prefetcher,
             seen: HashSet::new(),
             early: Vec::new(),
             failed: Vec::new(),
+            with_fellows: Vec::new(),
+            heard: 0,
             learnt: metrics.counters(
                 "aptmesh_engine_learnt_lists_total",
                 "Lists that were looked at to learn from, by outcome.",
@@ -96,7 +119,13 @@ impl Learner {
     /// Has what is stored at `url` learnt, if it is a list. Never waits.
     pub(super) fn offer(&self, url: &str, known: &Known) {
         let Some(list) = List::at(url) else { return };
-        let job = Job { list, digest: known.entry.blob, blob: known.blob.clone() };
+        let job = Job {
+            key: url.to_owned(),
+            list,
+            digest: known.entry.blob,
+            blob: known.blob.clone(),
+            given_at: known.entry.checked_at,
+        };
         if self.jobs.try_send(job).is_err() {
             tracing::debug!(url, "too many lists wait to be learnt: this one is left for later");
         }
@@ -124,6 +153,10 @@ fn on_idle_thread<T: Send + 'static>(
 pub(super) enum Refusal {
     #[error("its release file does not name it, or not any more")]
     NotCurrent,
+    #[error("its mirror gave a newer one since")]
+    Superseded,
+    #[error("another process learns it")]
+    WithFellow,
     #[error(transparent)]
     Control(#[from] ControlError),
     #[error(transparent)]
@@ -145,12 +178,28 @@ pub(super) enum Refusal {
 impl Refusal {
     /// Whether the same file would be refused again. A fault of ours passes.
     fn is_final(&self) -> bool {
-        !matches!(self, Self::NotCurrent | Self::Abandoned | Self::Interrupted | Self::Index(_))
+        !matches!(
+            self,
+            Self::NotCurrent
+                | Self::Superseded
+                | Self::WithFellow
+                | Self::Abandoned
+                | Self::Interrupted
+                | Self::Index(_)
+        )
+    }
+}
+
+/// What the index says of a write.
+impl From<IndexError> for Refusal {
+    fn from(error: IndexError) -> Self {
+        if error.is_fenced_off() { Self::WithFellow } else { Self::Index(error) }
     }
 }
 
 struct Student {
     index: Arc<dyn Index>,
+    duties: Arc<Duties>,
     knowledge: Arc<AtomicU64>,
     prefetcher: Arc<Prefetcher>,
     seen: HashSet<(String, Sha256)>,
@@ -158,12 +207,18 @@ struct Student {
     early: Vec<Job>,
     /// Lists that the index could not remember, oldest first.
     failed: Vec<Job>,
+    /// Lists that fellows learn, or did when it was looked last.
+    with_fellows: Vec<Job>,
+    /// The state of knowledge in which those that came early were last looked at.
+    heard: u64,
     learnt: IntCounterVec,
 }
 
 impl Student {
     async fn run(mut self, mut waiting: mpsc::Receiver<Job>) {
-        let (mut forgetting, mut again) = (interval(FORGET_EVERY), interval(FAILED_EVERY));
+        let (mut forgetting, mut once_more) = (interval(FORGET_EVERY), interval(FAILED_EVERY));
+        once_more.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut again = interval(LOOK_AGAIN_EVERY);
         again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -172,11 +227,12 @@ impl Student {
                     None => return,
                 },
                 // Not while it is known to be in vain.
-                _ = again.tick(), if self.index.trouble().is_none() => {
+                _ = once_more.tick(), if self.index.trouble().is_none() => {
                     for job in std::mem::take(&mut self.failed) {
                         self.look_at_all(job).await;
                     }
                 }
+                _ = again.tick() => self.look_again().await,
                 _ = forgetting.tick() => {
                     if let Err(error) = self.forget_disused().await {
                         tracing::warn!(%error, source = %error.source, "could not forget old lists");
@@ -195,12 +251,31 @@ impl Student {
         }
     }
 
+    /// At what fellows learnt meanwhile, or did not since they died; and, where they learnt anything, at
+    /// what came before its release file.
+    async fn look_again(&mut self) {
+        let knowledge = self.knowledge.load(Ordering::Acquire);
+        let mut jobs = std::mem::take(&mut self.with_fellows);
+        if std::mem::replace(&mut self.heard, knowledge) != knowledge {
+            for job in std::mem::take(&mut self.early) {
+                let is_due = self.is_current(&job).await.unwrap_or(false);
+                if is_due { &mut jobs } else { &mut self.early }.push(job);
+            }
+        }
+        for job in jobs {
+            self.look_at(job).await;
+        }
+    }
+
     /// Forgets lists of suites that nobody uses any more: what they name is not worth more than other
     /// things then.
     async fn forget_disused(&mut self) -> Result<(), IndexError> {
         let before = now_seconds() - DISUSED_AFTER;
+        // One process at a time.
+        let Some(_on_duty) = self.duties.take(Duty::Learn, "").await? else { return Ok(()) };
         for list in self.index.disused_lists(before, FORGOTTEN_MAX).await? {
-            while !self.index.unlearn(&list, BATCH, now_seconds()).await? {}
+            let Some(on_duty) = self.duties.take(Duty::Learn, &list).await? else { continue };
+            while !self.index.unlearn(on_duty.lease(), &list, BATCH, now_seconds()).await? {}
             tracing::info!(list, "forgot a list that nobody asks for any more");
             self.seen.retain(|(key, _)| *key != list);
             self.knowledge.fetch_add(1, Ordering::Release);
@@ -224,8 +299,13 @@ impl Student {
                 "learnt"
             }
             Err(Refusal::NotCurrent) => {
-                keep(&mut self.early, job);
+                keep(&mut self.early, EARLY_MAX, job);
                 "not_current"
+            }
+            Err(Refusal::Superseded) => "superseded",
+            Err(Refusal::WithFellow) => {
+                keep(&mut self.with_fellows, WITH_FELLOWS_MAX, job);
+                return;
             }
             Err(refusal) if refusal.is_final() => {
                 tracing::warn!(list = key, %refusal, "could not learn a list");
@@ -233,7 +313,7 @@ impl Student {
             }
             Err(refusal) => {
                 tracing::warn!(list = key, %refusal, "could not learn a list now");
-                keep(&mut self.failed, job);
+                keep(&mut self.failed, FAILED_MAX, job);
                 "failed"
             }
         };
@@ -254,7 +334,7 @@ impl Student {
         if self.seen.len() == SEEN_MAX {
             self.seen.clear();
         }
-        if !matches!(outcome, "not_current" | "failed") {
+        if !matches!(outcome, "not_current" | "superseded" | "failed") {
             // What else was seen of this list may come back.
             self.seen.retain(|(key, _)| *key != looked_at.0);
             self.seen.insert(looked_at);
@@ -278,25 +358,34 @@ impl Student {
     /// The number of changes; `None` if this very file was learnt before.
     async fn learn(&self, job: &Job) -> Result<Option<usize>, Refusal> {
         let list = &job.list.key;
-        let learnt = self.index.learnt(list).await.map_err(Refusal::Index)?;
+        if self.index.learnt(list).await? == Some(job.digest) {
+            return Ok(None);
+        }
+        let on_duty = self.duties.take(Duty::Learn, list).await?.ok_or(Refusal::WithFellow)?;
+        // A fellow may have been about it until just now.
+        let learnt = self.index.learnt(list).await?;
         if learnt == Some(job.digest) {
             return Ok(None);
         }
         if job.list.kind != ListKind::Release && !self.is_current(job).await? {
             return Err(Refusal::NotCurrent);
         }
-        let said = self.said_before(list).await?;
+        if self.is_superseded(job).await? {
+            return Err(Refusal::Superseded);
+        }
+        let under = on_duty.lease();
+        let said = self.said_before(under, list).await?;
         let (mut changes, mut news) = (0, Vec::new());
-        let said = match self.take_in(job, said, &mut changes, &mut news).await {
+        let said = match self.take_in(under, job, said, &mut changes, &mut news).await {
             // Half of a list counts for nothing, and would be in the way of the next.
             Err(refusal) if changes > 0 && refusal.is_final() => {
-                self.forget(list).await?;
+                self.forget(under, list).await?;
                 return Err(refusal);
             }
             outcome => outcome?,
         };
-        changes += self.unsay(list, &said).await?;
-        self.index.finish(list, &job.digest, now_seconds()).await.map_err(Refusal::Index)?;
+        changes += self.unsay(under, list, &said).await?;
+        self.index.finish(under, list, &job.digest, now_seconds()).await?;
         if changes > 0 {
             self.knowledge.fetch_add(1, Ordering::Release);
         }
@@ -309,12 +398,12 @@ impl Student {
 
     /// What the index has of the list. More than a list may say is what others left behind that were
     /// refused when the process died.
-    async fn said_before(&self, list: &str) -> Result<Said, Refusal> {
+    async fn said_before(&self, under: &Lease, list: &str) -> Result<Said, Refusal> {
         let mut said = Said::default();
         let mut pages = Pages::of(self, list);
         while let Some(page) = pages.next().await? {
             if page.iter().any(|(key, what)| said.take_before(key, what).is_err()) {
-                self.forget(list).await?;
+                self.forget(under, list).await?;
                 return Ok(Said::default());
             }
         }
@@ -324,6 +413,7 @@ impl Student {
     /// Writes what the list says now and did not say before, and counts it.
     async fn take_in(
         &self,
+        under: &Lease,
         job: &Job,
         said: Said,
         changes: &mut usize,
@@ -336,7 +426,7 @@ impl Student {
         while let Some(change) = written.recv().await {
             *changes += change.set.len();
             self.note_news(&change, news);
-            self.index.learn(&job.list.key, change, now_seconds()).await.map_err(Refusal::Index)?;
+            self.index.learn(under, &job.list.key, change, now_seconds()).await?;
         }
         reading.await.unwrap_or(Err(Refusal::Interrupted))
     }
@@ -350,29 +440,38 @@ impl Student {
     }
 
     /// Takes out of the index what the list does not say any more, and counts it.
-    async fn unsay(&self, list: &str, said: &Said) -> Result<usize, Refusal> {
+    async fn unsay(&self, under: &Lease, list: &str, said: &Said) -> Result<usize, Refusal> {
         let mut changes = 0;
         let mut left_out = said.left_out().map(str::to_owned).peekable();
         while left_out.peek().is_some() {
-            changes += self.unset(list, left_out.by_ref().take(BATCH).collect()).await?;
+            changes += self.unset(under, list, left_out.by_ref().take(BATCH).collect()).await?;
         }
         Ok(changes)
     }
 
     /// Takes all out of the index that the list says.
-    async fn forget(&self, list: &str) -> Result<(), Refusal> {
+    async fn forget(&self, under: &Lease, list: &str) -> Result<(), Refusal> {
         let mut pages = Pages::of(self, list);
         while let Some(page) = pages.next().await? {
-            self.unset(list, page.into_iter().map(|(key, _)| key).collect()).await?;
+            self.unset(under, list, page.into_iter().map(|(key, _)| key).collect()).await?;
         }
         Ok(())
     }
 
-    async fn unset(&self, list: &str, unset: Vec<String>) -> Result<usize, Refusal> {
+    async fn unset(&self, under: &Lease, list: &str, unset: Vec<String>) -> Result<usize, Refusal> {
         let count = unset.len();
         let change = Change { set: Vec::new(), unset };
-        self.index.learn(list, change, now_seconds()).await.map_err(Refusal::Index)?;
+        self.index.learn(under, list, change, now_seconds()).await?;
         Ok(count)
+    }
+
+    /// Whether the site was given another version since: jobs wait, and fellows have later ones.
+    async fn is_superseded(&self, job: &Job) -> Result<bool, Refusal> {
+        if job.given_at == 0 {
+            return Ok(false);
+        }
+        let stored = self.index.look_up(&job.key).await?;
+        Ok(stored.is_some_and(|now| now.blob != job.digest && now.checked_at > job.given_at))
     }
 
     /// Whether the release file that was learnt last names this content for the list. An older one,
@@ -381,7 +480,7 @@ impl Student {
     async fn is_current(&self, job: &Job) -> Result<bool, Refusal> {
         let mut is_named = false;
         for file in job.list.files() {
-            let expectation = self.index.expectation(&file).await.map_err(Refusal::Index)?;
+            let expectation = self.index.expectation(&file).await?;
             let Some(Expectation { digest: Expected::Sha256(digest), .. }) = expectation else {
                 continue;
             };
@@ -394,16 +493,15 @@ impl Student {
     }
 }
 
-/// Keeps a list for another look.
-fn keep(kept: &mut Vec<Job>, job: Job) {
-    let is_same = |other: &Job| other.list.key == job.list.key && other.digest == job.digest;
-    if kept.iter().any(is_same) {
+/// Keeps a job for later, the oldest making room.
+fn keep(jobs: &mut Vec<Job>, max: usize, job: Job) {
+    if jobs.iter().any(|kept| kept.is_same(&job)) {
         return;
     }
-    if kept.len() == KEPT_MAX {
-        kept.remove(0);
+    if jobs.len() == max {
+        jobs.remove(0);
     }
-    kept.push(job);
+    jobs.push(job);
 }
 
 /// What the index has of a list, a page at a time.
@@ -421,7 +519,7 @@ impl<'a> Pages<'a> {
 
     async fn next(&mut self) -> Result<Option<Vec<(String, Expectation)>>, Refusal> {
         let page = self.index.said_by(self.list, &self.after, BATCH).await;
-        let page = page.map_err(Refusal::Index)?;
+        let page = page?;
         let Some((last, _)) = page.last() else { return Ok(None) };
         self.after.clone_from(last);
         Ok(Some(page))

@@ -73,6 +73,19 @@ impl Unadopted {
     pub(in crate::engine) fn set_late(&self, bytes: u64) {
         self.late.store(bytes, Ordering::Relaxed);
     }
+
+    /// When the answer is dropped, it is for a fellow to count.
+    pub(super) fn counting(&self) -> Counting<'_> {
+        Counting(self)
+    }
+}
+
+pub(super) struct Counting<'a>(&'a Unadopted);
+
+impl Drop for Counting<'_> {
+    fn drop(&mut self) {
+        self.0.set(0);
+    }
 }
 
 impl Inspector {
@@ -137,6 +150,7 @@ impl Inspector {
                 }
                 compared => compared?,
             };
+            pace.ensure_duty().await;
             sum.gone += self.forget_missing(&comparison.gone).await?;
             let mut here = bytes_of(&comparison.unknown);
             for unknown in &comparison.unknown {

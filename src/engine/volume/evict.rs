@@ -16,8 +16,9 @@ use thiserror::Error;
 use tokio::time::{Instant, timeout};
 
 use crate::content::digest::Sha256;
+use crate::engine::leases::Sureness;
 use crate::engine::memory::{Memory, now_seconds};
-use crate::engine::volume::moves::{Leaving, Moves};
+use crate::engine::volume::moves::{self, Leaving, Moves};
 use crate::engine::volume::pins::Pin;
 use crate::index::budget::Budget;
 use crate::index::{Class, Index, IndexError, Names, Stored};
@@ -167,13 +168,25 @@ impl Evictor {
         &self,
         bytes: u64,
         mode: Mode,
+        told: Option<&mut (dyn FnMut(&Victim) + Send)>,
+    ) -> Result<u64, EvictError> {
+        self.evict_while(None, bytes, mode, told).await
+    }
+
+    /// The same, until another process took over.
+    pub(super) async fn evict_while(
+        &self,
+        sureness: Option<Sureness>,
+        bytes: u64,
+        mode: Mode,
         mut told: Option<&mut (dyn FnMut(&Victim) + Send)>,
     ) -> Result<u64, EvictError> {
+        let is_ours = || sureness.as_ref().is_none_or(Sureness::holds);
         let disused = Class::Disused(now_seconds() - GRACE);
         let (mut freed, mut stuck) = (0, None);
         for class in [disused, Class::Unreferenced, Class::Referenced] {
             let mut after = None;
-            while freed < bytes {
+            while freed < bytes && is_ours() {
                 let page = self.page(class, after.as_ref(), told.is_some()).await?;
                 let chosen = choose(page, &self.pins.load(), class, disused, bytes - freed);
                 if chosen.last.is_none() {
@@ -183,7 +196,9 @@ impl Evictor {
                     chosen.victims.iter().for_each(told);
                 }
                 freed += match mode {
-                    Mode::Real => self.carry_out(class, &chosen, &mut stuck).await?,
+                    Mode::Real => {
+                        self.carry_out(class, &chosen, sureness.clone(), &mut stuck).await?
+                    }
                     Mode::Rehearsal => chosen.bytes,
                 };
                 after = chosen.last;
@@ -217,6 +232,7 @@ impl Evictor {
         &self,
         class: Class,
         chosen: &Chosen,
+        sureness: Option<Sureness>,
         stuck: &mut Option<StoreError>,
     ) -> Result<u64, EvictError> {
         if !chosen.pinned.is_empty() {
@@ -225,7 +241,7 @@ impl Evictor {
         if chosen.victims.is_empty() {
             return Ok(0);
         }
-        let (freed, error) = self.remove(class, &chosen.victims).await?;
+        let (freed, error) = self.remove(class, &chosen.victims, sureness).await?;
         *stuck = error.or(stuck.take());
         Ok(freed)
     }
@@ -236,13 +252,15 @@ impl Evictor {
         &self,
         class: Class,
         victims: &[Victim],
+        sureness: Option<Sureness>,
     ) -> Result<(u64, Option<StoreError>), EvictError> {
         let digests = victims.iter().map(|victim| victim.blob.digest).collect();
         let leaving = self.moves.leave(digests);
         let (store, digests) = (Arc::clone(&self.store), leaving.digests.clone());
         let removing = tokio::task::spawn_blocking(move || {
             let (mut removed, mut stuck) = (HashSet::with_capacity(digests.len()), None);
-            for digest in digests {
+            let is_ours = || sureness.as_ref().is_none_or(Sureness::holds);
+            for digest in digests.into_iter().take_while(|_| is_ours()) {
                 match store.remove(&digest) {
                     Ok(_) => drop(removed.insert(digest)),
                     Err(error) => {
@@ -269,11 +287,14 @@ impl Evictor {
     /// Whoever waits for room has only so much time for the index, but what is gone is forgotten.
     async fn forget(&self, leaving: Leaving, gone: Vec<Sha256>) -> Result<(), IndexError> {
         let index = Arc::clone(&self.index);
-        let Some(budget) = Budget::current() else { return index.forget_blobs(&gone).await };
+        let Some(budget) = Budget::current() else {
+            return moves::forget(&*index, &self.store, &gone).await;
+        };
+        let store = Arc::clone(&self.store);
         let begun = Instant::now();
         #[expect(clippy::disallowed_methods, reason = "short, and as a rule waited for")]
         let mut forgetting = tokio::spawn(async move {
-            let forgotten = index.forget_blobs(&gone).await;
+            let forgotten = moves::forget(&*index, &store, &gone).await;
             drop(leaving);
             forgotten
         });

@@ -3,11 +3,14 @@
 //!
 //! Changes are looked for by walking over the folders, at most a fiftieth of the time: that works on
 //! network file systems too and knows no limit of watches, and nothing rests on it, since a file's
-//! state is looked at whenever it is opened, and again when it has been sent.
+//! state is looked at whenever it is opened, and again when it has been sent. Of the processes that share
+//! the same folders, one walks; they are taken to see the same files there.
 
 use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
 use std::fs;
 use std::hash::{BuildHasher as _, RandomState};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,6 +21,8 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use crate::content::digest::Sha256;
+use crate::engine::duties::{Duties, Duty};
+use crate::engine::leases::Sureness;
 use crate::engine::memory::now_seconds;
 use crate::engine::volume::inspect::{InspectError, Inspector};
 use crate::engine::volume::pace::Pace;
@@ -31,6 +36,8 @@ use crate::telemetry::metrics::Metrics;
 const PAUSE_MIN: Duration = Duration::from_secs(2);
 /// ...and as a multiple of what a walk takes.
 const PAUSE_PART: u32 = 50;
+/// For how long it is taken for known what was met before: another process may have forgotten it since.
+const SEEN_FOR: Duration = Duration::from_hours(24);
 /// For how long a file must have been left alone before it is hashed, in nanoseconds: longer than a
 /// tick of any file system's clock, so that each later change shows.
 const SETTLED: i64 = 2_000_000_000;
@@ -179,17 +186,28 @@ impl Folders {
     }
 
     /// Keeps what is known of the folders up to date, for ever.
-    pub(in crate::engine) async fn watch(self: Arc<Self>) {
+    pub(in crate::engine) async fn watch(self: Arc<Self>, duties: Arc<Duties>) {
         if self.roots.is_empty() {
             return;
         }
-        let mut seen = Seen::default();
+        let names = self.roots.iter().flat_map(|root| [root.as_os_str().as_bytes(), b"\0"]);
+        let same_folders = Sha256::of(&names.collect::<Vec<_>>().concat()).to_string();
+        duties
+            .carry(Duty::Folders, &same_folders, |sureness| Arc::clone(&self).watch_on(sureness))
+            .await;
+    }
+
+    async fn watch_on(self: Arc<Self>, sureness: Sureness) -> Infallible {
+        let (mut seen, mut since) = (Seen::default(), Instant::now());
         // Of each root, whether what is remembered is still to be compared with what is there.
         let mut is_due = vec![true; self.roots.len()];
         loop {
             let begun = Instant::now();
+            if since.elapsed() > SEEN_FOR {
+                (seen, since) = (Seen::default(), Instant::now());
+            }
             self.drop_doubted(&mut seen).await;
-            match self.look(&seen).await {
+            match self.look(&seen, sureness.clone()).await {
                 Ok(now) => {
                     self.forget_gone(&seen, &now, &mut is_due).await;
                     seen = now;
@@ -214,9 +232,13 @@ impl Folders {
     }
 
     /// One walk over all folders; what is new or changed since `before` is hashed.
-    async fn look(self: &Arc<Self>, before: &Seen) -> Result<Seen, InspectError> {
+    async fn look(
+        self: &Arc<Self>,
+        before: &Seen,
+        sureness: Sureness,
+    ) -> Result<Seen, InspectError> {
         let mut now = Seen::nothing_of(self.roots.len());
-        let mut pace = Pace::of(HASH_RATE);
+        let mut pace = Pace::of(HASH_RATE).under(sureness);
         let mut met = self.walk();
         while let Some((root, met)) = met.recv().await {
             let (path, identity) = match met {
@@ -240,6 +262,8 @@ impl Folders {
                 now.add(root, (name, state), identity.size);
             }
         }
+        // What is forgotten then was seen by who is on duty.
+        pace.ensure_duty().await;
         let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         self.files.set(gauge(now.files));
         self.bytes.set(gauge(now.bytes));

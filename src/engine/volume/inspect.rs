@@ -11,7 +11,7 @@ use thiserror::Error;
 use crate::content::digest::Sha256;
 use crate::engine::memory::now_seconds;
 use crate::engine::volume::adopt::Unadopted;
-use crate::engine::volume::moves::Moves;
+use crate::engine::volume::moves::{self, Moves};
 use crate::engine::volume::pace::Pace;
 use crate::index::{Entry, Index, IndexError};
 use crate::store::{Blob, Reading, Stamp, Store, StoreError, WRITE_PATIENCE};
@@ -155,7 +155,7 @@ impl Inspector {
             return Ok(0);
         }
         self.ensure_volume().await?;
-        self.index.forget_blobs(&missing).await?;
+        moves::forget(&*self.index, &self.store, &missing).await?;
         Ok(missing.len() as u64)
     }
 
@@ -278,8 +278,10 @@ impl Inspector {
             self.store.within(WRITE_PATIENCE, move || store.discard(&name, &opened)).await;
         if removed.is_err() {
             self.condemn(digest, blob);
+            self.index.forget_blobs(&[*digest]).await?;
+        } else {
+            moves::forget(&*self.index, &self.store, &[*digest]).await?;
         }
-        self.index.forget_blobs(&[*digest]).await?;
         Ok(removed.map(drop)?)
     }
 

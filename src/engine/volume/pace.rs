@@ -6,6 +6,8 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
+use crate::engine::leases::Sureness;
+
 /// Bytes per second that may be spent.
 pub(in crate::engine) struct Pace {
     /// `None`: as fast as it goes.
@@ -13,6 +15,8 @@ pub(in crate::engine) struct Pace {
     next: Instant,
     /// Shared with others; `None`: nobody is waited for.
     turns: Option<Arc<Semaphore>>,
+    /// That it is this process's duty; `None`: it is anybody's.
+    sureness: Option<Sureness>,
 }
 
 impl Pace {
@@ -21,13 +25,18 @@ impl Pace {
     }
 
     pub(in crate::engine) fn unbounded() -> Self {
-        Self { rate: None, next: Instant::now(), turns: None }
+        Self { rate: None, next: Instant::now(), turns: None, sureness: None }
     }
 
     /// As fast as it goes, step by step in turns with others, so that who has few steps to make
     /// overtakes who has many.
     pub(in crate::engine) fn in_turns(turns: &Arc<Semaphore>) -> Self {
         Self { turns: Some(Arc::clone(turns)), ..Self::unbounded() }
+    }
+
+    /// The same, for as long as it is this process's duty.
+    pub(in crate::engine) fn under(self, sureness: Sureness) -> Self {
+        Self { sureness: Some(sureness), ..self }
     }
 
     /// Waits for the turn to make a step, which lasts until the answer is dropped.
@@ -39,6 +48,14 @@ impl Pace {
     pub(in crate::engine) async fn spend(&mut self, bytes: u64) {
         if let Some(turn) = self.when(bytes, Instant::now()) {
             sleep_until(turn).await;
+        }
+        self.ensure_duty().await;
+    }
+
+    /// Never ends where it is a fellow's duty by now.
+    pub(in crate::engine) async fn ensure_duty(&mut self) {
+        if let Some(sureness) = &mut self.sureness {
+            sureness.wait().await;
         }
     }
 

@@ -1,18 +1,24 @@
 //! Room on the volume: made before it is needed. What is stored, as the index sums it up and as is
 //! found on the volume beyond that, and what downloads under way have been promised stay together
 //! within the quota, and leave the volume its free space; so no two of them count on the same room.
+//!
+//! Of the processes that share a volume, one evicts at a time, and each tells the others what it has
+//! promised, ten times a second: what they promise between two tellings may pass the quota, until the next
+//! eviction.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use prometheus::{IntCounter, IntGauge};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
+use crate::engine::duties::{Duties, Duty, OnDuty};
 use crate::engine::memory::Memory;
 use crate::engine::volume::adopt::Unadopted;
 use crate::engine::volume::evict::{EvictError, Evictor, Mode};
-use crate::engine::volume::limits::{Limits, Promised, Shortage, shortage};
+use crate::engine::volume::fellows::{Fellows, Told};
+use crate::engine::volume::limits::{Limits, MinFree, Promised, Shortage, shortage};
 use crate::engine::volume::pins::Pin;
 use crate::index::{Index, IndexError, Volume, budget};
 use crate::store::{Space, Stage, Store, StoreError, StoreErrorKind, WRITE_PATIENCE, set_aside};
@@ -31,6 +37,11 @@ const ARREARS_MAX: u64 = 256 * 1024 * 1024;
 const TIDY_STEP: u64 = 64 * 1024 * 1024;
 /// After how long of waiting for who makes room there is a look at the index.
 const LOCK_STEP: Duration = Duration::from_millis(100);
+/// For how long who needs room waits for a fellow's eviction: one that dies in its midst has the right
+/// to it for the term of a lease.
+const TURN_PATIENCE: Duration = Duration::from_secs(8);
+/// How often it is looked whether it is over.
+const TURN_LOOK: Duration = Duration::from_millis(50);
 /// By how much a body of unknown length is given room, in bytes.
 const STEP: u64 = 256 * 1024;
 /// How much room a body has at most ahead of what has arrived of it, in bytes, where only its mirror
@@ -57,8 +68,10 @@ pub struct Room {
     /// What the index said last, for when it fails.
     volume: Mutex<Volume>,
     owed: Mutex<Owed>,
-    /// Held by who evicts: what one frees is not freed again by the next.
+    /// Held by who evicts, besides the duty: what one frees is not freed again by the next.
     making: tokio::sync::Mutex<()>,
+    duties: Arc<Duties>,
+    fellows: Fellows,
     metrics: RoomMetrics,
 }
 
@@ -88,6 +101,7 @@ struct RoomMetrics {
     bytes: IntGauge,
     blobs: IntGauge,
     promised: IntGauge,
+    promised_by_others: IntGauge,
     unadopted: IntGauge,
     quota: IntGauge,
     free: IntGauge,
@@ -101,6 +115,10 @@ impl RoomMetrics {
             blobs: metrics.gauge("aptmesh_store_blobs", "Stored blobs."),
             promised: metrics
                 .gauge("aptmesh_store_promised_bytes", "Room promised to downloads under way."),
+            promised_by_others: metrics.gauge(
+                "aptmesh_store_promised_by_others_bytes",
+                "Room promised, or taken and not in the index yet, as other processes tell.",
+            ),
             unadopted: metrics.gauge(
                 "aptmesh_store_unadopted_bytes",
                 "Bytes found on the volume that the index is still to know of.",
@@ -117,13 +135,27 @@ impl RoomMetrics {
 }
 
 impl Room {
-    /// Room on `store`, as `index` knows it; `memory` lets go of what goes.
+    /// Room on `store`, as `index` knows it, for a command beside a cache; `memory` lets go of what
+    /// goes.
     #[must_use]
     pub fn new(
         config: &Config,
         index: &Arc<dyn Index>,
         store: &Arc<Store>,
         memory: &Arc<Memory>,
+        metrics: &Metrics,
+    ) -> Arc<Self> {
+        let duties = Duties::of_a_command(index, metrics);
+        Self::of(config, index, store, memory, &duties, metrics)
+    }
+
+    /// The same, for one of the processes that share it.
+    pub(in crate::engine) fn of(
+        config: &Config,
+        index: &Arc<dyn Index>,
+        store: &Arc<Store>,
+        memory: &Arc<Memory>,
+        duties: &Arc<Duties>,
         metrics: &Metrics,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -136,6 +168,8 @@ impl Room {
             volume: Mutex::default(),
             owed: Mutex::default(),
             making: tokio::sync::Mutex::default(),
+            duties: Arc::clone(duties),
+            fellows: Fellows::new(index, duties),
             metrics: RoomMetrics::new(metrics),
         })
     }
@@ -217,6 +251,7 @@ impl Room {
     /// Nothing is to go for what would not fit if all of it went.
     async fn ensure_possible(&self, claim: u64) -> Result<(), StoreError> {
         let promised = self.promised().and(claim);
+        self.look_at_fellows().await;
         let known = self.volume().await.bytes;
         let shortage = self.shortage_of(known, promised, false).await;
         if shortage.bytes() > known { Err(no_room(shortage)) } else { Ok(()) }
@@ -242,22 +277,21 @@ impl Room {
         self.store.report(error);
     }
 
-    /// Makes room ahead of the need, and tells the metrics.
+    /// Makes room ahead of the need, where no fellow is evicting.
     ///
     /// # Errors
     /// When blobs could not be removed.
-    pub async fn tidy(&self) -> Result<(), EvictError> {
-        let made = self.make_ahead().await;
-        self.tell().await;
-        made
-    }
-
-    async fn make_ahead(&self) -> Result<(), EvictError> {
+    pub(in crate::engine) async fn make_ahead(&self) -> Result<(), EvictError> {
         loop {
             let _alone = self.making.lock().await;
+            if self.attainable().await.bytes() == 0 {
+                return Ok(());
+            }
+            let Some(on_duty) = self.duties.take(Duty::Evict, "").await? else { return Ok(()) };
+            self.fellows.look().await;
             let shortage = self.attainable().await;
             let missing = shortage.bytes().min(TIDY_STEP);
-            if missing == 0 || self.evict(missing, shortage.of_space > 0).await? == 0 {
+            if missing == 0 || self.evict(missing, shortage.of_space > 0, &on_duty).await? == 0 {
                 return Ok(());
             }
         }
@@ -286,12 +320,15 @@ impl Room {
         }
     }
 
-    async fn tell(&self) {
+    /// Tells the metrics.
+    pub(in crate::engine) async fn tell(&self) {
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         let volume = self.volume().await;
         self.metrics.bytes.set(gauge(volume.bytes));
         self.metrics.blobs.set(gauge(volume.blobs));
         self.metrics.promised.set(gauge(self.promised().all));
+        self.look_at_fellows().await;
+        self.metrics.promised_by_others.set(gauge(self.fellows.told().promised));
         self.metrics.unadopted.set(gauge(self.unadopted.bytes()));
         self.metrics.quota.set(gauge(self.limits().quota.unwrap_or_default()));
         self.metrics.free.set(gauge(self.space_now().await.map_or(0, |space| space.free)));
@@ -311,6 +348,7 @@ impl Room {
     /// What would have to go for `bytes` more, in bytes; 0: they fit as it is.
     pub async fn missing_for(&self, bytes: u64) -> u64 {
         let promised = self.promised().and(bytes);
+        self.look_at_fellows().await;
         let known = self.volume().await.bytes;
         self.shortage_of(known, promised, false).await.bytes()
     }
@@ -353,20 +391,65 @@ impl Room {
     }
 
     async fn make_alone(&self) -> Result<(), StoreError> {
+        let until = Instant::now() + TURN_PATIENCE;
         let _alone = self.alone().await?;
-        let mut shortage = self.shortage(false).await;
+        let (on_duty, mut shortage) = loop {
+            // What a fellow freed meanwhile may do.
+            let shortage = self.shortage(false).await;
+            if shortage.bytes() == 0 {
+                return Ok(());
+            }
+            match self.turn().await {
+                Some(on_duty) => break (on_duty, self.shortage(false).await),
+                None if Instant::now() < until => sleep(TURN_LOOK).await,
+                None => return Err(no_room(shortage)),
+            }
+        };
         for _ in 0..ROUNDS_MAX {
             if shortage.bytes() == 0 {
                 return Ok(());
             }
             let is_too_much = shortage.bytes() > self.promised().all.saturating_add(ARREARS_MAX);
-            if is_too_much || !self.free(shortage.bytes(), shortage.of_space > 0).await {
+            if is_too_much || !self.free(shortage.bytes(), shortage.of_space > 0, &on_duty).await {
                 return Err(no_room(shortage));
             }
             shortage = self.shortage(false).await;
         }
         // What went and is still open frees its room later; until then the volume itself tells.
         if shortage.of_quota == 0 { Ok(()) } else { Err(no_room(shortage)) }
+    }
+
+    /// The right to evict, with what fellows tell by then; `None` while a fellow has it, or nobody
+    /// knows.
+    async fn turn(&self) -> Option<OnDuty> {
+        match self.duties.take(Duty::Evict, "").await {
+            Ok(Some(on_duty)) => {
+                self.fellows.look().await;
+                Some(on_duty)
+            }
+            Ok(None) => None,
+            Err(error) => {
+                tracing::debug!(%error, source = %error.source, "no room without the index");
+                None
+            }
+        }
+    }
+
+    /// Frees `bytes` on the volume, or waits until a fellow has freed what it needs: then there may be
+    /// enough. Whether it is worth another try.
+    async fn free_in_turn(&self, bytes: u64) -> bool {
+        let Ok(_alone) = self.alone().await else { return false };
+        if let Some(on_duty) = self.turn().await {
+            return self.free(bytes, true, &on_duty).await;
+        }
+        let until = Instant::now() + TURN_PATIENCE;
+        while Instant::now() < until {
+            sleep(TURN_LOOK).await;
+            if self.turn().await.is_some() {
+                return true;
+            }
+        }
+        false
     }
 
     /// Does again what the volume had no room for, as long as room can be made.
@@ -383,8 +466,7 @@ impl Room {
                 Err(error) if error.kind == StoreErrorKind::Full => {
                     let room = Arc::clone(self);
                     let freeing = async move {
-                        let _alone = room.alone().await?;
-                        room.free(bytes.max(STEP), true).await.then_some(()).ok_or(error)
+                        room.free_in_turn(bytes.max(STEP)).await.then_some(()).ok_or(error)
                     };
                     to_its_end(freeing).await?;
                 }
@@ -395,11 +477,11 @@ impl Room {
     }
 
     /// Whether something could be freed. Nothing is if all of it would not be enough.
-    async fn free(&self, bytes: u64, for_space: bool) -> bool {
+    async fn free(&self, bytes: u64, for_space: bool, on_duty: &OnDuty) -> bool {
         if bytes > self.volume().await.bytes {
             return false;
         }
-        match self.evict(bytes, for_space).await {
+        match self.evict(bytes, for_space, on_duty).await {
             Ok(freed) => freed > 0,
             Err(error) => {
                 tracing::warn!(%error, "could not make room");
@@ -409,13 +491,21 @@ impl Room {
     }
 
     /// Where it is the volume that lacks space, what does not come back at once is owed.
-    async fn evict(&self, bytes: u64, for_space: bool) -> Result<u64, EvictError> {
+    async fn evict(
+        &self,
+        bytes: u64,
+        for_space: bool,
+        on_duty: &OnDuty,
+    ) -> Result<u64, EvictError> {
         let free = async || self.space_now().await.map_or(0, |space| space.free);
         let before = free().await;
-        let freed = self.evictor.evict(bytes, Mode::Real, None).await?;
+        let freed =
+            self.evictor.evict_while(Some(on_duty.sureness()), bytes, Mode::Real, None).await?;
         if for_space {
             let came_back = free().await.saturating_sub(before);
             lock(&self.owed).add(freed.saturating_sub(came_back));
+            // Who evicts next is not to free it again.
+            self.duties.leases().tell().await;
         }
         Ok(freed)
     }
@@ -423,13 +513,35 @@ impl Room {
     async fn shortage(&self, with_headroom: bool) -> Shortage {
         // In this order: what is recorded meanwhile is counted twice rather than not at all.
         let promised = self.promised();
+        self.look_at_fellows().await;
         let known = self.volume().await.bytes;
         self.shortage_of(known, promised, with_headroom).await
     }
 
+    /// Where what they tell can matter.
+    async fn look_at_fellows(&self) {
+        let limits = self.limits();
+        if limits.quota.is_some() || limits.min_free != MinFree::Bytes(0) {
+            self.fellows.look_now_and_then().await;
+        }
+    }
+
+    /// What fellows are to know.
+    pub(super) fn told(&self) -> Told {
+        let promised = self.promised().all.saturating_add(self.unadopted.bytes());
+        Told { promised, owed: lock(&self.owed).bytes() }
+    }
+
+    /// Tells fellows, and hears of them, for ever.
+    pub(in crate::engine) async fn tell_fellows(self: Arc<Self>) {
+        self.fellows.tell(Arc::downgrade(&self)).await;
+    }
+
     /// `known` to the index, in bytes.
     async fn shortage_of(&self, known: u64, promised: Promised, with_headroom: bool) -> Shortage {
-        let stored = known.saturating_add(self.unadopted.bytes());
+        let promised_by_fellows = self.fellows.told().promised;
+        let stored =
+            known.saturating_add(self.unadopted.bytes()).saturating_add(promised_by_fellows);
         shortage(self.limits(), stored, promised, self.space().await, with_headroom)
     }
 
@@ -450,7 +562,7 @@ impl Room {
 
     /// With what is owed; `None` where the volume can not tell.
     async fn space(&self) -> Option<Space> {
-        let owed = lock(&self.owed).bytes();
+        let owed = lock(&self.owed).bytes().saturating_add(self.fellows.told().owed);
         let space = self.space_now().await?;
         Some(Space { free: space.free.saturating_add(owed), ..space })
     }
@@ -501,11 +613,12 @@ impl Promise {
         let more = bytes.saturating_sub(self.bytes);
         let quota = self.room.limits().quota.unwrap_or(u64::MAX);
         {
+            let by_fellows = self.room.fellows.told().promised;
             let mut promised = lock(&self.room.promised);
-            let fits = promised.all.checked_add(more).is_some_and(|all| all <= quota);
-            if !fits {
+            let all = promised.all.saturating_add(by_fellows).saturating_add(more);
+            if all > quota || all == u64::MAX {
                 // What others count on can not go.
-                let of_quota = promised.all.saturating_add(more).saturating_sub(quota).max(1);
+                let of_quota = all.saturating_sub(quota).max(1);
                 return Err(no_room(Shortage { of_quota, of_space: 0 }));
             }
             *promised = promised.and(more);

@@ -1,13 +1,17 @@
 //! What the engine does by itself, all the time: keep room ahead of the need, tell the index what is
 //! used, and let go of what others removed.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::engine::Engine;
+use crate::engine::duties::{Duties, Duty};
+use crate::engine::learn::doubt::Doubts;
+use crate::engine::leases::Sureness;
 use crate::engine::memory::Memory;
 use crate::engine::volume::room::Room;
 use crate::engine::volume::uses::Uses;
@@ -32,6 +36,7 @@ pub(in crate::engine) struct Tidying {
     room: Arc<Room>,
     uses: Arc<Uses>,
     knowledge: Arc<AtomicU64>,
+    doubts: Arc<Doubts>,
 }
 
 impl Engine {
@@ -42,6 +47,7 @@ impl Engine {
             room: Arc::clone(&self.room),
             uses: Arc::clone(&self.uses),
             knowledge: Arc::clone(&self.knowledge),
+            doubts: Arc::clone(&self.doubts),
         }
     }
 }
@@ -49,7 +55,8 @@ impl Engine {
 impl Tidying {
     /// Never ends.
     pub(in crate::engine) async fn run(self) {
-        // Pins may have changed since the last start: that is told once.
+        // Pins may have changed since the last start: that is told once. What is pinned still is found to
+        // be when its turn to go comes, by whoever evicts.
         let mut has_unpinned = false;
         let every = |period| {
             let mut ticks = interval(period);
@@ -62,10 +69,8 @@ impl Tidying {
         loop {
             tokio::select! {
                 _ = room.tick() => {
-                    if let Err(error) = self.room.tidy().await {
-                        tracing::warn!(%error, "could not keep room free");
-                        room.reset_at(Instant::now() + ROOM_PAUSE);
-                    }
+                    self.room.tell().await;
+                    self.doubts.end_old();
                 }
                 _ = uses.tick() => {
                     has_unpinned = has_unpinned || self.index.unpin().await.is_ok();
@@ -80,6 +85,26 @@ impl Tidying {
                 }
                 _ = news.tick() => heard = self.hear_news(heard).await,
                 _ = asked.tick() => note(self.uses.tell_asked(&*self.index).await),
+            }
+        }
+    }
+
+    /// Keeps room ahead of the need, in one of the volume's processes, for ever.
+    pub(in crate::engine) async fn keep_room(self, duties: Arc<Duties>) {
+        duties.carry(Duty::Tidy, "", |sureness| self.keep_room_on(sureness)).await;
+    }
+
+    async fn keep_room_on(&self, mut sureness: Sureness) -> Infallible {
+        // Who kept it before may have had other pins.
+        note(self.index.unpin().await);
+        loop {
+            sureness.wait().await;
+            match self.room.make_ahead().await {
+                Ok(()) => sleep(ROOM_EVERY).await,
+                Err(error) => {
+                    tracing::warn!(%error, "could not keep room free");
+                    sleep(ROOM_PAUSE).await;
+                }
             }
         }
     }

@@ -1,11 +1,15 @@
 //! What keeps the volume sound while nobody looks: blobs are hashed again and again, slowly; what the
-//! index does not know is adopted; what dead processes left goes.
+//! index does not know is adopted; what dead processes left goes. Of the processes that share a volume,
+//! one does it.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::sleep;
 
+use crate::engine::duties::{Duties, Duty};
+use crate::engine::leases::Sureness;
 use crate::engine::memory::now_seconds;
 use crate::engine::volume::adopt::Adopted;
 use crate::engine::volume::inspect::{Finding, InspectError, Inspector};
@@ -32,14 +36,22 @@ pub struct Config {
     pub interval: Duration,
 }
 
-/// Checks what is due, for ever.
-pub(in crate::engine) async fn scrub(inspector: Arc<Inspector>, config: Config) {
-    if config.rate == 0 {
-        return;
+/// Checks what is due, in one of a volume's processes, for ever.
+pub(in crate::engine) async fn scrub(
+    duties: Arc<Duties>,
+    inspector: Arc<Inspector>,
+    config: Config,
+) {
+    if config.rate > 0 {
+        duties.carry(Duty::Scrub, "", |sureness| scrub_on(&inspector, config, sureness)).await;
     }
-    let mut pace = Pace::of(config.rate);
+}
+
+async fn scrub_on(inspector: &Inspector, config: Config, sureness: Sureness) -> Infallible {
+    let mut pace = Pace::of(config.rate).under(sureness);
     loop {
-        match scrub_page(&inspector, config.interval, &mut pace).await {
+        pace.ensure_duty().await;
+        match scrub_page(inspector, config.interval, &mut pace).await {
             Ok(Checked { all: 0, .. }) => sleep(IDLE).await,
             // Perhaps it is the volume.
             Ok(Checked { unreadable, .. }) if unreadable > 0 => sleep(PAUSE).await,
@@ -80,10 +92,15 @@ async fn scrub_page(
     Ok(checked)
 }
 
-/// Adopts what is found on the volume, for ever.
-pub(in crate::engine) async fn adopt(inspector: Arc<Inspector>) {
+/// Adopts what is found on the volume, in one of its processes, for ever.
+pub(in crate::engine) async fn adopt(duties: Arc<Duties>, inspector: Arc<Inspector>) {
+    duties.carry(Duty::Adopt, "", |sureness| adopt_on(&inspector, sureness)).await;
+}
+
+async fn adopt_on(inspector: &Inspector, sureness: Sureness) -> Infallible {
+    let _while_on_duty = inspector.unadopted.counting();
     loop {
-        match inspector.adopt(&mut Pace::of(HASH_RATE)).await {
+        match inspector.adopt(&mut Pace::of(HASH_RATE).under(sureness.clone())).await {
             Ok(sum) if sum == Adopted::default() => {}
             Ok(sum) => tracing::info!(
                 adopted = sum.adopted,

@@ -22,7 +22,6 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, SimpleQueryMessage};
 use tokio_util::task::TaskTracker;
 
-use crate::index::IndexError;
 use crate::index::budget::{self, Budget};
 use crate::index::metrics::{IndexMetrics, Outcome};
 use crate::index::postgres::gauges::Gauges;
@@ -32,22 +31,22 @@ use crate::index::postgres::schema::{self, SchemaMismatch};
 use crate::index::postgres::tls;
 use crate::index::postgres::url::Config;
 use crate::index::postgres::volumes::{self, Own};
+use crate::index::{FencedOff, IndexError};
 use crate::telemetry::metrics::Metrics;
 
 /// How often a server that is away is looked after: as long as apt waits before it tries again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Connections that are opened ahead of need.
 const WARM_MAX: usize = 8;
-/// Who has waited for this has given the server its time.
-const FULL: Duration = budget::OF_A_REQUEST.checked_mul(3).unwrap().checked_div(4).unwrap();
-/// A server that was slow is well when it answers within this: a request has time for more than one call.
-const FAST: Duration = budget::OF_A_REQUEST.checked_div(2).unwrap();
 /// How often a call is tried where others were in its way: deadlocks, which the order of locks should
 /// rule out, and serialization failures.
 const ATTEMPTS_MAX: u32 = 3;
 /// How much longer than its caller the server waits for a statement: the caller is to be the first, and
 /// know why.
 const GIVE_UP_AFTER: Duration = Duration::from_millis(100);
+/// For how long the server waits for a caller in the midst of a transaction: one that is paused holds
+/// locks that others wait for.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
 
 /// A parameter and its type: that is told, so that a statement takes one round trip.
 pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -107,6 +106,8 @@ pub(super) enum Trouble {
     Late(Duration),
     /// Nobody asks at the moment.
     NotAsked(&'static str),
+    /// The lease under which it was to be written is lost.
+    FencedOff,
     /// A row holds what can not be.
     Corrupt(&'static str),
 }
@@ -125,6 +126,7 @@ impl fmt::Display for Trouble {
             Self::Schema(mismatch) => mismatch.fmt(f),
             Self::Late(patience) => write!(f, "PostgreSQL did not answer within {patience:?}"),
             Self::NotAsked(why) => f.write_str(why),
+            Self::FencedOff => FencedOff.fmt(f),
             Self::Corrupt(what) => write!(f, "a row holds {what}"),
         }
     }
@@ -162,7 +164,11 @@ impl Trouble {
                         || *code == SqlState::TOO_MANY_CONNECTIONS
                 },
             ),
-            Self::Schema(_) | Self::Late(_) | Self::NotAsked(_) | Self::Corrupt(_) => false,
+            Self::Schema(_)
+            | Self::Late(_)
+            | Self::NotAsked(_)
+            | Self::FencedOff
+            | Self::Corrupt(_) => false,
         }
     }
 
@@ -340,6 +346,7 @@ impl Calls {
             source: match trouble {
                 Trouble::Schema(mismatch) => mismatch.into(),
                 Trouble::NotAsked(why) => NotAsked(why).into(),
+                Trouble::FencedOff => FencedOff.into(),
                 trouble => trouble.into(),
             },
         })
@@ -366,7 +373,7 @@ impl Calls {
         match &outcome {
             // What had little time left was late before: it is looked at how the server is.
             Err(late @ Trouble::Late(_))
-                if client_waits && purpose.only_reads && patience >= FULL =>
+                if client_waits && purpose.only_reads && patience >= full() =>
             {
                 self.link.health.is_late(&late.to_string());
                 Link::look_after(&self.link, LOOK_EVERY);
@@ -415,7 +422,11 @@ impl Calls {
     pub(super) fn beginning(&self) -> String {
         let patience = Budget::current().map_or(self.link.patience, |budget| budget.left());
         let millis = (patience + GIVE_UP_AFTER).as_millis();
-        format!("BEGIN; SET LOCAL statement_timeout = {millis}")
+        let silence = SILENCE_MAX.as_millis();
+        format!(
+            "BEGIN; SET LOCAL statement_timeout = {millis}; \
+             SET LOCAL idle_in_transaction_session_timeout = {silence}"
+        )
     }
 
     fn note(&self, trouble: Option<&Trouble>) {
@@ -490,7 +501,7 @@ impl Link {
         };
         match found {
             Ok((is_read_only, took)) => {
-                let limit = if self.health.is_slow() { FAST } else { budget::OF_A_REQUEST };
+                let limit = if self.health.is_slow() { fast() } else { budget::of_a_request() };
                 let reach = if took > limit { Reach::Slow } else { Reach::Well };
                 (Condition { reach, is_read_only }, format!("it takes {took:?} for an answer"))
             }
@@ -632,4 +643,15 @@ pub(super) async fn transact(
     let rows = rows?;
     ended?;
     Ok(rows)
+}
+
+/// Who has waited for this has given the server its time.
+fn full() -> Duration {
+    budget::of_a_request() * 3 / 4
+}
+
+/// A server that was slow is well when it answers within this: a request has time for more than one
+/// call.
+fn fast() -> Duration {
+    budget::of_a_request() / 2
 }

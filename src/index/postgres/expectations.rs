@@ -1,7 +1,8 @@
 //! Statements about lists and what they say.
 //!
 //! Of all processes, one at a time changes what lists say, for one batch: what a blob's last list
-//! unsays could not be told otherwise.
+//! unsays could not be told otherwise. And of one list, only who has the lease: that is looked at last,
+//! so that who renews it waits for a commit only, as does who takes it over.
 
 use std::collections::BTreeMap;
 
@@ -12,12 +13,15 @@ use crate::content::digest::{Expected, Sha256};
 use crate::index::postgres::blobs::REFERRED;
 use crate::index::postgres::calls::{Calls, Parameter, Purpose, Statement, Trouble, transact};
 use crate::index::postgres::rows::{column, corrupt, expectation, limit_of, signed};
-use crate::index::{Change, Expectation, IndexError, bounds_of};
+use crate::index::{Change, Expectation, IndexError, Lease, bounds_of};
 
 /// Begins a change of what lists say: who else wants to waits. It is known again soon what a crash of
 /// the server loses of it, so that nobody has to wait for its disk.
 const LEARNING: &str = "SET LOCAL synchronous_commit = off;
     SELECT pg_advisory_xact_lock(x'6170746d65736802'::BIGINT)";
+
+/// Nothing, where the lease is lost; else its next holder waits until the transaction is over.
+const FENCE: &str = "SELECT 1 FROM leases WHERE name = $1 AND generation = $2 FOR SHARE";
 
 const LEARNT_ANEW: &str = "UPDATE knowledge SET version = version + 1";
 
@@ -84,6 +88,7 @@ pub(super) async fn said_by(
 /// One transaction: others see the change whole, and blobs are referenced by what is said.
 pub(super) async fn learn(
     calls: &Calls,
+    under: &Lease,
     list: &str,
     change: &Change,
     now: i64,
@@ -97,7 +102,7 @@ pub(super) async fn learn(
             let id = batch.open(list).await?;
             batch.set(id, &change.set).await?;
             batch.unset(id, &change.unset).await?;
-            let named = batch.commit().await?;
+            let named = batch.commit(under).await?;
             look_again(&connection, begin, &named).await?;
             connection.give_back();
             Ok(())
@@ -107,6 +112,7 @@ pub(super) async fn learn(
 
 pub(super) async fn finish(
     calls: &Calls,
+    under: &Lease,
     list: &str,
     blob: &Sha256,
     now: i64,
@@ -118,7 +124,7 @@ pub(super) async fn finish(
             let connection = calls.connection().await?;
             let mut batch = Batch::begin(&connection, begin, now).await?;
             batch.finish(list, blob).await?;
-            let named = batch.commit().await?;
+            let named = batch.commit(under).await?;
             look_again(&connection, begin, &named).await?;
             connection.give_back();
             Ok(())
@@ -128,6 +134,7 @@ pub(super) async fn finish(
 
 pub(super) async fn unlearn(
     calls: &Calls,
+    under: &Lease,
     list: &str,
     limit: usize,
     now: i64,
@@ -142,7 +149,7 @@ pub(super) async fn unlearn(
     )
     .await?;
     if !some.is_empty() {
-        learn(calls, list, &Change { set: Vec::new(), unset: some }, now).await?;
+        learn(calls, under, list, &Change { set: Vec::new(), unset: some }, now).await?;
         return Ok(false);
     }
     let begin = &calls.beginning();
@@ -151,7 +158,7 @@ pub(super) async fn unlearn(
             let connection = calls.connection().await?;
             let mut batch = Batch::begin(&connection, begin, now).await?;
             batch.forget(list).await?;
-            batch.commit().await?;
+            batch.commit(under).await?;
             connection.give_back();
             Ok(true)
         })
@@ -347,7 +354,7 @@ impl<'a> Batch<'a> {
 
     /// Settles which blobs are referenced now, on all volumes. One that a list does not name any more may have been
     /// pinned because of that list. The digests that were looked at.
-    async fn commit(self) -> Result<Vec<Vec<u8>>, Trouble> {
+    async fn commit(self, under: &Lease) -> Result<Vec<Vec<u8>>, Trouble> {
         let (digests, unnamed): (Vec<Vec<u8>>, Vec<bool>) = self.changed.into_iter().unzip();
         self.client
             .query_typed(
@@ -372,6 +379,12 @@ impl<'a> Batch<'a> {
                 ],
             )
             .await?;
+        let fence: [Parameter<'_>; 2] =
+            [(&under.name, Type::TEXT), (&signed(under.generation), Type::INT8)];
+        let held = self.client.query_typed_opt(FENCE, &fence).await?;
+        if held.is_none() {
+            return Err(Trouble::FencedOff);
+        }
         self.client.batch_execute("COMMIT").await?;
         Ok(digests)
     }

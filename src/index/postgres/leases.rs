@@ -103,6 +103,19 @@ pub(super) async fn holdings(calls: &Calls, names: &[String]) -> Result<Vec<Hold
     rows.iter().map(holding_from).collect::<Result<_, _>>().map_err(corrupt(purpose))
 }
 
+pub(super) async fn holdings_like(calls: &Calls, prefix: &str) -> Result<Vec<Holding>, IndexError> {
+    let purpose = Purpose::read("look at leases");
+    let rows = calls
+        .rows(
+            purpose,
+            "SELECT name, generation, note FROM leases
+             WHERE starts_with(name, $1) AND expires_at > clock_timestamp()",
+            &[(&prefix, Type::TEXT)],
+        )
+        .await?;
+    rows.iter().map(holding_from).collect::<Result<_, _>>().map_err(corrupt(purpose))
+}
+
 /// With those of processes that died long ago.
 pub(super) async fn release(calls: &Calls, leases: &[Lease]) -> Result<(), IndexError> {
     let names: Vec<&str> = leases.iter().map(|lease| lease.name.as_str()).collect();

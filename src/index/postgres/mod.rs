@@ -2,6 +2,7 @@
 
 mod blobs;
 mod calls;
+mod errands;
 mod expectations;
 mod files;
 mod gauges;
@@ -26,8 +27,8 @@ use self::calls::{Calls, Purpose};
 pub use self::url::Config;
 use crate::content::digest::Sha256;
 use crate::index::{
-    Change, Class, Entry, Expectation, Found, HashedFile, Holders, Holding, Index, IndexError,
-    Lease, Names, Presence, Renewal, Renewed, Site, Stored, Taken, Totals, Use, Volume,
+    Change, Class, Entry, Errand, Expectation, Found, HashedFile, Holders, Holding, Index,
+    IndexError, Lease, Names, Presence, Renewal, Renewed, Site, Stored, Taken, Totals, Use, Volume,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -192,12 +193,24 @@ impl Index for PostgresIndex {
         expectations::said_by(&self.calls, list, after, limit).await
     }
 
-    async fn learn(&self, list: &str, change: Change, now: i64) -> Result<(), IndexError> {
-        expectations::learn(&self.calls, list, &change, now).await
+    async fn learn(
+        &self,
+        under: &Lease,
+        list: &str,
+        change: Change,
+        now: i64,
+    ) -> Result<(), IndexError> {
+        expectations::learn(&self.calls, under, list, &change, now).await
     }
 
-    async fn finish(&self, list: &str, blob: &Sha256, now: i64) -> Result<(), IndexError> {
-        expectations::finish(&self.calls, list, blob, now).await
+    async fn finish(
+        &self,
+        under: &Lease,
+        list: &str,
+        blob: &Sha256,
+        now: i64,
+    ) -> Result<(), IndexError> {
+        expectations::finish(&self.calls, under, list, blob, now).await
     }
 
     async fn asked(&self, list: &str, below: Option<&str>, now: i64) -> Result<(), IndexError> {
@@ -208,8 +221,14 @@ impl Index for PostgresIndex {
         expectations::disused(&self.calls, before, limit).await
     }
 
-    async fn unlearn(&self, list: &str, limit: usize, now: i64) -> Result<bool, IndexError> {
-        expectations::unlearn(&self.calls, list, limit, now).await
+    async fn unlearn(
+        &self,
+        under: &Lease,
+        list: &str,
+        limit: usize,
+        now: i64,
+    ) -> Result<bool, IndexError> {
+        expectations::unlearn(&self.calls, under, list, limit, now).await
     }
 
     async fn file(&self, path: &Path) -> Result<Option<HashedFile>, IndexError> {
@@ -253,6 +272,22 @@ impl Index for PostgresIndex {
         self.calls.trouble()
     }
 
+    async fn add_errands(&self, errands: &[Errand], now: i64) -> Result<(), IndexError> {
+        errands::add(&self.calls, errands, now).await
+    }
+
+    async fn next_errand(&self, since: i64) -> Result<Option<Errand>, IndexError> {
+        errands::next(&self.calls, since).await
+    }
+
+    async fn end_errand(&self, errand: &Errand, again: bool) -> Result<(), IndexError> {
+        errands::end(&self.calls, errand, again).await
+    }
+
+    async fn spend(&self, bytes: i64, now: i64) -> Result<u64, IndexError> {
+        errands::spend(&self.calls, bytes, now).await
+    }
+
     async fn take(&self, name: &str, owner: &str, term: Duration) -> Result<Taken, IndexError> {
         leases::take(&self.calls, name, owner, term).await
     }
@@ -269,6 +304,10 @@ impl Index for PostgresIndex {
         leases::holdings(&self.calls, names).await
     }
 
+    async fn holdings_like(&self, prefix: &str) -> Result<Vec<Holding>, IndexError> {
+        leases::holdings_like(&self.calls, prefix).await
+    }
+
     async fn release(&self, leases: &[Lease]) -> Result<(), IndexError> {
         leases::release(&self.calls, leases).await
     }
@@ -280,6 +319,10 @@ impl Index for PostgresIndex {
         entry: &Entry,
     ) -> Result<bool, IndexError> {
         resources::record_under(&self.calls, lease, key, entry).await
+    }
+
+    fn volume_identity(&self) -> &str {
+        &self.calls.own().identity
     }
 
     async fn holders(&self, blob: &Sha256) -> Result<Holders, IndexError> {

@@ -19,7 +19,7 @@ pub struct Migration {
 }
 
 /// Each brings the schema one version up; the version is their number.
-pub const MIGRATIONS: [Migration; 8] = [
+pub const MIGRATIONS: [Migration; 9] = [
     Migration {
         name: "resources",
         sql: include_str!("../../../migrations/postgres/0001_resources.sql"),
@@ -37,8 +37,12 @@ pub const MIGRATIONS: [Migration; 8] = [
     },
     Migration { name: "leases", sql: include_str!("../../../migrations/postgres/0007_leases.sql") },
     Migration {
+        name: "errands",
+        sql: include_str!("../../../migrations/postgres/0008_errands.sql"),
+    },
+    Migration {
         name: "volumes",
-        sql: include_str!("../../../migrations/postgres/0008_volumes.sql"),
+        sql: include_str!("../../../migrations/postgres/0009_volumes.sql"),
     },
 ];
 
@@ -49,7 +53,7 @@ const MIGRATING: i64 = 0x6170_746d_6573_6801;
 /// it: replicas of two versions run side by side while a site is upgraded. A step that takes away, or
 /// gives another meaning to, what older programs use has to wait until nobody runs them, and raises
 /// this to the first version that does without.
-const WORKS_FROM: usize = 8;
+const WORKS_FROM: usize = 9;
 
 /// The version, and the oldest program's that works with it. Steps that were taken before this was
 /// noted work with none but their own.

@@ -13,7 +13,7 @@ const SILENT_SECONDS: f64 = 15.0;
 
 /// The volume of this process.
 pub(super) struct Own {
-    identity: String,
+    pub(super) identity: String,
     /// Its number, as an expression: looked up by each statement, so that a database that was lost or
     /// restored is no matter.
     pub(super) id: String,

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::index::{Holding, Lease, Renewal, Renewed, Taken, WANTED_SECONDS};
+use crate::index::{
+    FencedOff, Holding, IndexError, Lease, Renewal, Renewed, Taken, WANTED_SECONDS,
+};
 
 /// All leases.
 #[derive(Default)]
@@ -87,6 +89,27 @@ impl Leases {
             held.push(Holding { lease, note: row.note.clone() });
         }
         held
+    }
+
+    pub(super) fn holdings_like(&self, prefix: &str) -> Vec<Holding> {
+        let now = Instant::now();
+        let table = self.table();
+        let held = table.rows.range(prefix.to_owned()..);
+        held.take_while(|(name, _)| name.starts_with(prefix))
+            .filter(|(_, row)| row.expires_at > now)
+            .map(|(name, row)| Holding {
+                lease: Lease { name: name.clone(), generation: row.generation },
+                note: row.note.clone(),
+            })
+            .collect()
+    }
+
+    /// Nothing is done under a lease that is lost.
+    pub(super) fn admit(&self, operation: &'static str, lease: &Lease) -> Result<(), IndexError> {
+        if self.is_held(lease) {
+            return Ok(());
+        }
+        Err(IndexError { operation, source: FencedOff.into() })
     }
 
     pub(super) fn release(&self, leases: &[Lease]) {

@@ -2,6 +2,7 @@
 
 mod actor;
 mod blobs;
+mod errands;
 mod expectations;
 mod files;
 mod leases;
@@ -19,8 +20,9 @@ use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::index::metrics::IndexMetrics;
 use crate::index::{
-    Change, Class, Entry, Expectation, Found, HashedFile, Holders, Holding, Index, IndexError,
-    Lease, Names, Presence, Renewal, Renewed, Site, Stored, Taken, Totals, Use, Volume, bounds_of,
+    Change, Class, Entry, Errand, Expectation, Found, HashedFile, Holders, Holding, Index,
+    IndexError, Lease, Names, Presence, Renewal, Renewed, Site, Stored, Taken, Totals, Use, Volume,
+    bounds_of,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -391,12 +393,26 @@ impl Index for SqliteIndex {
             .await
     }
 
-    async fn learn(&self, list: &str, change: Change, now: i64) -> Result<(), IndexError> {
+    async fn learn(
+        &self,
+        under: &Lease,
+        list: &str,
+        change: Change,
+        now: i64,
+    ) -> Result<(), IndexError> {
+        self.leases.admit("learn a list", under)?;
         let list = list.to_owned();
         self.writer.call("learn a list", move |c| expectations::learn(c, &list, &change, now)).await
     }
 
-    async fn finish(&self, list: &str, blob: &Sha256, now: i64) -> Result<(), IndexError> {
+    async fn finish(
+        &self,
+        under: &Lease,
+        list: &str,
+        blob: &Sha256,
+        now: i64,
+    ) -> Result<(), IndexError> {
+        self.leases.admit("finish a list", under)?;
         let (list, blob) = (list.to_owned(), *blob);
         self.writer.call("finish a list", move |c| expectations::finish(c, &list, blob, now)).await
     }
@@ -418,7 +434,14 @@ impl Index for SqliteIndex {
         self.reader.call("look up lists", move |c| expectations::disused(c, before, limit)).await
     }
 
-    async fn unlearn(&self, list: &str, limit: usize, now: i64) -> Result<bool, IndexError> {
+    async fn unlearn(
+        &self,
+        under: &Lease,
+        list: &str,
+        limit: usize,
+        now: i64,
+    ) -> Result<bool, IndexError> {
+        self.leases.admit("unlearn a list", under)?;
         let list = list.to_owned();
         self.writer
             .call("unlearn a list", move |c| expectations::unlearn(c, &list, limit, now))
@@ -461,6 +484,24 @@ impl Index for SqliteIndex {
         self.writer.call("forget files", move |c| files::forget(c, &paths)).await
     }
 
+    async fn add_errands(&self, errands: &[Errand], now: i64) -> Result<(), IndexError> {
+        let errands = errands.to_vec();
+        self.writer.call("add errands", move |c| errands::add(c, &errands, now)).await
+    }
+
+    async fn next_errand(&self, since: i64) -> Result<Option<Errand>, IndexError> {
+        self.reader.call("look up an errand", move |c| errands::next(c, since)).await
+    }
+
+    async fn end_errand(&self, errand: &Errand, again: bool) -> Result<(), IndexError> {
+        let errand = errand.clone();
+        self.writer.call("end an errand", move |c| errands::end(c, &errand, again)).await
+    }
+
+    async fn spend(&self, bytes: i64, now: i64) -> Result<u64, IndexError> {
+        self.writer.call("spend bytes on errands", move |c| errands::spend(c, bytes, now)).await
+    }
+
     async fn take(&self, name: &str, owner: &str, term: Duration) -> Result<Taken, IndexError> {
         Ok(self.leases.take(name, owner, term))
     }
@@ -475,6 +516,10 @@ impl Index for SqliteIndex {
 
     async fn holdings(&self, names: &[String]) -> Result<Vec<Holding>, IndexError> {
         Ok(self.leases.holdings(names))
+    }
+
+    async fn holdings_like(&self, prefix: &str) -> Result<Vec<Holding>, IndexError> {
+        Ok(self.leases.holdings_like(prefix))
     }
 
     async fn release(&self, leases: &[Lease]) -> Result<(), IndexError> {
@@ -493,6 +538,10 @@ impl Index for SqliteIndex {
             self.record(key, entry).await?;
         }
         Ok(is_held)
+    }
+
+    fn volume_identity(&self) -> &'static str {
+        ""
     }
 
     async fn holders(&self, blob: &Sha256) -> Result<Holders, IndexError> {
