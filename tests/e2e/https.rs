@@ -2,7 +2,8 @@
 //! pages where a file should be.
 
 use crate::kit::{
-    Apt, Ca, Fault, File, LocalArchive, Mirror, Proxy, Reply, get, noise, request, wait_until,
+    Apt, Ca, Fault, File, LocalArchive, Mirror, Proxy, Reply, get, noise, request, uninterrupted,
+    wait_until,
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, crypto::ring};
@@ -65,7 +66,8 @@ fn connect(proxy: &Proxy, authority: &str) -> (String, TcpStream) {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
-        assert_eq!(stream.read(&mut byte).unwrap(), 1, "{:?}", String::from_utf8_lossy(&head));
+        let read = uninterrupted(|| stream.read(&mut byte)).unwrap();
+        assert_eq!(read, 1, "{:?}", String::from_utf8_lossy(&head));
         head.push(byte[0]);
     }
     (String::from_utf8(head).unwrap(), stream)

@@ -23,7 +23,7 @@ pub mod signer;
 pub use apt::{Apt, HostArchive, LocalArchive, Run};
 pub use balancer::Balancer;
 pub use ca::Ca;
-pub use client::{Connection, Head, Reply, download_hash, get, request};
+pub use client::{Connection, Head, Reply, download_hash, get, request, uninterrupted};
 pub use fleet::Fleet;
 pub use link::Link;
 pub use mirror::{Fault, File, Mirror, Seen};
