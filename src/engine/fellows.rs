@@ -15,8 +15,10 @@ use tokio_util::task::TaskTracker;
 use crate::archive::kind::Kind;
 use crate::content::digest::{Expected, Hasher, Sha256};
 use crate::engine::flight::Flight;
+use crate::engine::flight::follower::Follower;
 use crate::engine::flight::writer::{Stopped, Writer};
 use crate::engine::memory::{Known, now_seconds};
+use crate::engine::outcome::{Content, Outcome, Served};
 use crate::engine::plan::Freshness;
 use crate::engine::volume::room::Staged;
 use crate::engine::{Ask, Engine, Sharing, without_index};
@@ -171,15 +173,36 @@ impl Fellows {
         for url in asked {
             let token = met.secret.token(&entry.blob, met.now());
             match self.swarm.fetch(url, &entry.blob, from, &token).await {
-                Ok(body) if body.size() == entry.size => return Some(body),
+                Ok(body) if body.size() == Some(entry.size) => return Some(body),
                 Ok(body) => {
-                    tracing::warn!(url, size = body.size(), "a fellow has another size of a blob");
+                    tracing::warn!(url, size = ?body.size(), "a fellow has another size of a blob");
                     self.swarm.blame(body.url());
                 }
                 Err(error) => tracing::info!(%error, "a fellow does not give a blob"),
             }
         }
         None
+    }
+
+    /// Where fellows reach this replica.
+    pub(super) fn url(&self) -> Option<String> {
+        self.here.url.clone()
+    }
+
+    /// The body of a flight of the replica at `url`, which is named by the digest of its key.
+    pub(super) async fn join(&self, url: &str, flight: &Sha256) -> Option<Body> {
+        if !self.swarm.may_ask(url) {
+            return None;
+        }
+        let met = self.met.load_full()?;
+        let token = met.secret.token(flight, met.now());
+        match self.swarm.join(url, flight, &token).await {
+            Ok(body) => Some(body),
+            Err(error) => {
+                tracing::info!(%error, "a fellow does not give of what it fetches");
+                None
+            }
+        }
     }
 
     /// All bytes of a small blob.
@@ -229,6 +252,16 @@ impl Engine {
     #[must_use]
     pub fn is_by_fellow(&self, authorization: &str, blob: &Sha256) -> bool {
         self.fellows.admit(authorization, blob)
+    }
+
+    /// What is being fetched under a key with this digest, for a fellow with another volume; `None` if
+    /// nothing has come of it yet.
+    #[must_use]
+    pub fn share(&self, flight: &Sha256) -> Option<Served> {
+        let interest = self.flights.of_digest(flight)?;
+        let flow = interest.flight().flow().filter(|_| !interest.flight().is_cut())?;
+        let follower = Follower::new(flow, interest, Arc::clone(&self.mirror));
+        Some(Served::new(Content::Flight(Box::new(follower)), Outcome::Collapsed))
     }
 
     /// A blob of this volume, for a fellow; its bytes have proven right. `None` if there is none.

@@ -33,7 +33,7 @@ pub(super) trait Telling: Send + Sync {
     fn note(&self) -> Option<String>;
 
     /// Whether others want it.
-    fn is_wanted(self: Arc<Self>, by_others: bool);
+    fn is_wanted(&self, by_others: bool);
 }
 
 /// The leases of this process, and those of others that it watches.
@@ -65,7 +65,7 @@ struct Held {
 impl Held {
     fn wanted(&self, by_others: bool) {
         if let Some(telling) = &self.telling {
-            Arc::clone(telling).is_wanted(by_others);
+            telling.is_wanted(by_others);
         }
     }
 

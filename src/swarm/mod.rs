@@ -23,6 +23,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
 /// For how long a body may be silent.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// For how long one may be silent that comes from a mirror: a holder that resumes it waits for as long.
+const MIRRORS_SILENCE_MAX: Duration = Duration::from_secs(20);
 /// A body that falls behind this pace, in bytes per second, is as good as silent: mirrors are faster.
 const PACE_MIN: u64 = 256 * 1024;
 /// For how long one that failed is not asked.
@@ -126,7 +128,62 @@ impl Swarm {
         from: u64,
         token: &str,
     ) -> Result<Body, SwarmError> {
-        let asked = timeout(ANSWER_PATIENCE, self.ask(url, blob, from, token)).await;
+        let path = format!("/blob/sha256/{blob}");
+        let (status, response) = self.answer(url, &path, from, token).await?;
+        let url: Arc<str> = url.into();
+        let failed = |reason: String| SwarmError { url: Arc::clone(&url), reason };
+        let whole = match (status, from) {
+            (200, 0) => response.content_length(),
+            (206, _) => rest_of(&response).filter(|(first, _)| *first == from).map(|(_, all)| all),
+            _ => return Err(failed(format!("answered {status}"))),
+        };
+        if whole.is_none() {
+            return Err(failed("did not tell where the file ends".to_owned()));
+        }
+        Ok(self.body(response, whole, url, Pace::OfBlobs))
+    }
+
+    /// Asks the replica at `url` for what it is fetching itself, from the first byte on.
+    ///
+    /// # Errors
+    /// When it is not fetching it, or does not answer in time.
+    pub async fn join(&self, url: &str, flight: &Sha256, token: &str) -> Result<Body, SwarmError> {
+        let (status, response) = self.answer(url, &format!("/flight/{flight}"), 0, token).await?;
+        let url: Arc<str> = url.into();
+        if status != 200 {
+            return Err(SwarmError { url, reason: format!("answered {status}") });
+        }
+        let whole = response.content_length();
+        Ok(self.body(response, whole, url, Pace::OfMirrors))
+    }
+
+    fn body(
+        &self,
+        response: reqwest::Response,
+        whole: Option<u64>,
+        url: Arc<str>,
+        pace: Pace,
+    ) -> Body {
+        Body {
+            response,
+            whole,
+            pace,
+            received: 0,
+            waited: Duration::ZERO,
+            url,
+            bench: Arc::clone(&self.bench),
+            bytes: self.bytes.clone(),
+        }
+    }
+
+    async fn answer(
+        &self,
+        url: &str,
+        path: &str,
+        from: u64,
+        token: &str,
+    ) -> Result<(u16, reqwest::Response), SwarmError> {
+        let asked = timeout(ANSWER_PATIENCE, self.ask(url, path, from, token)).await;
         let answered = asked.unwrap_or_else(|_elapsed| Err("no answer in time".to_owned()));
         let url: Arc<str> = url.into();
         let told = match &answered {
@@ -137,38 +194,20 @@ impl Swarm {
             Err(_) => "silent",
         };
         self.requests.with_label_values(&[told]).inc();
-        let failed = |reason: String| SwarmError { url: Arc::clone(&url), reason };
-        let (status, response) = answered.map_err(|reason| {
+        answered.map_err(|reason| {
             self.bench.put(&url, Instant::now() + BENCHED_FOR);
-            failed(reason)
-        })?;
-        let whole = match (status, from) {
-            (200, 0) => response.content_length(),
-            (206, _) => rest_of(&response).filter(|(first, _)| *first == from).map(|(_, all)| all),
-            _ => return Err(failed(format!("answered {status}"))),
-        };
-        let Some(whole) = whole else {
-            return Err(failed("did not tell where the file ends".to_owned()));
-        };
-        Ok(Body {
-            response,
-            whole,
-            received: 0,
-            waited: Duration::ZERO,
-            url,
-            bench: Arc::clone(&self.bench),
-            bytes: self.bytes.clone(),
+            SwarmError { url, reason }
         })
     }
 
     async fn ask(
         &self,
         url: &str,
-        blob: &Sha256,
+        path: &str,
         from: u64,
         token: &str,
     ) -> Result<(u16, reqwest::Response), String> {
-        let url = format!("{}/blob/sha256/{blob}", url.trim_end_matches('/'));
+        let url = format!("{}{path}", url.trim_end_matches('/'));
         let mut request = self.client.get(url).header("authorization", token);
         if from > 0 {
             request = request.header("range", format!("bytes={from}-"));
@@ -192,10 +231,20 @@ fn in_words(error: reqwest::Error) -> String {
     causes.last().map(ToString::to_string).unwrap_or_default()
 }
 
-/// The rest of a blob, on its way.
+/// How fast a body has to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// As from a disk that is near.
+    OfBlobs,
+    /// As fast as the mirror that it comes from.
+    OfMirrors,
+}
+
+/// A blob, or the rest of one, on its way.
 pub struct Body {
     response: reqwest::Response,
-    whole: u64,
+    whole: Option<u64>,
+    pace: Pace,
     received: u64,
     /// For how long it was waited for, in all.
     waited: Duration,
@@ -205,9 +254,9 @@ pub struct Body {
 }
 
 impl Body {
-    /// Bytes of the whole blob, as the replica says.
+    /// Bytes of the whole, if the replica says.
     #[must_use]
-    pub fn size(&self) -> u64 {
+    pub fn size(&self) -> Option<u64> {
         self.whole
     }
 
@@ -225,7 +274,11 @@ impl Body {
         let due = Duration::from_millis(self.received.saturating_mul(1000) / PACE_MIN);
         let left = (due + SILENCE_MAX).saturating_sub(self.waited);
         let begun = Instant::now();
-        let next = timeout(left.min(SILENCE_MAX), self.response.chunk()).await;
+        let patience = match self.pace {
+            Pace::OfBlobs => left.min(SILENCE_MAX),
+            Pace::OfMirrors => MIRRORS_SILENCE_MAX,
+        };
+        let next = timeout(patience, self.response.chunk()).await;
         self.waited += begun.elapsed();
         let reason = match next {
             Ok(Ok(chunk)) => {

@@ -1,4 +1,5 @@
-//! The surface for other replicas: blobs, by digest alone. Each request proves that it is by one of them.
+//! The surface for other replicas: blobs, by digest alone, and what is being fetched, by the digest of
+//! its key. Each request proves that it is by one of them.
 
 use std::sync::Arc;
 
@@ -56,15 +57,21 @@ async fn answer(peer: Arc<Peer>, visit: Visit) -> Response {
         return answer;
     }
     // Strangers do not even hear what there is to ask for.
-    let blob = visit.uri.path().strip_prefix("/blob/sha256/").and_then(Sha256::from_hex);
+    let path = visit.uri.path();
+    let blob = path.strip_prefix("/blob/sha256/").and_then(Sha256::from_hex);
+    let flight = path.strip_prefix("/flight/").and_then(Sha256::from_hex);
     let token = visit.headers.get(header::AUTHORIZATION).and_then(|token| token.to_str().ok());
-    let Some(blob) =
-        blob.filter(|blob| token.is_some_and(|token| peer.engine.is_by_fellow(token, blob)))
-    else {
-        return reply::refusal(StatusCode::FORBIDDEN, "this is for replicas of one site");
-    };
-    match peer.engine.lend(&blob).await {
-        Some(known) => reply::lent(&visit.headers, visit.method == Method::HEAD, &blob, &known),
-        None => reply::refusal(StatusCode::NOT_FOUND, "not here"),
+    let may_ask = |asked: &Sha256| token.is_some_and(|it| peer.engine.is_by_fellow(it, asked));
+    let head_only = visit.method == Method::HEAD;
+    match (blob.filter(may_ask), flight.filter(may_ask)) {
+        (Some(blob), _) => match peer.engine.lend(&blob).await {
+            Some(known) => reply::lent(&visit.headers, head_only, &blob, &known),
+            None => reply::refusal(StatusCode::NOT_FOUND, "not here"),
+        },
+        (None, Some(flight)) => match peer.engine.share(&flight) {
+            Some(served) => reply::served(&visit.headers, head_only, served).await,
+            None => reply::refusal(StatusCode::NOT_FOUND, "not on its way here"),
+        },
+        (None, None) => reply::refusal(StatusCode::FORBIDDEN, "this is for replicas of one site"),
     }
 }

@@ -652,3 +652,58 @@ fn a_url_for_fellows_is_a_url_and_needs_a_shared_index() {
     assert!(refused(&[index, (advertise, "10.0.0.1")]).contains("proxy.advertise"));
     assert!(refused(&[index, (advertise, "ftp://10.0.0.1")]).contains("http://HOST:PORT"));
 }
+
+/// Nobody holds it yet: the second follows the first while the mirror sends.
+#[test]
+fn what_one_volume_is_fetching_comes_to_the_other_at_the_same_time() {
+    on_time(|| {
+        let site = Site::new();
+        let (path, bytes) = site.package(30, LARGE);
+        site.mirror.put(&path, File::new(bytes.clone()).rate(1 << 20));
+        let (fetching, following) = (site.replica(), site.replica());
+        let mut first = begin(&site, &fetching, &path);
+        assert!(first.read_body_some(1 << 18) == bytes[..1 << 18]);
+        let mut second = begin(&site, &following, &path);
+        assert!(second.read_body_some(1 << 18) == bytes[..1 << 18]);
+        assert!(site.mirror.requests(&path).iter().any(|seen| seen.open), "it is on its way");
+        for client in [&mut first, &mut second] {
+            assert!(client.read_body_some(bytes.len() - (1 << 18)) == bytes[1 << 18..]);
+        }
+        assert_eq!((site.mirror.bodies(&path), site.mirror.requests(&path).len()), (1, 1));
+        for replica in [&fetching, &following] {
+            replica.wait_landed();
+            assert!(blob_of(replica, &bytes).exists(), "each keeps it");
+            replica.check_blobs();
+        }
+    });
+}
+
+#[test]
+fn who_followed_a_replica_that_died_goes_on_at_the_mirror() {
+    on_time(|| {
+        let site = Site::new();
+        let (path, bytes) = site.package(31, LARGE);
+        site.mirror.put(&path, File::new(bytes.clone()).rate(1 << 20));
+        let (dying, following) = (site.replica(), site.replica());
+        let mut first = begin(&site, &dying, &path);
+        assert!(first.read_body_some(1 << 18) == bytes[..1 << 18]);
+        let mut second = begin(&site, &following, &path);
+        assert!(second.read_body_some(1 << 20) == bytes[..1 << 20]);
+        dying.kill9();
+        assert!(second.read_body_some(bytes.len() - (1 << 20)) == bytes[1 << 20..]);
+        let seen = site.mirror.requests(&path);
+        assert_eq!(seen.len(), 2, "{seen:#?}");
+        assert_eq!((seen[1].status, seen[1].header("range").is_some()), (206, true));
+        following.wait_landed();
+        following.check_blobs();
+    });
+}
+
+/// A client who has read the head of an answer.
+fn begin(site: &Site, replica: &Proxy, path: &str) -> Connection {
+    let mut client = Connection::open(replica.addr());
+    client.set_read_timeout(PATIENCE);
+    client.send("GET", &replica.url_for(&site.mirror, path), &[]);
+    assert_eq!(client.read_head().status, 200);
+    client
+}

@@ -15,8 +15,9 @@ use tokio::time::{Instant, timeout};
 use crate::archive::kind::Kind;
 use crate::content::digest::{Hasher, Sha256};
 use crate::engine::fellows::is_lasting;
-use crate::engine::flight::note::Note;
-use crate::engine::flight::transfer::{Arrived, Transfer, held_back};
+use crate::engine::flight::borrowed::Incoming;
+use crate::engine::flight::note::{Note, Told};
+use crate::engine::flight::transfer::{Arrival, Arrived, Transfer, held_back};
 use crate::engine::flight::{Arriving, Flight, Flow, Landing, State};
 use crate::engine::leases::{Sight, Tenure};
 use crate::engine::memory::Known;
@@ -43,6 +44,8 @@ enum Turn {
     Passed,
     /// Another brought it to its end a moment ago.
     Settled,
+    /// Another flies it onto a volume of its own, and may give of it.
+    Elsewhere(Box<Note>),
 }
 
 /// Bytes of a file that are what its holder said.
@@ -91,6 +94,13 @@ impl Transfer {
                 Turn::Ours(None) => break,
                 Turn::Passed => {}
                 Turn::Settled => return None,
+                Turn::Elsewhere(note) => match self.join(&note).await {
+                    Some(arrival) => {
+                        let arrived = self.receive(flight, arrival, deadline).await;
+                        return arrived.map(|arrived| (arrived, None));
+                    }
+                    None => break,
+                },
             }
             if flight.is_cut() {
                 return None;
@@ -101,7 +111,12 @@ impl Transfer {
 
     async fn turn(&mut self, flight: &Arc<Flight>) -> Turn {
         let name = lease_name(&self.target.key);
-        let taken = self.engine.leases.take(&name, Some(Arc::clone(flight) as _)).await;
+        let told = Told {
+            flight: Arc::clone(flight),
+            volume: self.engine.leases.volume().to_owned(),
+            url: self.engine.fellows.url(),
+        };
+        let taken = self.engine.leases.take(&name, Some(Arc::new(told))).await;
         match taken {
             Ok(Some((tenure, note))) => {
                 if self.is_settled(flight).await {
@@ -165,6 +180,7 @@ impl Transfer {
         if let Some(note) = note.and_then(|note| Note::read(&note))
             && flight.flow().is_none()
             && !self.is_for_admission()
+            && note.volume == self.engine.leases.volume()
         {
             self.take_in(flight, &note, None).await;
         }
@@ -188,6 +204,9 @@ impl Transfer {
                 Sight::Held(holding) => {
                     let note = holding.note.and_then(|note| Note::read(&note));
                     let Some(note) = note.filter(|_| !self.is_for_admission()) else { continue };
+                    if note.volume != self.engine.leases.volume() {
+                        return Turn::Elsewhere(Box::new(note));
+                    }
                     verified = self.take_in(flight, &note, verified).await;
                     // A new holder may not have come as far yet as we had.
                     let is_behind = note.written < flight.progress().borrow().written;
@@ -245,6 +264,24 @@ impl Transfer {
             flight.complete();
         }
         Some(verified)
+    }
+
+    /// The body of a flight that another replica has on its own volume, from its first byte.
+    async fn join(&self, note: &Note) -> Option<Arrival> {
+        let digest = Sha256::of(self.target.key.as_bytes());
+        let mut body = self.engine.fellows.join(note.url.as_deref()?, &digest).await?;
+        let first = body.chunk().await.ok()??;
+        let Flow { meta, stored, source, origin, .. } = self.told(note);
+        Some(Arrival {
+            meta,
+            source,
+            origin,
+            first,
+            body: Incoming::Fellow(Box::new(body)),
+            provable: stored,
+            borrowed: None,
+            is_abroad: true,
+        })
     }
 
     async fn begin_with(&self, name: &str) -> Option<Verified> {

@@ -75,6 +75,7 @@ impl Transfer {
             body,
             provable: true,
             borrowed: Some(Borrowed { digest: entry.blob, checked_at: entry.checked_at }),
+            is_abroad: false,
         })
     }
 }

@@ -19,7 +19,6 @@ use tokio::sync::watch;
 use crate::archive::target::Target;
 use crate::content::digest::Sha256;
 use crate::engine::flight::borrowed::Borrowed;
-use crate::engine::leases::Telling as _;
 use crate::engine::memory::Known;
 use crate::engine::outcome::{Failure, Meta};
 use crate::store::Blob;
@@ -230,6 +229,15 @@ impl Flight {
         drop(progress.wait_for(|progress| progress.state != State::Running).await);
     }
 
+    /// Whether clients of other replicas want it: that keeps it going, too.
+    fn is_wanted_abroad(self: &Arc<Self>, is_wanted: bool) {
+        let interest = is_wanted.then(|| Interest::new(self));
+        let mut abroad = self.interest_abroad.lock().unwrap_or_else(PoisonError::into_inner);
+        if abroad.is_some() != is_wanted {
+            *abroad = interest;
+        }
+    }
+
     /// Whether at most one wants it.
     pub(super) fn is_wanted_by_one(&self) -> bool {
         *self.interest.borrow() <= 1
@@ -325,6 +333,13 @@ impl Flights {
         Ok(Boarding { interest: Interest::new(&flight), departure: Some(departure) })
     }
 
+    /// A place in the flight under way whose key has this digest: so fellows name it.
+    pub(super) fn of_digest(&self, digest: &Sha256) -> Option<Interest> {
+        let table = self.table();
+        let flight = table.iter().find(|(key, _)| Sha256::of(key.as_bytes()) == *digest);
+        flight.map(|(_, flight)| Interest::new(flight))
+    }
+
     /// How many are under way.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -356,7 +371,7 @@ impl Drop for Departure {
         let unheard = "the download was given up";
         self.flight.land(Landing::Failed(Failure::internal(unheard)));
         self.flight.end(State::Cut(unheard.into()));
-        Arc::clone(&self.flight).is_wanted(false);
+        self.flight.is_wanted_abroad(false);
         let mut table = self.flights.table();
         if table.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
             table.remove(&self.key);

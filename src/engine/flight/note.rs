@@ -1,19 +1,23 @@
-//! What the holder of a flight's lease tells those who follow it in other processes: where on the
-//! volume its bytes are, and how far they have come.
+//! What the holder of a flight's lease tells those who follow it in other processes: where its bytes
+//! are, and how far they have come.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
-use crate::engine::flight::{Flight, Interest, State};
+use crate::engine::flight::{Flight, State};
 use crate::engine::leases::Telling;
 use crate::engine::outcome::Meta;
 
 /// A flight, as told to other processes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Note {
+    /// On which volume it is.
+    pub(super) volume: String,
+    /// Where processes with another volume reach its holder; `None`: nowhere.
+    pub(super) url: Option<String>,
     /// The staged file's name for other processes.
     pub(super) file: String,
     /// Bytes in it.
@@ -58,15 +62,25 @@ impl Note {
     }
 }
 
-/// What is told of a flight is what its own clients see of it.
-impl Telling for Flight {
+/// A flight of this process, for others. What is told of it is what its own clients see of it.
+pub(super) struct Told {
+    pub(super) flight: Arc<Flight>,
+    /// The identity of this process's volume.
+    pub(super) volume: String,
+    /// Where fellows reach this process.
+    pub(super) url: Option<String>,
+}
+
+impl Telling for Told {
     fn note(&self) -> Option<String> {
-        let flow = self.flow()?;
-        let progress = self.progress.borrow().clone();
+        let flow = self.flight.flow()?;
+        let progress = self.flight.progress.borrow().clone();
         if matches!(progress.state, State::Cut(_) | State::Spilled) {
             return None;
         }
         let note = Note {
+            volume: self.volume.clone(),
+            url: self.url.clone(),
             file: progress.arriving?.name.to_string(),
             written: progress.written,
             prefix: progress.prefix.to_string(),
@@ -83,11 +97,7 @@ impl Telling for Flight {
         serde_json::to_string(&note).ok()
     }
 
-    fn is_wanted(self: Arc<Self>, by_others: bool) {
-        let interest = by_others.then(|| Interest::new(&self));
-        let mut abroad = self.interest_abroad.lock().unwrap_or_else(PoisonError::into_inner);
-        if abroad.is_some() != by_others {
-            *abroad = interest;
-        }
+    fn is_wanted(&self, by_others: bool) {
+        self.flight.is_wanted_abroad(by_others);
     }
 }

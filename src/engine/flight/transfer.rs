@@ -281,7 +281,8 @@ impl Transfer {
         let source = Arc::clone(source);
         let (origin, body) = (answer.origin, answer.body);
         let (body, borrowed) = (Incoming::Mirror(body.into()), None);
-        let arrival = Arrival { meta, source, origin, first, body, provable, borrowed };
+        let is_abroad = false;
+        let arrival = Arrival { meta, source, origin, first, body, provable, borrowed, is_abroad };
         Ok(Asked::Bytes(Box::new(arrival)))
     }
 
@@ -331,7 +332,7 @@ impl Transfer {
             source: Arc::clone(&arrival.source),
             origin: Arc::clone(&arrival.origin),
             borrowed: arrival.borrowed,
-            is_abroad: false,
+            is_abroad: arrival.is_abroad,
         });
         let borrowed = flow.borrowed.as_ref().map(|borrowed| Expected::Sha256(borrowed.digest));
         let hasher = Hasher::new(borrowed.or(self.expected()));
@@ -596,6 +597,8 @@ pub(in crate::engine) struct Arrival {
     pub(in crate::engine) provable: bool,
     /// Set where it is a fellow that gives it.
     pub(in crate::engine) borrowed: Option<Borrowed>,
+    /// Whether another replica is fetching it.
+    pub(in crate::engine) is_abroad: bool,
 }
 
 /// A body that is there to its end, and right.

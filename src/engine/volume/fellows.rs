@@ -124,7 +124,7 @@ impl Telling for Ours {
         self.0.upgrade().map(|room| room.told().to_note())
     }
 
-    fn is_wanted(self: Arc<Self>, _by_others: bool) {}
+    fn is_wanted(&self, _by_others: bool) {}
 }
 
 #[cfg(test)]
