@@ -81,7 +81,7 @@ impl Site {
     }
 
     fn stored(&self) -> u64 {
-        self.sql("SELECT bytes FROM volume").parse().unwrap()
+        self.sql("SELECT bytes FROM volumes").parse().unwrap()
     }
 }
 
@@ -383,7 +383,8 @@ fn who_finds_an_eviction_under_way_waits_and_looks_again() {
     // A fellow, which is evicting.
     site.sql(
         "INSERT INTO leases (name, owner, generation, expires_at)
-         VALUES ('evict@:', 'a fellow', 1, now() + interval '1 hour')",
+         SELECT 'evict@' || identity || ':', 'a fellow', 1, now() + interval '1 hour'
+             FROM volumes",
     );
     let replica = site.replica(&[("APTMESH_STORE_QUOTA", "10.1MB")]);
     site.mirror.put(&path(20), File::new(noise(20, MB)));
@@ -469,7 +470,7 @@ fn three_replicas_keep_to_the_quota_and_evict_no_more_than_they_need() {
     let evicted = sum(&all, "aptmesh_store_evicted_bytes_total");
     assert!(evicted <= gone, "{evicted} of {gone}: nothing goes twice");
     let known = site.sql("SELECT count(*), sum(size) FROM blobs");
-    assert_eq!(known, site.sql("SELECT blobs, bytes FROM volume"));
+    assert_eq!(known, site.sql("SELECT blobs, bytes FROM volumes"));
     assert_eq!(bytes_in(&site.volume.path().join("blobs")), site.stored());
 }
 
