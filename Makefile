@@ -38,7 +38,8 @@ docs: needs
 		|| { echo "docs/settings.toml is out of date: make docs/settings.toml" >&2; exit 1; }
 
 docs/settings.toml: src/config/keys.rs
-	APTMESH_DATA_DIR=/var/lib/aptmesh $(CARGO) run --locked --quiet -- config > $@
+	APTMESH_DATA_DIR=/var/lib/aptmesh $(CARGO) run --locked --quiet -- config > $@.new
+	mv $@.new $@
 
 bench: needs
 	@tools/need.sh nginx=nginx-light wrk apt-cacher-ng xz=xz-utils

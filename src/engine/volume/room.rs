@@ -17,9 +17,9 @@ use crate::engine::duties::{Duties, Duty, OnDuty};
 use crate::engine::memory::Memory;
 use crate::engine::volume::adopt::Unadopted;
 use crate::engine::volume::evict::{EvictError, Evictor, Mode};
-use crate::engine::volume::fellows::{Fellows, Told};
 use crate::engine::volume::limits::{Limits, MinFree, Promised, Shortage, shortage};
 use crate::engine::volume::pins::Pin;
+use crate::engine::volume::sharers::{Sharers, Told};
 use crate::index::{Index, IndexError, Volume, budget};
 use crate::store::{Space, Stage, Store, StoreError, StoreErrorKind, WRITE_PATIENCE, set_aside};
 use crate::telemetry::metrics::Metrics;
@@ -71,7 +71,7 @@ pub struct Room {
     /// Held by who evicts, besides the duty: what one frees is not freed again by the next.
     making: tokio::sync::Mutex<()>,
     duties: Arc<Duties>,
-    fellows: Fellows,
+    sharers: Sharers,
     metrics: RoomMetrics,
 }
 
@@ -169,7 +169,7 @@ impl Room {
             owed: Mutex::default(),
             making: tokio::sync::Mutex::default(),
             duties: Arc::clone(duties),
-            fellows: Fellows::new(index, duties),
+            sharers: Sharers::new(index, duties),
             metrics: RoomMetrics::new(metrics),
         })
     }
@@ -288,7 +288,7 @@ impl Room {
                 return Ok(());
             }
             let Some(on_duty) = self.duties.take(Duty::Evict, "").await? else { return Ok(()) };
-            self.fellows.look().await;
+            self.sharers.look().await;
             let shortage = self.attainable().await;
             let missing = shortage.bytes().min(TIDY_STEP);
             if missing == 0 || self.evict(missing, shortage.of_space > 0, &on_duty).await? == 0 {
@@ -328,7 +328,7 @@ impl Room {
         self.metrics.blobs.set(gauge(volume.blobs));
         self.metrics.promised.set(gauge(self.promised().all));
         self.look_at_fellows().await;
-        self.metrics.promised_by_others.set(gauge(self.fellows.told().promised));
+        self.metrics.promised_by_others.set(gauge(self.sharers.told().promised));
         self.metrics.unadopted.set(gauge(self.unadopted.bytes()));
         self.metrics.quota.set(gauge(self.limits().quota.unwrap_or_default()));
         self.metrics.free.set(gauge(self.space_now().await.map_or(0, |space| space.free)));
@@ -424,7 +424,7 @@ impl Room {
     async fn turn(&self) -> Option<OnDuty> {
         match self.duties.take(Duty::Evict, "").await {
             Ok(Some(on_duty)) => {
-                self.fellows.look().await;
+                self.sharers.look().await;
                 Some(on_duty)
             }
             Ok(None) => None,
@@ -522,7 +522,7 @@ impl Room {
     async fn look_at_fellows(&self) {
         let limits = self.limits();
         if limits.quota.is_some() || limits.min_free != MinFree::Bytes(0) {
-            self.fellows.look_now_and_then().await;
+            self.sharers.look_now_and_then().await;
         }
     }
 
@@ -534,12 +534,12 @@ impl Room {
 
     /// Tells fellows, and hears of them, for ever.
     pub(in crate::engine) async fn tell_fellows(self: Arc<Self>) {
-        self.fellows.tell(Arc::downgrade(&self)).await;
+        self.sharers.tell(Arc::downgrade(&self)).await;
     }
 
     /// `known` to the index, in bytes.
     async fn shortage_of(&self, known: u64, promised: Promised, with_headroom: bool) -> Shortage {
-        let promised_by_fellows = self.fellows.told().promised;
+        let promised_by_fellows = self.sharers.told().promised;
         let stored =
             known.saturating_add(self.unadopted.bytes()).saturating_add(promised_by_fellows);
         shortage(self.limits(), stored, promised, self.space().await, with_headroom)
@@ -562,7 +562,7 @@ impl Room {
 
     /// With what is owed; `None` where the volume can not tell.
     async fn space(&self) -> Option<Space> {
-        let owed = lock(&self.owed).bytes().saturating_add(self.fellows.told().owed);
+        let owed = lock(&self.owed).bytes().saturating_add(self.sharers.told().owed);
         let space = self.space_now().await?;
         Some(Space { free: space.free.saturating_add(owed), ..space })
     }
@@ -613,7 +613,7 @@ impl Promise {
         let more = bytes.saturating_sub(self.bytes);
         let quota = self.room.limits().quota.unwrap_or(u64::MAX);
         {
-            let by_fellows = self.room.fellows.told().promised;
+            let by_fellows = self.room.sharers.told().promised;
             let mut promised = lock(&self.room.promised);
             let all = promised.all.saturating_add(by_fellows).saturating_add(more);
             if all > quota || all == u64::MAX {

@@ -47,7 +47,7 @@ impl Told {
 }
 
 /// The others.
-pub(super) struct Fellows {
+pub(super) struct Sharers {
     index: Arc<dyn Index>,
     duties: Arc<Duties>,
     seen: Mutex<Seen>,
@@ -59,7 +59,7 @@ struct Seen {
     at: Option<Instant>,
 }
 
-impl Fellows {
+impl Sharers {
     pub(super) fn new(index: &Arc<dyn Index>, duties: &Arc<Duties>) -> Self {
         let (index, duties) = (Arc::clone(index), Arc::clone(duties));
         Self { index, duties, seen: Mutex::default() }
