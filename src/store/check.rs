@@ -15,8 +15,9 @@ use crate::store::{Blob, Store, StoreError};
 const STEP: usize = 1024 * 1024;
 /// Piecewise, so that what is hashed is still in the processor's cache.
 const BUFFER: usize = 128 * 1024;
-/// What the kernel reads at once, in bytes, so that it is in the page cache together.
-const READ_AHEAD: usize = 128 * 1024;
+/// How far apart the looks into the page cache are, in bytes: what is read or forgotten there is so in
+/// larger pieces than pages, and each look is a system call.
+const LOOK_STEP: usize = 256 * 1024;
 
 /// What tells one state of a file from a later one, and from those of other files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +70,7 @@ pub fn is_cached(file: &fs::File, offset: u64, length: u64) -> bool {
         let read = preadv2(file, &mut [IoSliceMut::new(&mut byte)], at, ReadWriteFlags::NOWAIT);
         read.is_ok_and(|read| read > 0)
     };
-    (offset..end).step_by(READ_AHEAD).all(&mut is_cached) && (end == offset || is_cached(end - 1))
+    (offset..end).step_by(LOOK_STEP).all(&mut is_cached) && (end == offset || is_cached(end - 1))
 }
 
 /// The hashing of a blob, step by step, so that it can be paced.
