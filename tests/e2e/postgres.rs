@@ -166,6 +166,40 @@ fn what_one_process_stored_the_other_serves() {
     assert!(serving.count(HITS) >= 3);
 }
 
+/// What requests ask the index, but not what goes on without them.
+fn looks(proxy: &Proxy) -> u64 {
+    let operations = [
+        "look up a resource",
+        "look up an expectation",
+        "look up a blob",
+        "look up who holds a blob",
+    ];
+    let calls = |operation: &str| {
+        proxy.count(&format!("aptmesh_index_calls_total{{operation=\"{operation}\"}}"))
+    };
+    operations.iter().map(|operation| calls(operation)).sum()
+}
+
+#[test]
+fn a_first_hit_asks_the_database_once_and_a_warm_one_not_at_all() {
+    let (server, mirror, archive) = (Postgres::start(), Mirror::start(), archive());
+    let (url, volume) = (migrated(&server), tempfile::tempdir().unwrap());
+    archive.publish(&mirror, "/debian");
+    let storing = replica(&url, volume.path());
+    install(&client(&storing, &mirror, &archive));
+    storing.wait_landed();
+
+    let serving = replica(&url, volume.path());
+    for (number, package) in ["tool", "toy"].into_iter().enumerate() {
+        let target = serving.url_for(&mirror, &format!("/debian/{}", archive.deb_path(package)));
+        for hit in 0..20 {
+            let reply = get(serving.addr(), &target);
+            assert_eq!(reply.header("cache-status"), Some("aptmesh; hit"), "{package} {hit}");
+            assert_eq!(looks(&serving), number as u64 + 1, "{package} {hit}");
+        }
+    }
+}
+
 #[test]
 fn what_one_process_learns_the_other_holds_its_memory_against() {
     let (server, mirror, archive) = (Postgres::start(), Mirror::start(), archive());
