@@ -178,9 +178,17 @@ impl Flight {
         });
     }
 
-    /// There are so many by now, and this is their digest.
-    pub(super) fn advance(&self, written: u64, held_back: u64, prefix: Sha256) {
-        self.progress.send_modify(|progress| progress.advance(written, held_back, prefix));
+    /// There are so many in this file by now, and this is their digest. Not if they are in another one
+    /// meanwhile.
+    pub(super) fn advance(&self, file: &Arc<File>, written: u64, held_back: u64, prefix: Sha256) {
+        self.progress.send_if_modified(|progress| {
+            let arriving = progress.arriving.as_ref();
+            let is_there = arriving.is_some_and(|arriving| Arc::ptr_eq(&arriving.file, file));
+            if is_there {
+                progress.advance(written, held_back, prefix);
+            }
+            is_there
+        });
     }
 
     /// What is there of it.

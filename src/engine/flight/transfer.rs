@@ -14,7 +14,7 @@ use crate::content::digest::{Expected, Hasher};
 use crate::content::validators::http_date;
 use crate::engine::Engine;
 use crate::engine::flight::borrowed::{Borrowed, Incoming};
-use crate::engine::flight::writer::{Stopped, TAIL, Writer, Written};
+use crate::engine::flight::writer::{NotTaken, Stopped, TAIL, Writer, Written};
 use crate::engine::flight::{Departure, Flight, Flow, Landing, State};
 use crate::engine::leases::Tenure;
 use crate::engine::memory::{Known, now_seconds};
@@ -366,8 +366,13 @@ impl Transfer {
         let (writer, received) =
             match Writer::take_over(staged, hasher, held_back(&flow), flight).await {
                 Ok(begun) => begun,
-                Err(reason) => {
+                Err(NotTaken::Bytes(reason)) => {
                     flight.end(State::Cut(reason.into()));
+                    return None;
+                }
+                Err(NotTaken::Volume(error)) => {
+                    self.engine.store.report(&error);
+                    flight.end(State::Spilled);
                     return None;
                 }
             };
