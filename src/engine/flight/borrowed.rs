@@ -76,6 +76,7 @@ impl Transfer {
             provable: true,
             borrowed: Some(Borrowed { digest: entry.blob, checked_at: entry.checked_at }),
             is_abroad: false,
+            joined_at: None,
         })
     }
 }

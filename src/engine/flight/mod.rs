@@ -73,6 +73,9 @@ pub struct Flow {
     pub borrowed: Option<Borrowed>,
     /// Whether another replica began to fetch them.
     pub is_abroad: bool,
+    /// Set where a fellow with another volume is fetching them: when it was asked for them, in seconds
+    /// since 1970. What was recorded since then is newer.
+    pub joined_at: Option<i64>,
 }
 
 /// The file in which a body arrives.
