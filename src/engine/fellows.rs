@@ -94,7 +94,7 @@ pub(super) enum Loan {
     /// All of them, and right. The URL tells whose they are.
     Whole(Arc<str>, Bytes),
     /// On their way, still to be hashed.
-    Coming(Body),
+    Coming(Box<Body>),
 }
 
 impl Fellows {
@@ -339,7 +339,7 @@ impl Engine {
                 let (url, bytes) = self.fellows.whole(urls, entry).await?;
                 Some(Loan::Whole(url, bytes))
             } else {
-                self.fellows.open(urls, entry, 0).await.map(Loan::Coming)
+                self.fellows.open(urls, entry, 0).await.map(|body| Loan::Coming(Box::new(body)))
             }
         };
         timeout(BUDGET, borrowing).await.ok()?

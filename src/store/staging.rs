@@ -1,6 +1,6 @@
 //! Files under way. Each process stages in a folder of its own, in which it holds a file locked: a
 //! folder whose lock is free belongs to a process that died, and is removed. Network file systems tell
-//! their servers of locks on files that are open for writing, and of no others.
+//! their servers of locks on files, and keep those on folders to themselves.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -119,6 +119,22 @@ fn new_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).open(path)
 }
 
+/// `None` while another process has it locked. Open for writing only where the file system, such as
+/// NFS, locks no other files: a volume with such a file can not be made read-only.
+fn lock(path: &Path) -> io::Result<Option<File>> {
+    let mut file = File::open(path)?;
+    let mut locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+    if matches!(locked, Err(Errno::BADF | Errno::ACCESS | Errno::INVAL)) {
+        file = OpenOptions::new().read(true).write(true).open(path)?;
+        locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+    }
+    match locked {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 impl OwnFolder {
     fn make(root: &Path) -> io::Result<Self> {
         fs::create_dir_all(root)?;
@@ -129,8 +145,8 @@ impl OwnFolder {
         // Locked before it has the name under which another process would look at its lock.
         let unlocked = root.join(format!(".{name}"));
         fs::create_dir(&unlocked)?;
-        let lock = new_file(&unlocked.join(LOCK))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        new_file(&unlocked.join(LOCK))?;
+        let lock = lock(&unlocked.join(LOCK))?.ok_or(io::ErrorKind::WouldBlock)?;
         let path = root.join(name);
         fs::rename(&unlocked, &path)?;
         Ok(Self { path, _lock: lock })
@@ -162,15 +178,13 @@ fn remove_if_dead(folder: &fs::DirEntry) -> io::Result<()> {
         return Ok(());
     }
     let path = folder.path();
-    let lock = match OpenOptions::new().read(true).write(true).open(path.join(LOCK)) {
-        Ok(lock) => Some(lock),
+    let (is_dead, _lock) = match lock(&path.join(LOCK)) {
+        Ok(lock) => (lock.is_some(), lock),
         // It is being removed by its owner, or was left by who removed that one.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            (!is_younger(&folder.metadata()?, MAKING_MAX), None)
+        }
         Err(error) => return Err(error),
-    };
-    let is_dead = match &lock {
-        Some(lock) => flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok(),
-        None => !is_younger(&folder.metadata()?, MAKING_MAX),
     };
     if is_dead && !is_of_use(&path)? {
         tracing::info!(?path, "removing what a dead process left unfinished");

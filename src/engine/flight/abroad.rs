@@ -263,12 +263,7 @@ impl Transfer {
                         return Turn::Ours(None);
                     }
                     if since.elapsed() > UNSEEN_MAX {
-                        let is_reached = flight.flow().is_none() && note.url.is_some();
-                        return if is_reached {
-                            Turn::Elsewhere(Box::new(note))
-                        } else {
-                            Turn::Ours(None)
-                        };
+                        return unseen(flight, note);
                     }
                 }
             }
@@ -373,6 +368,15 @@ impl Transfer {
             is_abroad: true,
             joined_at: None,
         }
+    }
+}
+
+/// What a holder tells of does not show on the volume: it may give it over the line.
+fn unseen(flight: &Flight, note: Note) -> Turn {
+    if flight.flow().is_none() && note.url.is_some() {
+        Turn::Elsewhere(Box::new(note))
+    } else {
+        Turn::Ours(None)
     }
 }
 

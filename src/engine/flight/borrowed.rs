@@ -63,7 +63,7 @@ impl Transfer {
             Loan::Whole(url, bytes) => (url, bytes, Incoming::Ended),
             Loan::Coming(mut body) => {
                 let first = body.chunk().await.ok()??;
-                (Arc::clone(body.url()), first, Incoming::Fellow(Box::new(body)))
+                (Arc::clone(body.url()), first, Incoming::Fellow(body))
             }
         };
         let entry = offer.entry;
