@@ -23,7 +23,7 @@ use crate::engine::plan::Freshness;
 use crate::engine::volume::room::Staged;
 use crate::engine::{Ask, Engine, Sharing, without_index};
 use crate::index::{Entry, Expectation, Index, Presence, budget};
-use crate::store::StoreError;
+use crate::store::{COMMIT_PATIENCE, StoreError};
 use crate::swarm::token::Secret;
 use crate::swarm::{Body, Swarm};
 use crate::telemetry::metrics::Metrics;
@@ -94,7 +94,7 @@ pub(super) enum Loan {
     /// All of them, and right. The URL tells whose they are.
     Whole(Arc<str>, Bytes),
     /// On their way, still to be hashed.
-    Coming(Body),
+    Coming(Box<Body>),
 }
 
 impl Fellows {
@@ -182,6 +182,11 @@ impl Fellows {
             }
         }
         None
+    }
+
+    /// Whether it is worth asking the replica at `url`.
+    pub(super) fn may_ask(&self, url: &str) -> bool {
+        self.swarm.may_ask(url)
     }
 
     /// Where fellows reach this replica.
@@ -334,7 +339,7 @@ impl Engine {
                 let (url, bytes) = self.fellows.whole(urls, entry).await?;
                 Some(Loan::Whole(url, bytes))
             } else {
-                self.fellows.open(urls, entry, 0).await.map(Loan::Coming)
+                self.fellows.open(urls, entry, 0).await.map(|body| Loan::Coming(Box::new(body)))
             }
         };
         timeout(BUDGET, borrowing).await.ok()?
@@ -425,7 +430,11 @@ impl Engine {
             self.blame_fellow(body.url());
             return None;
         }
-        match self.take_over(key, entry.clone(), written.staged).await {
+        // It is stored whether somebody still waits or not.
+        let (engine, name, entry) = (Arc::clone(self), key.to_owned(), entry.clone());
+        let storing =
+            self.tasks.spawn(async move { engine.take_over(&name, entry, written.staged).await });
+        match storing.await.map_err(StoreError::interrupted).and_then(|stored| stored) {
             Ok(known) => Some(known),
             Err(error) => {
                 tracing::warn!(key, %error, source = %error.source, "brought, but not stored");
@@ -445,11 +454,14 @@ impl Engine {
         let (blob, size) = (entry.blob, entry.size);
         let arriving = self.room.evictor().moves().arrive(blob).await;
         let store = Arc::clone(&self.store);
-        let committing = tokio::task::spawn_blocking(move || {
+        // However long the volume takes, it is arriving for as long.
+        let committing = move || {
             let committed = store.commit(stage, &blob)?;
-            Known::load_new(entry, committed).map_err(StoreError::interrupted)
-        });
-        let known = Arc::new(committing.await.map_err(StoreError::interrupted)??);
+            let known = Known::load_new(entry, committed).map_err(StoreError::interrupted)?;
+            Ok((known, arriving, promise))
+        };
+        let (known, arriving, promise) = self.store.within(COMMIT_PATIENCE, committing).await?;
+        let known = Arc::new(known);
         self.metrics.stored_bytes.inc_by(size);
         self.memory.hold(key, Arc::clone(&known));
         self.learner.offer(key, &known);

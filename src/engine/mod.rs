@@ -512,7 +512,15 @@ impl Engine {
         })
     }
 
-    /// The same, without keeping anybody waiting.
+    /// The same for what came from a replica that fetched it under its own lease: not over what is as new.
+    async fn record_joined(&self, key: &str, entry: &Entry) {
+        match self.index.record_late(key, entry).await {
+            Ok(()) => self.late.is_told(key),
+            Err(error) => self.late.record(key, entry, &error),
+        }
+    }
+
+    /// As [`Self::record`], without keeping anybody waiting.
     fn record_soon(self: &Arc<Self>, key: &str, entry: &Entry) {
         let (engine, key, entry) = (Arc::clone(self), key.to_owned(), entry.clone());
         self.tasks.spawn(async move { engine.record(&key, &entry, None).await });

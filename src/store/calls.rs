@@ -19,6 +19,10 @@ const READ_PATIENCE: Duration = Duration::from_secs(3);
 /// file would be lost.
 pub const WRITE_PATIENCE: Duration = Duration::from_secs(8);
 
+/// For how long a file may be on its way from the system's memory to the disk: nobody waits for it, but
+/// its flight counts.
+pub const COMMIT_PATIENCE: Duration = Duration::from_mins(1);
+
 /// How many calls were given up and have not come back.
 #[derive(Clone, Default)]
 pub(super) struct Calls(Arc<AtomicUsize>);

@@ -20,7 +20,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use thiserror::Error;
 
 use self::calls::Calls;
-pub use self::calls::WRITE_PATIENCE;
+pub use self::calls::{COMMIT_PATIENCE, WRITE_PATIENCE};
 pub use self::check::{Reading, Stamp, is_cached};
 pub use self::health::Health;
 pub use self::identity::identity;

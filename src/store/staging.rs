@@ -1,5 +1,6 @@
-//! Files under way. Each process stages in a folder of its own, which it holds locked: a folder
-//! whose lock is free belongs to a process that died, and is removed.
+//! Files under way. Each process stages in a folder of its own, in which it holds a file locked: a
+//! folder whose lock is free belongs to a process that died, and is removed. Network file systems tell
+//! their servers of locks on files, and keep those on folders to themselves.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -7,7 +8,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FallocateFlags, FlockOperation, copy_file_range, fallocate, flock};
 use rustix::io::Errno;
@@ -18,6 +19,10 @@ use crate::store::{Blob, Calls, Health, StoreError};
 
 /// More than it takes to make a folder and lock it.
 const MAKING_MAX: Duration = Duration::from_mins(1);
+/// For how long what a process left is kept after its last byte: who followed it may take it over.
+const KEPT_FOR: Duration = Duration::from_mins(1);
+/// The file in a process's folder that it holds locked.
+const LOCK: &str = "lock";
 
 /// What is copied at once where the kernel does not do it, in bytes.
 const COPY_BUFFER: usize = 256 * 1024;
@@ -114,20 +119,34 @@ fn new_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).open(path)
 }
 
+/// `None` while another process has it locked. Open for writing only where the file system, such as
+/// NFS, locks no other files: a volume with such a file can not be made read-only.
+fn lock(path: &Path) -> io::Result<Option<File>> {
+    let mut file = File::open(path)?;
+    let mut locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+    if matches!(locked, Err(Errno::BADF | Errno::ACCESS | Errno::INVAL)) {
+        file = OpenOptions::new().read(true).write(true).open(path)?;
+        locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+    }
+    match locked {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 impl OwnFolder {
     fn make(root: &Path) -> io::Result<Self> {
         fs::create_dir_all(root)?;
         remove_dead(root)?;
-        let started = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_nanos();
+        let started =
+            SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
         let name = format!("{}-{started}", std::process::id());
         // Locked before it has the name under which another process would look at its lock.
         let unlocked = root.join(format!(".{name}"));
         fs::create_dir(&unlocked)?;
-        let lock = File::open(&unlocked)?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        new_file(&unlocked.join(LOCK))?;
+        let lock = lock(&unlocked.join(LOCK))?.ok_or(io::ErrorKind::WouldBlock)?;
         let path = root.join(name);
         fs::rename(&unlocked, &path)?;
         Ok(Self { path, _lock: lock })
@@ -137,6 +156,7 @@ impl OwnFolder {
 /// A folder that something is still staged in stays for the next process to remove.
 impl Drop for OwnFolder {
     fn drop(&mut self) {
+        drop(fs::remove_file(self.path.join(LOCK)));
         drop(fs::remove_dir(&self.path));
     }
 }
@@ -158,8 +178,15 @@ fn remove_if_dead(folder: &fs::DirEntry) -> io::Result<()> {
         return Ok(());
     }
     let path = folder.path();
-    let lock = File::open(&path)?;
-    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+    let (is_dead, _lock) = match lock(&path.join(LOCK)) {
+        Ok(lock) => (lock.is_some(), lock),
+        // It is being removed by its owner, or was left by who removed that one.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            (!is_younger(&folder.metadata()?, MAKING_MAX), None)
+        }
+        Err(error) => return Err(error),
+    };
+    if is_dead && !is_of_use(&path)? {
         tracing::info!(?path, "removing what a dead process left unfinished");
         fs::remove_dir_all(&path)?;
     }
@@ -168,9 +195,27 @@ fn remove_if_dead(folder: &fs::DirEntry) -> io::Result<()> {
 
 /// Whether another process may be about to lock the folder.
 fn is_being_made(folder: &fs::DirEntry) -> bool {
-    let age = folder.metadata().and_then(|metadata| metadata.modified()).map(|made| made.elapsed());
     folder.file_name().as_encoded_bytes().starts_with(b".")
-        && age.is_ok_and(|age| age.is_ok_and(|age| age < MAKING_MAX))
+        && folder.metadata().is_ok_and(|metadata| is_younger(&metadata, MAKING_MAX))
+}
+
+/// Whether something in the folder was written so lately that others may still follow it.
+fn is_of_use(folder: &Path) -> io::Result<bool> {
+    for file in fs::read_dir(folder)? {
+        let file = file?;
+        if file.file_name() != LOCK
+            && file.metadata().is_ok_and(|metadata| is_younger(&metadata, KEPT_FOR))
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn is_younger(metadata: &fs::Metadata, age: Duration) -> bool {
+    // What was changed later than now was changed by another clock.
+    let age_of = |at: SystemTime| at.elapsed().unwrap_or_else(|error| error.duration());
+    metadata.modified().is_ok_and(|at| age_of(at) < age)
 }
 
 /// Why a file could not be copied.
@@ -361,5 +406,52 @@ mod tests {
         assert!(
             matches!(failed, Err(CopyError::Volume(error)) if error.kind == StoreErrorKind::Full)
         );
+    }
+
+    /// A folder as a process leaves it that dies in the middle of a download.
+    fn left(root: &Path, with_lock: bool) -> PathBuf {
+        let folder = root.join(if with_lock { "7-1" } else { "7-2" });
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("0"), "some bytes").unwrap();
+        if with_lock {
+            fs::write(folder.join(LOCK), "").unwrap();
+        }
+        folder
+    }
+
+    fn age(path: &Path) {
+        let long_ago = SystemTime::now() - MAKING_MAX - KEPT_FOR;
+        File::open(path).unwrap().set_modified(long_ago).unwrap();
+    }
+
+    #[test]
+    fn what_a_dead_process_left_goes_once_nobody_can_follow_it_any_more() {
+        let root = tempfile::TempDir::new().unwrap();
+        let (locked, bare) = (left(root.path(), true), left(root.path(), false));
+        remove_dead(root.path()).unwrap();
+        assert!(locked.exists() && bare.exists(), "they were written just now");
+        age(&locked.join("0"));
+        age(&bare.join("0"));
+        remove_dead(root.path()).unwrap();
+        assert!(!locked.exists());
+        assert!(bare.exists(), "its process may be about to remove it");
+        age(&bare);
+        remove_dead(root.path()).unwrap();
+        assert!(!bare.exists());
+    }
+
+    #[test]
+    fn the_folder_of_a_living_process_stays() {
+        let root = tempfile::TempDir::new().unwrap();
+        let alive = OwnFolder::make(root.path()).unwrap();
+        fs::write(alive.path.join("0"), "some bytes").unwrap();
+        age(&alive.path.join("0"));
+        age(&alive.path);
+        remove_dead(root.path()).unwrap();
+        assert!(alive.path.join("0").exists());
+        fs::remove_file(alive.path.join("0")).unwrap();
+        let path = alive.path.clone();
+        drop(alive);
+        assert!(!path.exists(), "its owner removes it");
     }
 }

@@ -5,7 +5,7 @@ pub mod token;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use prometheus::{IntCounter, IntCounterVec};
@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::content::digest::Sha256;
 use crate::content::range::parse_content_range;
+use crate::content::validators::Validators;
 use crate::telemetry::metrics::Metrics;
 
 /// For how long a connection may take to be made: they are near.
@@ -165,6 +166,7 @@ impl Swarm {
         pace: Pace,
     ) -> Body {
         Body {
+            marks: marks(&response),
             response,
             whole,
             pace,
@@ -224,6 +226,16 @@ fn rest_of(response: &reqwest::Response) -> Option<(u64, u64)> {
     Some((range.start, whole?))
 }
 
+fn marks(response: &reqwest::Response) -> Validators {
+    let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let date = text("last-modified").and_then(|date| httpdate::parse_http_date(date).ok());
+    let since = date.and_then(|date| date.duration_since(UNIX_EPOCH).ok());
+    Validators {
+        last_modified: since.and_then(|since| i64::try_from(since.as_secs()).ok()),
+        etag: text("etag").map(str::to_owned),
+    }
+}
+
 fn in_words(error: reqwest::Error) -> String {
     let error = error.without_url();
     let causes =
@@ -243,6 +255,7 @@ enum Pace {
 /// A blob, or the rest of one, on its way.
 pub struct Body {
     response: reqwest::Response,
+    marks: Validators,
     whole: Option<u64>,
     pace: Pace,
     received: u64,
@@ -258,6 +271,12 @@ impl Body {
     #[must_use]
     pub fn size(&self) -> Option<u64> {
         self.whole
+    }
+
+    /// The version's marks.
+    #[must_use]
+    pub fn validators(&self) -> &Validators {
+        &self.marks
     }
 
     /// Who gives it.

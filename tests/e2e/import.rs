@@ -208,10 +208,9 @@ fn an_import_that_was_killed_goes_on_where_it_was() {
     assert_eq!(blobs(), packages.len());
     assert!(before < packages.len(), "it was over before it was killed");
     assert!(packages.iter().all(|package| is_stored(data.path(), package)));
-    let left = fs::read_dir(data.path().join("staging")).unwrap().flatten();
-    assert!(
-        left.map(|folder| fs::read_dir(folder.path()).unwrap().count()).all(|files| files == 0)
-    );
+    // What the killed one left stays for a minute.
+    let left = fs::read_dir(data.path().join("staging")).unwrap();
+    assert!(left.count() <= 1);
 }
 
 #[test]

@@ -55,6 +55,8 @@ fn usage(data: &Path) -> (u64, u64) {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             match entry.metadata() {
                 Ok(metadata) if metadata.is_dir() => folders.push(entry.path()),
+                // What says that its process lives.
+                Ok(_) if entry.file_name() == "lock" => {}
                 Ok(metadata) => {
                     bytes += metadata.blocks() * 512;
                     files += 1;

@@ -118,8 +118,7 @@ fn is_hit(reply: &Reply) -> bool {
 
 /// Files that are being downloaded.
 fn staged(proxy: &Proxy) -> usize {
-    let processes = fs::read_dir(proxy.data().join("staging")).unwrap().flatten();
-    processes.map(|process| fs::read_dir(process.path()).unwrap().count()).sum()
+    proxy.staged().len()
 }
 
 const BIG: &str = "/debian/pool/b/big_1.orig.tar.xz";

@@ -10,6 +10,7 @@ use std::net::TcpListener;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -706,4 +707,42 @@ fn begin(site: &Site, replica: &Proxy, path: &str) -> Connection {
     client.send("GET", &replica.url_for(&site.mirror, path), &[]);
     assert_eq!(client.read_head().status, 200);
     client
+}
+
+/// Real apt on each at the same moment: many of the flights that one hears of have ended when it asks.
+#[test]
+fn apt_on_two_volumes_at_once_fetches_everything_once() {
+    on_time(|| {
+        let names: Vec<String> = (0..40).map(|number| format!("tool{number}")).collect();
+        let archive = names
+            .iter()
+            .fold(LocalArchive::new("demo"), |archive, name| archive.package(name, "1.0", 4_000));
+        let site = Site::new();
+        archive.publish(&site.mirror, "/debian");
+        let replicas = [site.replica(), site.replica()];
+        // Both know of each other.
+        wait_until(PATIENCE, "two fellows", || site.sql("SELECT count(*) FROM fellows") == "2");
+        thread::sleep(Duration::from_secs(3));
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let clients = replicas.each_ref().map(|replica| site.client(replica, &archive));
+        thread::scope(|scope| {
+            for apt in &clients {
+                let names = &names;
+                scope.spawn(move || {
+                    let update = apt.update();
+                    assert!(update.ok, "{}", update.output);
+                    let download = apt.download(names);
+                    assert!(download.ok, "{}", download.output);
+                });
+            }
+        });
+        let log = site.mirror.log();
+        let mut bodies: Vec<&str> =
+            log.iter().filter(|seen| seen.status == 200).map(|seen| seen.path.as_str()).collect();
+        let all = bodies.len();
+        bodies.sort_unstable();
+        bodies.dedup();
+        assert_eq!(all, bodies.len(), "twice: {log:#?}");
+        assert!(all > 40, "{bodies:?}");
+    });
 }

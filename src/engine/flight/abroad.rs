@@ -20,9 +20,10 @@ use crate::engine::flight::note::{Note, Told};
 use crate::engine::flight::transfer::{Arrival, Arrived, Transfer, held_back};
 use crate::engine::flight::{Arriving, Flight, Flow, Landing, State};
 use crate::engine::leases::{Sight, Tenure};
-use crate::engine::memory::Known;
+use crate::engine::memory::{Known, now_seconds};
 use crate::engine::plan::Standing;
 use crate::index::{Entry, budget};
+use crate::store::Store;
 
 /// How often a flight passes from replica to replica before this one goes on alone.
 const TURNS_MAX: u32 = 16;
@@ -31,10 +32,16 @@ const TURNS_MAX: u32 = 16;
 const BLIND_MAX: Duration = Duration::from_secs(2);
 /// For how long a holder's bytes may be told of, and not be seen.
 const UNSEEN_MAX: Duration = Duration::from_secs(2);
+/// How often it is looked again for bytes that were told of, and not seen.
+const UNSEEN_LOOK: Duration = Duration::from_millis(100);
+/// For how long a flight that has ended may hold its lease.
+const ENDING_MAX: Duration = Duration::from_secs(1);
 /// Longer keys name their lease by a digest.
 const NAME_MAX: usize = 1024;
 /// Bytes that are read at once to be hashed.
 const READ_BUFFER: usize = 256 * 1024;
+/// Bytes that are hashed in one go, for as long as one may wait for the volume.
+const HASHED_AT_ONCE: u64 = 16 * 1024 * 1024;
 
 /// How it stands with a flight of the site.
 enum Turn {
@@ -54,6 +61,8 @@ struct Verified {
     file: Arc<File>,
     hasher: Hasher,
     bytes: u64,
+    /// Whether it is to be opened anew: a network volume shows by then what another machine wrote.
+    is_stale: bool,
 }
 
 /// What hashing more of a file came to.
@@ -78,6 +87,7 @@ impl Transfer {
         if let Some(arrival) = self.borrow().await {
             return Some((self.receive(flight, arrival, deadline).await?, None));
         }
+        let mut has_missed = false;
         for number in 0..TURNS_MAX {
             let turn = self.turn(flight);
             let turn = match number {
@@ -94,10 +104,17 @@ impl Transfer {
                 Turn::Ours(None) => break,
                 Turn::Passed => {}
                 Turn::Settled => return None,
+                // Clients have had a part, and the mirror is asked for the rest of just that.
+                Turn::Elsewhere(_) if flight.flow().is_some() => break,
                 Turn::Elsewhere(note) => match self.join(&note).await {
                     Some(arrival) => {
                         let arrived = self.receive(flight, arrival, deadline).await;
                         return arrived.map(|arrived| (arrived, None));
+                    }
+                    // It has just come to its end there, and may be borrowed by now.
+                    None if !has_missed && self.has_answered(&note) => {
+                        has_missed = true;
+                        self.until_free().await;
                     }
                     None => break,
                 },
@@ -105,6 +122,9 @@ impl Transfer {
             if flight.is_cut() {
                 return None;
             }
+        }
+        if flight.is_cut() {
+            return None;
         }
         Some((self.fly(flight, deadline).await?, None))
     }
@@ -146,7 +166,7 @@ impl Transfer {
         let is_confirmed = known.standing(self.window) == Standing::Confirmed;
         let is_immutable = matches!(self.kind, Kind::Package | Kind::Patch | Kind::ByHash(_));
         if is_confirmed || (is_immutable && self.known.is_none()) {
-            settle(flight, known).await;
+            settle(&self.engine.store, flight, known).await;
             return true;
         }
         if self.known.is_some() {
@@ -175,6 +195,19 @@ impl Transfer {
         }
     }
 
+    /// Whether the holder answers, whatever it said.
+    fn has_answered(&self, note: &Note) -> bool {
+        note.url.as_deref().is_some_and(|url| self.engine.fellows.may_ask(url))
+    }
+
+    /// Waits until nobody holds the lease; not for long.
+    async fn until_free(&self) {
+        let mut watched = self.engine.leases.watch(&lease_name(&self.target.key));
+        let free = async { while let Sight::Unseen | Sight::Held(_) = watched.next().await {} };
+        // Who is late is met again at the next turn.
+        drop(timeout(ENDING_MAX, free).await);
+    }
+
     /// What the last holder left, where nobody here has followed it so far.
     async fn inherit(&self, flight: &Arc<Flight>, note: Option<String>) {
         if let Some(note) = note.and_then(|note| Note::read(&note))
@@ -191,11 +224,21 @@ impl Transfer {
         let mut watched = self.engine.leases.watch(name);
         self.engine.metrics.followed.inc();
         let (mut verified, mut unseen_since) = (None::<Verified>, None);
+        let mut sight = Sight::Unseen;
         loop {
-            match watched.next().await {
+            let was_blind = sight == Sight::Blind;
+            sight = match unseen_since {
+                None => watched.next().await,
+                // What was told of may be seen by now.
+                Some(_) => timeout(UNSEEN_LOOK, watched.next()).await.unwrap_or(sight),
+            };
+            match sight.clone() {
                 Sight::Unseen => {}
                 Sight::Free => return Turn::Passed,
+                // Nothing new was seen: somebody else watches it under this name.
+                Sight::Blind if was_blind => return Turn::Ours(None),
                 Sight::Blind => {
+                    unseen_since = None;
                     let patience = if flight.flow().is_some() { BLIND_MAX } else { Duration::ZERO };
                     if timeout(patience, watched.changed()).await.is_err() {
                         return Turn::Ours(None);
@@ -216,8 +259,11 @@ impl Transfer {
                         continue;
                     }
                     let since = unseen_since.get_or_insert_with(Instant::now);
-                    if flight.is_cut() || since.elapsed() > UNSEEN_MAX {
+                    if flight.is_cut() {
                         return Turn::Ours(None);
+                    }
+                    if since.elapsed() > UNSEEN_MAX {
+                        return unseen(flight, note);
                     }
                 }
             }
@@ -234,6 +280,7 @@ impl Transfer {
         let prefix = note.prefix()?;
         let held = flight.progress().borrow().clone();
         let verified = match so_far.filter(|verified| *verified.name == *note.file) {
+            Some(stale) if stale.is_stale => self.opened_anew(stale).await?,
             Some(verified) => verified,
             None => self.begin_with(&note.file).await?,
         };
@@ -242,9 +289,9 @@ impl Transfer {
             return Some(verified);
         }
         let marks = [(held.written, held.prefix), (note.written, prefix)];
-        let verified = match compared(verified, marks).await? {
+        let verified = match compared(&self.engine.store, verified, marks).await? {
             Compared::Same(verified) => verified,
-            Compared::Not(verified) => return Some(verified),
+            Compared::Not(verified) => return Some(Verified { is_stale: true, ..verified }),
             Compared::Other => {
                 let reason = "another replica went on with another version of it";
                 flight.end(State::Cut(reason.into()));
@@ -269,9 +316,15 @@ impl Transfer {
     /// The body of a flight that another replica has on its own volume, from its first byte.
     async fn join(&self, note: &Note) -> Option<Arrival> {
         let digest = Sha256::of(self.target.key.as_bytes());
+        let joined_at = now_seconds();
         let mut body = self.engine.fellows.join(note.url.as_deref()?, &digest).await?;
-        let first = body.chunk().await.ok()??;
         let Flow { meta, stored, source, origin, .. } = self.told(note);
+        // It may be fetching another version by now.
+        if body.size() != meta.size || meta.validators.contradict(body.validators()) {
+            tracing::info!(url = self.target.url, "a fellow gives something else than it told of");
+            return None;
+        }
+        let first = body.chunk().await.ok()??;
         Some(Arrival {
             meta,
             source,
@@ -281,15 +334,25 @@ impl Transfer {
             provable: stored,
             borrowed: None,
             is_abroad: true,
+            joined_at: Some(joined_at),
         })
     }
 
     async fn begin_with(&self, name: &str) -> Option<Verified> {
-        let (store, name): (_, Arc<str>) = (Arc::clone(&self.engine.store), name.into());
-        let opening = Arc::clone(&name);
-        let opened = self.engine.store.look(move || store.staged(&opening)).await;
-        let file = opened.ok().flatten()?;
-        Some(Verified { name, file: file.into(), hasher: Hasher::new(self.expected()), bytes: 0 })
+        let (file, hasher) = (self.opened(name).await?, Hasher::new(self.expected()));
+        Some(Verified { name: name.into(), file, hasher, bytes: 0, is_stale: false })
+    }
+
+    /// With what was hashed so far.
+    async fn opened_anew(&self, stale: Verified) -> Option<Verified> {
+        let file = self.opened(&stale.name).await?;
+        Some(Verified { file, is_stale: false, ..stale })
+    }
+
+    async fn opened(&self, name: &str) -> Option<Arc<File>> {
+        let (store, name) = (Arc::clone(&self.engine.store), name.to_owned());
+        let opened = self.engine.store.look(move || store.staged(&name)).await;
+        opened.ok().flatten().map(Arc::new)
     }
 
     fn told(&self, note: &Note) -> Flow {
@@ -303,13 +366,23 @@ impl Transfer {
             borrowed: None,
             origin: note.origin.as_str().into(),
             is_abroad: true,
+            joined_at: None,
         }
+    }
+}
+
+/// What a holder tells of does not show on the volume: it may give it over the line.
+fn unseen(flight: &Flight, note: Note) -> Turn {
+    if flight.flow().is_none() && note.url.is_some() {
+        Turn::Elsewhere(Box::new(note))
+    } else {
+        Turn::Ours(None)
     }
 }
 
 /// What is stored is what the flight's clients get; those who have had a part go on with that, if it is
 /// the same.
-async fn settle(flight: &Arc<Flight>, known: Arc<Known>) {
+async fn settle(store: &Store, flight: &Arc<Flight>, known: Arc<Known>) {
     flight.land(Landing::Settled(Arc::clone(&known)));
     let held = flight.progress().borrow().clone();
     if flight.flow().is_none() {
@@ -319,41 +392,67 @@ async fn settle(flight: &Arc<Flight>, known: Arc<Known>) {
         return;
     }
     let file = Arc::clone(&known.blob.file);
-    let stored = Verified { name: "".into(), file, hasher: Hasher::new(None), bytes: 0 };
+    let stored =
+        Verified { name: "".into(), file, hasher: Hasher::new(None), bytes: 0, is_stale: false };
     let whole = (known.entry.size, known.entry.blob);
-    match compared(stored, [(held.written, held.prefix), whole]).await {
+    match compared(store, stored, [(held.written, held.prefix), whole]).await {
         Some(Compared::Same(Verified { file, name, .. })) => {
             flight.place(Arriving { file, name }, whole.0, 0, whole.1);
             flight.complete();
         }
-        _ => flight.end(State::Cut("another replica stored another version of it".into())),
+        // The volume says nothing.
+        None => flight.end(State::Spilled),
+        Some(_) => flight.end(State::Cut("another replica stored another version of it".into())),
     }
 }
 
-/// Hashes on to each of two marks, of which the first is what clients have had. `None` if that was
-/// stopped.
-async fn compared(verified: Verified, marks: [(u64, Sha256); 2]) -> Option<Compared> {
-    let comparing = move || {
-        let [(had, had_digest), (told, told_digest)] = marks;
-        let (mut hasher, mut position) = (verified.hasher.clone(), verified.bytes);
-        let mut is_what_they_had = true;
-        if had > position && had <= told {
-            match hash(&verified.file, &mut hasher, position, had) {
-                Ok(()) => is_what_they_had = hasher.so_far() == had_digest,
-                Err(_) => return Compared::Not(verified),
-            }
-            position = had;
+/// Hashes on to each of two marks, of which the first is what clients have had. `None` if the volume
+/// says nothing.
+async fn compared(
+    store: &Store,
+    verified: Verified,
+    marks: [(u64, Sha256); 2],
+) -> Option<Compared> {
+    let [(had, had_digest), (told, told_digest)] = marks;
+    let file = &verified.file;
+    let (mut hasher, mut position) = (verified.hasher.clone(), verified.bytes);
+    let mut is_what_they_had = true;
+    if had > position && had <= told {
+        match hashed(store, file, hasher, position, had).await? {
+            Some(further) => hasher = further,
+            None => return Some(Compared::Not(verified)),
         }
-        let outcome = hash(&verified.file, &mut hasher, position, told);
-        if outcome.is_err() || hasher.so_far() != told_digest {
-            return Compared::Not(verified);
-        }
-        if !is_what_they_had || had > told {
-            return Compared::Other;
-        }
-        Compared::Same(Verified { hasher, bytes: told, ..verified })
+        is_what_they_had = hasher.so_far() == had_digest;
+        position = had;
+    }
+    let further = hashed(store, file, hasher, position, told).await?;
+    let Some(hasher) = further.filter(|hasher| hasher.so_far() == told_digest) else {
+        return Some(Compared::Not(verified));
     };
-    tokio::task::spawn_blocking(comparing).await.ok()
+    if !is_what_they_had || had > told {
+        return Some(Compared::Other);
+    }
+    Some(Compared::Same(Verified { hasher, bytes: told, ..verified }))
+}
+
+/// The inner is `None` if the bytes are not there, the outer if the volume says nothing.
+async fn hashed(
+    store: &Store,
+    file: &Arc<File>,
+    mut hasher: Hasher,
+    mut from: u64,
+    to: u64,
+) -> Option<Option<Hasher>> {
+    while from < to {
+        let (file, end) = (Arc::clone(file), to.min(from + HASHED_AT_ONCE));
+        let hashing = move || Ok(hash(&file, &mut hasher, from, end).is_ok().then_some(hasher));
+        match store.look(hashing).await.ok()? {
+            Some(further) => hasher = further,
+            None => return Some(None),
+        }
+        from = end;
+    }
+    Some(Some(hasher))
 }
 
 /// Blocks.

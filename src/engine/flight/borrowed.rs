@@ -63,7 +63,7 @@ impl Transfer {
             Loan::Whole(url, bytes) => (url, bytes, Incoming::Ended),
             Loan::Coming(mut body) => {
                 let first = body.chunk().await.ok()??;
-                (Arc::clone(body.url()), first, Incoming::Fellow(Box::new(body)))
+                (Arc::clone(body.url()), first, Incoming::Fellow(body))
             }
         };
         let entry = offer.entry;
@@ -76,6 +76,7 @@ impl Transfer {
             provable: true,
             borrowed: Some(Borrowed { digest: entry.blob, checked_at: entry.checked_at }),
             is_abroad: false,
+            joined_at: None,
         })
     }
 }

@@ -73,6 +73,9 @@ pub struct Flow {
     pub borrowed: Option<Borrowed>,
     /// Whether another replica began to fetch them.
     pub is_abroad: bool,
+    /// Set where a fellow with another volume is fetching them: when it was asked for them, in seconds
+    /// since 1970. What was recorded since then is newer.
+    pub joined_at: Option<i64>,
 }
 
 /// The file in which a body arrives.
@@ -178,9 +181,17 @@ impl Flight {
         });
     }
 
-    /// There are so many by now, and this is their digest.
-    pub(super) fn advance(&self, written: u64, held_back: u64, prefix: Sha256) {
-        self.progress.send_modify(|progress| progress.advance(written, held_back, prefix));
+    /// There are so many in this file by now, and this is their digest. Not if they are in another one
+    /// meanwhile.
+    pub(super) fn advance(&self, file: &Arc<File>, written: u64, held_back: u64, prefix: Sha256) {
+        self.progress.send_if_modified(|progress| {
+            let arriving = progress.arriving.as_ref();
+            let is_there = arriving.is_some_and(|arriving| Arc::ptr_eq(&arriving.file, file));
+            if is_there {
+                progress.advance(written, held_back, prefix);
+            }
+            is_there
+        });
     }
 
     /// What is there of it.

@@ -14,7 +14,7 @@ use crate::content::digest::{Expected, Hasher};
 use crate::content::validators::http_date;
 use crate::engine::Engine;
 use crate::engine::flight::borrowed::{Borrowed, Incoming};
-use crate::engine::flight::writer::{Stopped, TAIL, Writer, Written};
+use crate::engine::flight::writer::{NotTaken, Stopped, TAIL, Writer, Written};
 use crate::engine::flight::{Departure, Flight, Flow, Landing, State};
 use crate::engine::leases::Tenure;
 use crate::engine::memory::{Known, now_seconds};
@@ -23,7 +23,7 @@ use crate::engine::suites::admission::{Admission, RELEASE_BUDGET, RELEASE_MAX};
 use crate::engine::volume::room::Staged;
 use crate::index::{Entry, Expectation, budget};
 use crate::mirror::{Answer, Framing, HEAD_BUDGET, MirrorError, Question};
-use crate::store::StoreError;
+use crate::store::{COMMIT_PATIENCE, StoreError};
 
 /// How often in a row a transfer is resumed without having come further.
 const RESUMES_MAX: u32 = 3;
@@ -281,9 +281,17 @@ impl Transfer {
         let source = Arc::clone(source);
         let (origin, body) = (answer.origin, answer.body);
         let (body, borrowed) = (Incoming::Mirror(body.into()), None);
-        let is_abroad = false;
-        let arrival = Arrival { meta, source, origin, first, body, provable, borrowed, is_abroad };
-        Ok(Asked::Bytes(Box::new(arrival)))
+        Ok(Asked::Bytes(Box::new(Arrival {
+            meta,
+            source,
+            origin,
+            first,
+            body,
+            provable,
+            borrowed,
+            is_abroad: false,
+            joined_at: None,
+        })))
     }
 
     fn unusable(&self, reason: String) -> Failure {
@@ -333,6 +341,7 @@ impl Transfer {
             origin: Arc::clone(&arrival.origin),
             borrowed: arrival.borrowed,
             is_abroad: arrival.is_abroad,
+            joined_at: arrival.joined_at,
         });
         let borrowed = flow.borrowed.as_ref().map(|borrowed| Expected::Sha256(borrowed.digest));
         let hasher = Hasher::new(borrowed.or(self.expected()));
@@ -366,8 +375,13 @@ impl Transfer {
         let (writer, received) =
             match Writer::take_over(staged, hasher, held_back(&flow), flight).await {
                 Ok(begun) => begun,
-                Err(reason) => {
+                Err(NotTaken::Bytes(reason)) => {
                     flight.end(State::Cut(reason.into()));
+                    return None;
+                }
+                Err(NotTaken::Volume(error)) => {
+                    self.engine.store.report(&error);
+                    flight.end(State::Spilled);
                     return None;
                 }
             };
@@ -521,48 +535,57 @@ impl Transfer {
         let sha256 = written.verdict.sha256;
         let Staged { stage, promise, .. } = written.staged;
         let size = stage.size();
+        let vouched_at = flow.borrowed.as_ref().map(|it| it.checked_at).or(flow.joined_at);
         let entry = Entry {
             blob: sha256,
             size,
             validators: flow.meta.validators.clone(),
             content_type: flow.meta.content_type.clone(),
-            checked_at: flow.borrowed.as_ref().map_or_else(now_seconds, |it| it.checked_at),
+            checked_at: vouched_at.unwrap_or_else(now_seconds),
         };
         let same = self.known.as_ref().filter(|known| known.entry.blob == sha256);
         if let Some(known) = same {
             // What is new are at most their marks, and a release file's signature.
             let known = Arc::new(known.described_anew(entry));
-            self.remember(Arc::clone(&known), &flow.source, tenure).await;
+            self.remember(Arc::clone(&known), &flow, tenure).await;
             return self.refresh_signature(&known).await;
         }
         let arriving = self.engine.room.evictor().moves().arrive(sha256).await;
         let engine = Arc::clone(&self.engine);
-        let committing = tokio::task::spawn_blocking(move || {
+        // However long the volume takes, it is arriving for as long.
+        let committing = move || {
             let blob = engine.store.commit(stage, &sha256)?;
-            Known::load_new(entry, blob).map_err(StoreError::interrupted)
-        });
-        match committing.await.map_err(StoreError::interrupted).and_then(|committed| committed) {
-            Ok(known) => {
+            let known = Known::load_new(entry, blob).map_err(StoreError::interrupted)?;
+            Ok((known, arriving, promise))
+        };
+        match self.engine.store.within(COMMIT_PATIENCE, committing).await {
+            Ok((known, arriving, promise)) => {
                 self.engine.metrics.stored_bytes.inc_by(size);
                 self.engine.learner.offer(&self.target.key, &known);
-                self.remember(Arc::new(known), &flow.source, tenure).await;
+                self.remember(Arc::new(known), &flow, tenure).await;
+                // It counts as stored from now on, and may be evicted.
+                drop((arriving, promise));
             }
             Err(error) => {
                 tracing::warn!(url = self.target.url, %error, source = %error.source, "fetched, but not stored");
             }
         }
-        // It counts as stored from now on, and may be evicted.
-        drop((arriving, promise));
     }
 
     /// Under its name; and, where it was asked for under another, under that too: so it is known
     /// which files of a suite this site uses. Not if another replica took over: what that one brings
     /// may be newer.
-    async fn remember(&self, known: Arc<Known>, source: &Target, tenure: Option<&Tenure>) {
-        let asked_as = Some(&source.key).filter(|key| **key != self.target.key);
+    async fn remember(&self, known: Arc<Known>, flow: &Flow, tenure: Option<&Tenure>) {
+        let asked_as = Some(&flow.source.key).filter(|key| **key != self.target.key);
         self.engine.note_absent_beside(&self.target.key).await;
         for key in asked_as.into_iter().chain([&self.target.key]) {
-            if self.engine.record(key, &known.entry, tenure).await {
+            let is_recorded = if flow.joined_at.is_some() {
+                self.engine.record_joined(key, &known.entry).await;
+                true
+            } else {
+                self.engine.record(key, &known.entry, tenure).await
+            };
+            if is_recorded {
                 self.engine.memory.hold(key, Arc::clone(&known));
             } else {
                 tracing::warn!(key, "fetched, but another replica has taken over");
@@ -599,6 +622,8 @@ pub(in crate::engine) struct Arrival {
     pub(in crate::engine) borrowed: Option<Borrowed>,
     /// Whether another replica is fetching it.
     pub(in crate::engine) is_abroad: bool,
+    /// Set where it is a fellow with another volume that does: when it was asked for it.
+    pub(in crate::engine) joined_at: Option<i64>,
 }
 
 /// A body that is there to its end, and right.

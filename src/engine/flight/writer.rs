@@ -2,18 +2,19 @@
 //! disk holds nobody else up, and tells the flight how far it has come. A transfer that waits for its
 //! mirror holds no thread.
 
+use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 
 use crate::content::digest::{Hasher, Verdict};
-use crate::engine::flight::{Arriving, Flight};
+use crate::engine::flight::{Arriving, Flight, Progress};
 use crate::engine::volume::room::Staged;
 use crate::index::budget;
-use crate::store::{Blob, StoreError, WRITE_PATIENCE};
+use crate::store::{StoreError, WRITE_PATIENCE};
 
 /// Chunks that may wait to be written: with a mirror's chunks of up to 64 kB, about a megabyte.
 const WAITING_MAX: usize = 16;
@@ -21,8 +22,10 @@ const WAITING_MAX: usize = 16;
 /// the client from a complete answer; a little more keeps most of a small file back too.
 pub(in crate::engine) const TAIL: u64 = 4096;
 
-/// Bytes that are copied at once of what another replica left.
+/// Bytes that are read at once of what another replica left.
 const COPY_BUFFER: usize = 256 * 1024;
+/// Bytes that are copied of it in one go, which has to come to its end within [`WRITE_PATIENCE`].
+const COPIED_AT_ONCE: u64 = 16 * 1024 * 1024;
 
 /// A running writer; it ends early when it is dropped.
 pub(in crate::engine) struct Writer {
@@ -39,6 +42,20 @@ pub(in crate::engine) struct Written {
 /// The writer stopped taking chunks: its `finish` tells why.
 pub(in crate::engine) struct Stopped;
 
+/// Why what another replica left is not gone on with.
+pub(in crate::engine) enum NotTaken {
+    /// It is not what it should be, or can not be read.
+    Bytes(String),
+    /// The volume does not take it, or says nothing.
+    Volume(StoreError),
+}
+
+impl From<StoreError> for NotTaken {
+    fn from(error: StoreError) -> Self {
+        Self::Volume(error)
+    }
+}
+
 /// What passes from thread to thread.
 struct Work {
     staged: Staged,
@@ -53,8 +70,8 @@ impl Work {
         for chunk in chunks {
             self.hasher.update(&chunk);
             self.staged.stage.append(&chunk)?;
-            let prefix = self.hasher.so_far();
-            self.flight.advance(self.staged.stage.size(), self.held_back, prefix);
+            let (file, prefix) = (self.staged.stage.reader(), self.hasher.so_far());
+            self.flight.advance(&file, self.staged.stage.size(), self.held_back, prefix);
         }
         Ok(self)
     }
@@ -97,26 +114,26 @@ impl Writer {
         mut hasher: Hasher,
         held_back: u64,
         flight: &Arc<Flight>,
-    ) -> Result<(Self, u64), String> {
-        let Some(Blob { file, size }) = flight.arrived() else {
-            return Err("another replica left nothing".to_owned());
+    ) -> Result<(Self, u64), NotTaken> {
+        // All of one moment: a writer before this one may not have ended yet.
+        let Progress { arriving, written: size, prefix, .. } = flight.progress().borrow().clone();
+        let Some(Arriving { file, .. }) = arriving else {
+            return Err(NotTaken::Bytes("another replica left nothing".to_owned()));
         };
-        let in_words = |error: StoreError| format!("{error}: {}", error.source);
-        staged.cover(size).await.map_err(in_words)?;
-        let copying = spawn_blocking(move || {
-            let mut buffer = vec![0; COPY_BUFFER];
-            while staged.stage.size() < size {
-                let left = usize::try_from(size - staged.stage.size()).unwrap_or(usize::MAX);
-                let part = buffer.get_mut(..left.min(COPY_BUFFER)).unwrap_or_default();
-                file.read_exact_at(part, staged.stage.size()).map_err(|error| error.to_string())?;
-                hasher.update(part);
-                staged.stage.append(part).map_err(in_words)?;
-            }
-            Ok::<_, String>((staged, hasher))
-        });
-        let (staged, hasher) = copying.await.map_err(|error| error.to_string())??;
-        if hasher.so_far() != flight.progress().borrow().prefix {
-            return Err("what another replica left is not what it said".to_owned());
+        staged.cover(size).await?;
+        let store = staged.store();
+        while staged.stage.size() < size {
+            let (file, end) = (Arc::clone(&file), size.min(staged.stage.size() + COPIED_AT_ONCE));
+            let copying = move || {
+                let copied = copy(&file, &mut staged, &mut hasher, end);
+                Ok(copied.map(|()| (staged, hasher)))
+            };
+            (staged, hasher) = store.within(WRITE_PATIENCE, copying).await??;
+        }
+        if hasher.so_far() != prefix {
+            return Err(NotTaken::Bytes(
+                "what another replica left is not what it said".to_owned(),
+            ));
         }
         Ok((Self::start(staged, hasher, held_back, Arc::clone(flight)), size))
     }
@@ -133,4 +150,18 @@ impl Writer {
             Err(error) => Err(StoreError::interrupted(error)),
         }
     }
+}
+
+/// Copies what `file` has up to byte `end`, from where `staged` ends. Blocks.
+fn copy(file: &File, staged: &mut Staged, hasher: &mut Hasher, end: u64) -> Result<(), NotTaken> {
+    let mut buffer = vec![0; COPY_BUFFER];
+    while staged.stage.size() < end {
+        let left = usize::try_from(end - staged.stage.size()).unwrap_or(usize::MAX);
+        let part = buffer.get_mut(..left.min(COPY_BUFFER)).unwrap_or_default();
+        let read = file.read_exact_at(part, staged.stage.size());
+        read.map_err(|error| NotTaken::Bytes(error.to_string()))?;
+        hasher.update(part);
+        staged.stage.append(part)?;
+    }
+    Ok(())
 }

@@ -230,6 +230,8 @@ impl Proxy {
     pub fn staged(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         walk(&self.data.join("staging"), &mut found);
+        // Each process's folder has one.
+        found.retain(|path| path.file_name().is_some_and(|name| name != "lock"));
         found
     }
 
