@@ -199,6 +199,9 @@ pub struct Errand {
     pub has_failed: bool,
 }
 
+/// For how long an errand waits for its turn, in seconds: then it is forgotten.
+pub const ERRAND_TERM: i64 = 7 * DAY;
+
 /// Errands that wait at most: further ones are forgotten.
 pub const ERRANDS_MAX: usize = 10_000;
 
@@ -391,6 +394,7 @@ pub trait Index: Send + Sync {
         None
     }
     /// Adds errands at the end, at `now`: each takes the place of that of another version of its package.
+    /// Those that have waited for [`ERRAND_TERM`] make place.
     async fn add_errands(&self, errands: &[Errand], now: i64) -> Result<(), IndexError>;
 
     /// The errand whose turn it is, of those added since `since`.
