@@ -420,13 +420,7 @@ impl Calls {
     /// What begins a transaction. The server gives up its statements soon after nobody waits for them
     /// any more: an order to stop them, sent when that is so, is lost on a pooler.
     pub(super) fn beginning(&self) -> String {
-        let patience = Budget::current().map_or(self.link.patience, |budget| budget.left());
-        let millis = (patience + GIVE_UP_AFTER).as_millis();
-        let silence = SILENCE_MAX.as_millis();
-        format!(
-            "BEGIN; SET LOCAL statement_timeout = {millis}; \
-             SET LOCAL idle_in_transaction_session_timeout = {silence}"
-        )
+        self.link.beginning()
     }
 
     fn note(&self, trouble: Option<&Trouble>) {
@@ -480,6 +474,16 @@ impl Link {
         }
     }
 
+    fn beginning(&self) -> String {
+        let patience = Budget::current().map_or(self.patience, |budget| budget.left());
+        let millis = (patience + GIVE_UP_AFTER).as_millis();
+        let silence = SILENCE_MAX.as_millis();
+        format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = {millis}; \
+             SET LOCAL idle_in_transaction_session_timeout = {silence}"
+        )
+    }
+
     /// How the server is, and why.
     async fn condition(&self) -> (Condition, String) {
         let late = || Trouble::Late(self.patience);
@@ -488,8 +492,9 @@ impl Link {
             Err(trouble) => Err(trouble),
             Ok(connection) => {
                 let begun = Instant::now();
-                let asking = connection.simple_query("SHOW transaction_read_only");
-                match timeout(self.patience, asking).await {
+                let begin = self.beginning();
+                let question = format!("{begin}; SHOW transaction_read_only; COMMIT");
+                match timeout(self.patience, connection.simple_query(&question)).await {
                     Ok(Ok(said)) => {
                         connection.give_back();
                         Ok((says_on(&said), begun.elapsed()))
@@ -524,9 +529,10 @@ impl Link {
         let object = got.map_err(Trouble::NoConnection)?;
         let connection = Connection { object: Some(object) };
         if !self.schema_is_right.load(Ordering::Relaxed) {
-            match schema::check(&connection).await {
+            let begin = &self.beginning();
+            match schema::check(&connection, begin).await {
                 Ok(Ok(())) => {
-                    volumes::register(&connection, &self.volume).await?;
+                    volumes::register(&connection, begin, &self.volume).await?;
                     self.schema_is_right.store(true, Ordering::Relaxed);
                 }
                 Ok(Err(mismatch)) => {

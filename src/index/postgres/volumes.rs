@@ -28,7 +28,7 @@ impl Own {
 
     /// Makes it known to the database, for its first process. What was stored before volumes were told
     /// apart lies on the one whose process comes first.
-    fn registered(&self) -> [String; 2] {
+    fn registered(&self) -> [String; 3] {
         let Self { identity, id } = self;
         [
             format!(
@@ -38,14 +38,28 @@ impl Own {
                 "INSERT INTO volumes (identity) SELECT '{identity}' WHERE {id} IS NULL
                  ON CONFLICT (identity) DO NOTHING"
             ),
+            format!(
+                "UPDATE volumes SET seen_at = now()
+                 WHERE id = {id} AND seen_at < now() - interval '1 hour'"
+            ),
         ]
     }
 }
 
 /// Before a process's first call. A database that can not be written is read all the same.
-pub(super) async fn register(client: &Client, own: &Own) -> Result<(), tokio_postgres::Error> {
+pub(super) async fn register(
+    client: &Client,
+    begin: &str,
+    own: &Own,
+) -> Result<(), tokio_postgres::Error> {
     let statements = own.registered().join(";");
-    match client.batch_execute(&statements).await {
+    let (opened, registered, ended) = futures_util::future::join3(
+        client.batch_execute(begin),
+        client.batch_execute(&statements),
+        client.batch_execute("COMMIT"),
+    )
+    .await;
+    match opened.and(registered).and(ended) {
         Err(error) if error.code().is_some() => {
             tracing::debug!(%error, "the database does not take the volume");
             Ok(())
@@ -57,10 +71,7 @@ pub(super) async fn register(client: &Client, own: &Own) -> Result<(), tokio_pos
 pub(super) async fn meet(calls: &Calls, here: &Presence) -> Result<Option<Site>, IndexError> {
     let purpose = Purpose::write("meet the fellows");
     let own = calls.volume();
-    let [claim, insert] = calls.own().registered();
-    let seen = format!(
-        "UPDATE volumes SET seen_at = now() WHERE id = {own} AND seen_at < now() - interval '1 hour'"
-    );
+    let [claim, insert, seen] = calls.own().registered();
     let present = format!(
         "INSERT INTO fellows (url, process, volume, seen_at)
          SELECT $1, $2, id, clock_timestamp() FROM volumes WHERE id = {own} AND $1 IS NOT NULL
