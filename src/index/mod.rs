@@ -199,6 +199,9 @@ pub struct Errand {
     pub has_failed: bool,
 }
 
+/// A volume that nobody has used for so long is lost.
+pub const LOST_AFTER: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
 /// For how long an errand waits for its turn, in seconds: then it is forgotten.
 pub const ERRAND_TERM: i64 = 7 * DAY;
 
@@ -435,6 +438,10 @@ pub trait Index: Send + Sync {
 
     /// Tells this process's volume from others; empty where there is one only.
     fn volume_identity(&self) -> &str;
+
+    /// Forgets volumes that no process has used for [`LOST_AFTER`], and what lay on them only: at most
+    /// `limit` blobs and files of them at a time. `true` when nothing is left to forget.
+    async fn forget_lost_volumes(&self, limit: usize) -> Result<bool, IndexError>;
 
     /// Where `blob` lies: on our volume, and on those of fellows that can be reached.
     async fn holders(&self, blob: &Sha256) -> Result<Holders, IndexError>;
