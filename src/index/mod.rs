@@ -200,7 +200,7 @@ pub struct Errand {
 }
 
 /// A volume that nobody has used for so long is lost.
-pub const LOST_AFTER: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+pub const LOST_AFTER: Duration = Duration::from_hours(30 * 24);
 
 /// For how long an errand waits for its turn, in seconds: then it is forgotten.
 pub const ERRAND_TERM: i64 = 7 * DAY;

@@ -262,7 +262,7 @@ fn slow() {
     let url = migrated(&server);
     let far = Link::to(([127, 0, 0, 1], server.port()).into(), Duration::ZERO);
     let replicas = two(&site, &by_way_of(&url, server.port(), far.addr()));
-    let begin = || far.set_rtt(Duration::from_millis(300));
+    let begin = || far.set_rtt(Duration::from_millis(250));
     let other = LocalArchive::new("other").package("extra", "1.0", 1_000);
     other.publish(&site.mirror, "/debian");
     let learnt_before = Cell::new(None);

@@ -503,9 +503,9 @@ impl Link {
         let found = match connecting.unwrap_or_else(|_elapsed| Err(late())) {
             Err(trouble) => Err(trouble),
             Ok(connection) => {
+                let beginning = self.beginning();
+                let question = format!("{beginning}; SHOW transaction_read_only; COMMIT");
                 let begun = Instant::now();
-                let begin = self.beginning();
-                let question = format!("{begin}; SHOW transaction_read_only; COMMIT");
                 match timeout(self.patience, connection.simple_query(&question)).await {
                     Ok(Ok(said)) => {
                         connection.give_back();
