@@ -13,7 +13,8 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::memory::now_seconds;
-use crate::index::{Holding, Index, IndexError, Lease, Renewal, Taken, budget};
+use crate::index::budget::{self, Budget};
+use crate::index::{Holding, Index, IndexError, Lease, Renewal, Taken};
 
 /// For how long a lease holds without being renewed: clients of a process that dies wait for as long,
 /// and apt waits for 30 s. A database or a machine that is slow for a moment costs no lease.
@@ -129,9 +130,13 @@ impl Leases {
         }
         let (sure, surely) = watch::channel(Instant::now());
         let since = now_seconds();
-        let Taken::Granted { lease, note } =
-            budget::waited_for(self.index.take(name, &self.owner, TERM)).await?
-        else {
+        let taking = self.index.take(name, &self.owner, TERM);
+        // What no client waits for is done with an index that is too slow for clients, too.
+        let taken = match Budget::current() {
+            Some(_) => taking.await,
+            None => budget::for_at_most(TERM / 2, taking).await,
+        };
+        let Taken::Granted { lease, note } = taken? else {
             return Ok(None);
         };
         let lost = CancellationToken::new();
@@ -268,9 +273,9 @@ impl Leases {
         if names.is_empty() {
             return;
         }
-        let mut seen: HashMap<String, Sight> = match budget::waited_for(self.index.holdings(&names))
-            .await
-        {
+        // That one look is late does not tell how the index is: nobody else is to go without it.
+        let looking = budget::for_at_most(budget::of_a_request(), self.index.holdings(&names));
+        let mut seen: HashMap<String, Sight> = match looking.await {
             Ok(held) => {
                 held.into_iter().map(|one| (one.lease.name.clone(), Sight::Held(one))).collect()
             }

@@ -21,7 +21,7 @@ use crate::engine::known::Finding;
 use crate::engine::leases::Sureness;
 use crate::engine::memory::now_seconds;
 use crate::engine::{Ask, Engine};
-use crate::index::{Errand, Expectation, IndexError};
+use crate::index::{ERRAND_TERM, Errand, Expectation, IndexError};
 use crate::telemetry::metrics::Metrics;
 
 /// Lists whose news may wait to be looked at. What one more says is not prefetched.
@@ -36,8 +36,6 @@ const WASTED_AFTER: Duration = Duration::from_hours(14 * 24);
 const USED_WITHIN: i64 = 30 * 24 * 60 * 60;
 /// Names that are read of the index at a time.
 const PAGE: usize = 2000;
-/// News that could not be followed for so long, in seconds, are no news any more.
-const NEWS_FOR: i64 = 7 * 24 * 60 * 60;
 /// How often it is looked whether the hours have come, or there is budget, or the mirror is well again.
 const TICK: Duration = Duration::from_secs(30);
 /// How often it is looked for what other processes want fetched.
@@ -298,7 +296,7 @@ impl Fetching {
 
     /// Fetches the one whose turn it is; until when there is nothing to do then.
     async fn step(&self, engine: &Arc<Engine>) -> Duration {
-        let since = now_seconds() - NEWS_FOR;
+        let since = now_seconds() - ERRAND_TERM;
         let next = without(engine.index.next_errand(since).await).flatten();
         let Some(errand) = next else { return LOOK_EVERY };
         let Some(ask) = Ask::ours(&errand.key) else {

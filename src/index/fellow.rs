@@ -30,7 +30,7 @@ pub struct Site {
 pub struct Holders {
     /// On our volume.
     pub is_ours: bool,
-    /// On another one.
+    /// On another one, which is not lost as far as is known.
     pub is_elsewhere: bool,
     /// Where fellows with another volume that has it are reached; at most [`FELLOWS_MAX`].
     pub urls: Vec<String>,

@@ -199,6 +199,12 @@ pub struct Errand {
     pub has_failed: bool,
 }
 
+/// A volume that nobody has used for so long is lost.
+pub const LOST_AFTER: Duration = Duration::from_hours(30 * 24);
+
+/// For how long an errand waits for its turn, in seconds: then it is forgotten.
+pub const ERRAND_TERM: i64 = 7 * DAY;
+
 /// Errands that wait at most: further ones are forgotten.
 pub const ERRANDS_MAX: usize = 10_000;
 
@@ -391,6 +397,7 @@ pub trait Index: Send + Sync {
         None
     }
     /// Adds errands at the end, at `now`: each takes the place of that of another version of its package.
+    /// Those that have waited for [`ERRAND_TERM`] make place.
     async fn add_errands(&self, errands: &[Errand], now: i64) -> Result<(), IndexError>;
 
     /// The errand whose turn it is, of those added since `since`.
@@ -431,6 +438,10 @@ pub trait Index: Send + Sync {
 
     /// Tells this process's volume from others; empty where there is one only.
     fn volume_identity(&self) -> &str;
+
+    /// Forgets volumes that no process has used for [`LOST_AFTER`], and what lay on them only: at most
+    /// `limit` blobs and files of them at a time. `true` when nothing is left to forget.
+    async fn forget_lost_volumes(&self, limit: usize) -> Result<bool, IndexError>;
 
     /// Where `blob` lies: on our volume, and on those of fellows that can be reached.
     async fn holders(&self, blob: &Sha256) -> Result<Holders, IndexError>;

@@ -5,7 +5,7 @@ mod at_random;
 
 use crate::kit::postgres::database_of;
 use crate::kit::*;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -13,6 +13,7 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_secs(90);
 const URL: &str = "APTMESH_INDEX_URL";
 const HITS: &str = "aptmesh_engine_served_total{outcome=\"hit\"}";
+const LEARNT: &str = "aptmesh_engine_learnt_lists_total{outcome=\"learnt\"}";
 const LATE: &str = "aptmesh_engine_late_notes";
 const TOLD: &str = "aptmesh_engine_late_notes_total{outcome=\"told\"}";
 const NOT_ASKED: &str = "aptmesh_index_calls_total{outcome=\"not_asked\"}";
@@ -261,10 +262,60 @@ fn slow() {
     let url = migrated(&server);
     let far = Link::to(([127, 0, 0, 1], server.port()).into(), Duration::ZERO);
     let replicas = two(&site, &by_way_of(&url, server.port(), far.addr()));
-    let begin = || far.set_rtt(Duration::from_millis(300));
-    // No client waits for it any more, but what is stored is recorded.
-    let is_noted = |here: &Proxy| here.count(NOT_ASKED) > 0;
+    let begin = || far.set_rtt(Duration::from_millis(250));
+    let other = LocalArchive::new("other").package("extra", "1.0", 1_000);
+    other.publish(&site.mirror, "/debian");
+    let learnt_before = Cell::new(None);
+    // No client waits for it any more, but what is stored is recorded, and lists are learnt.
+    let is_noted = |here: &Proxy| {
+        let learnt = here.count(LEARNT);
+        match learnt_before.get() {
+            Some(before) => learnt >= before + 2,
+            None if here.count(NOT_ASKED) == 0 => false,
+            None => {
+                learnt_before.set(Some(learnt));
+                for path in ["dists/other/Release".to_owned(), other.index_path()] {
+                    let target = here.url_for(&site.mirror, &format!("/debian/{path}"));
+                    assert_eq!(get(here.addr(), &target).status, 200);
+                }
+                false
+            }
+        }
+    };
     site.endures_and(&replicas, begin, is_noted, || far.set_rtt(Duration::ZERO));
+}
+
+/// Who needs room does not wait for the right to make it where nobody can give it.
+#[test]
+fn stopped_while_the_volume_is_full() {
+    let (site, server) = (Site::new(), Postgres::start());
+    let url = migrated(&server);
+    let replica = Proxy::build().data(site.volume.path()).env(URL, &url);
+    let replica = replica.env("APTMESH_STORE_QUOTA", "4MB").start();
+    wait_until(PATIENCE, "it has its index", || ready(&replica) == "ready\n");
+    let put = |number: u64, size: usize| {
+        let path = format!("/debian/pool/big{number}_1_all.deb");
+        let bytes = [b"!<arch>\n".as_slice(), &noise(number, size)].concat();
+        site.mirror.put(&path, File::new(bytes.clone()));
+        (path, bytes)
+    };
+    for number in 0..2 {
+        let (path, bytes) = put(number, 1_000_000);
+        site.fetch(&replica, &path, &bytes);
+    }
+    replica.wait_landed();
+    wait_until(PATIENCE, "both are known", || replica.count("aptmesh_store_blobs") == 2);
+
+    server.stop();
+    let (path, bytes) = put(2, 3_000_000);
+    let asked = "aptmesh_index_calls_total{operation=\"take a lease\"}";
+    let before = replica.count(asked);
+    site.fetch(&replica, &path, &bytes);
+    replica.wait_landed();
+    // Whoever polls does so twenty times a second, for eight seconds.
+    let asked = replica.count(asked) - before;
+    assert!(asked < 60, "{asked} times");
+    assert_eq!(replica.blobs().len(), 2, "it was passed on");
 }
 
 #[test]
@@ -290,14 +341,13 @@ fn what_is_learnt_while_one_is_cut_off_reaches_it() {
     };
     let (learning, holding) = (of(&url), of(&by_way_of(&url, server.port(), way.addr())));
     let pool = format!("/debian/{}", site.archive.deb_path("tool"));
-    let learnt = "aptmesh_engine_learnt_lists_total{outcome=\"learnt\"}";
     let update = |archive: &LocalArchive| {
-        let before = learning.count(learnt);
+        let before = learning.count(LEARNT);
         for path in ["dists/demo/Release".to_owned(), archive.index_path()] {
             let target = learning.url_for(&site.mirror, &format!("/debian/{path}"));
             assert_eq!(get(learning.addr(), &target).status, 200);
         }
-        wait_until(PATIENCE, "both lists are learnt", || learning.count(learnt) >= before + 2);
+        wait_until(PATIENCE, "both lists are learnt", || learning.count(LEARNT) >= before + 2);
     };
     update(&site.archive);
     site.fetch(&holding, &pool, site.archive.deb("tool"));
@@ -356,7 +406,7 @@ fn what_the_index_does_is_counted() {
     wait_until(PATIENCE, "a connection rests", || {
         replica.count("aptmesh_index_connections{state=\"idle\"}") > 0
     });
-    let lock = server.session(database_of(&url), "LOCK TABLE resources, expectations, volume");
+    let lock = server.session(database_of(&url), "LOCK TABLE resources, expectations, volumes");
     std::thread::scope(|scope| {
         for number in 0..12 {
             let (path, _) = site.publish(number);

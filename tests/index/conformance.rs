@@ -6,8 +6,8 @@ use std::path::Path;
 use aptmesh::content::digest::{Expected, Sha256};
 use aptmesh::content::validators::Validators;
 use aptmesh::index::{
-    Change, Class, Entry, Errand, Expectation, Found, HashedFile, Identity, Index, Names,
-    ROUND_TRIP, Stored, Totals, Use, Volume,
+    Change, Class, ERRAND_TERM, ERRANDS_MAX, Entry, Errand, Expectation, Found, HashedFile,
+    Identity, Index, Names, ROUND_TRIP, Stored, Totals, Use, Volume,
 };
 
 use crate::leases;
@@ -41,6 +41,7 @@ pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {
     wait(unlearns_lists_nobody_asks_for(&open()));
     wait(remembers_files_that_lie_elsewhere(&open()));
     wait(errands_come_in_turn(&open()));
+    wait(old_errands_make_place(&open()));
     wait(spends_by_the_day(&open()));
     wait(leases::one_holds_a_lease_at_a_time(&open()));
     wait(leases::a_lease_that_is_not_renewed_passes_on(&open()));
@@ -550,6 +551,22 @@ async fn errands_come_in_turn(index: &impl Index) {
     assert_eq!(next(0).await, Some(Errand { has_failed: true, ..errand("b", "1") }));
     index.end_errand(&errand("b", "1"), false).await.unwrap();
     assert_eq!(next(0).await, None);
+}
+
+async fn old_errands_make_place(index: &impl Index) {
+    let errand = |package: String| Errand {
+        key: format!("http://m/{package}_1.deb"),
+        package,
+        size: 7,
+        has_failed: false,
+    };
+    let all: Vec<Errand> = (0..ERRANDS_MAX).map(|number| errand(format!("p{number}"))).collect();
+    index.add_errands(&all, 10).await.unwrap();
+    let further = [errand("further".to_owned())];
+    index.add_errands(&further, 10 + ERRAND_TERM).await.unwrap();
+    assert_eq!(index.next_errand(11).await.unwrap(), None, "there are enough");
+    index.add_errands(&further, 11 + ERRAND_TERM).await.unwrap();
+    assert_eq!(index.next_errand(0).await.unwrap().as_ref(), further.first());
 }
 
 async fn spends_by_the_day(index: &impl Index) {

@@ -82,6 +82,15 @@ fn several_may_migrate_at_once() {
 }
 
 #[test]
+fn who_has_nothing_to_migrate_is_in_nobodys_way() {
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    let reading = server.session(database_of(&url), "LOCK TABLE schema_versions IN ROW SHARE MODE");
+    assert!(schema::migrate(&config(&url)).unwrap().is_empty());
+    drop(reading);
+}
+
+#[test]
 fn what_an_older_version_stored_is_counted() {
     let server = Postgres::start();
     let url = server.database();

@@ -192,3 +192,80 @@ fn what_was_stored_before_lies_on_the_first_volume_that_comes() {
     });
     assert_eq!(server.sql(database, "SELECT count(*) FROM volumes"), "2");
 }
+
+#[test]
+fn what_lay_on_lost_volumes_is_forgotten() {
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    let database = database_of(&url);
+    let (a, lost, rested) = (on(&url, 1), on(&url, 2), on(&url, 3));
+    let file = HashedFile {
+        path: "/srv/a.deb".into(),
+        identity: Identity { size: 1, modified: 2, changed: 3, inode: 4 },
+        digest: Sha256::of(b"a"),
+    };
+    let names = ["m/both", "m/lost1", "m/lost2", "m/lost3", "m/rested"];
+    wait(async {
+        a.meet(&at("http://a")).await.unwrap();
+        a.record("m/both", &entry("both")).await.unwrap();
+        for name in &names[..4] {
+            lost.record(name, &entry(&name[2..])).await.unwrap();
+        }
+        lost.record_files(std::slice::from_ref(&file)).await.unwrap();
+        rested.record("m/rested", &entry("rested")).await.unwrap();
+        assert!(a.forget_lost_volumes(9).await.unwrap());
+        let long_ago = |index: &PostgresIndex, days: u32| {
+            let identity = index.volume_identity();
+            let seen = format!("seen_at = now() - interval '{days} days'");
+            server
+                .sql(database, &format!("UPDATE volumes SET {seen} WHERE identity = '{identity}'"));
+        };
+        long_ago(&lost, 31);
+        long_ago(&rested, 29);
+        long_ago(&a, 31);
+
+        let of_lost = a.holders(&Sha256::of(b"lost1")).await.unwrap();
+        assert!(!of_lost.is_elsewhere, "nobody has it any more");
+        assert!(a.holders(&Sha256::of(b"rested")).await.unwrap().is_elsewhere);
+        assert!(a.holders(&Sha256::of(b"both")).await.unwrap().is_ours);
+        assert!(!a.forget_lost_volumes(2).await.unwrap(), "not all at once");
+        assert_eq!(stored(&lost).await.0, 2);
+        let mut steps = 1;
+        while !a.forget_lost_volumes(2).await.unwrap() {
+            steps += 1;
+            assert!(steps < 9);
+        }
+        let mut known = Vec::new();
+        for name in names {
+            if a.look_up(name).await.unwrap().is_some() {
+                known.push(name);
+            }
+        }
+        assert_eq!(known, ["m/both", "m/rested"]);
+        assert_eq!((stored(&a).await, stored(&rested).await), ((1, 4), (1, 6)));
+        let left = "SELECT (SELECT count(*) FROM volumes), (SELECT count(*) FROM files)";
+        assert_eq!(server.sql(database, left), "2|0");
+
+        // It comes back: a new process finds again what lies there.
+        let back = on(&url, 2);
+        back.add_blob(&Sha256::of(b"lost1"), 5, 5).await.unwrap();
+        assert_eq!(stored(&back).await, (1, 5));
+        assert!(a.forget_lost_volumes(2).await.unwrap());
+    });
+}
+
+#[test]
+fn who_comes_back_is_not_lost() {
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    let (a, b) = (on(&url, 1), on(&url, 2));
+    wait(async {
+        a.record("m/a", &entry("a")).await.unwrap();
+        b.record("m/b", &entry("b")).await.unwrap();
+        let past = "UPDATE volumes SET seen_at = now() - interval '40 days'";
+        server.sql(database_of(&url), past);
+        assert_eq!(stored(&on(&url, 2)).await, (1, 1), "it says that it is there");
+        assert!(a.forget_lost_volumes(9).await.unwrap());
+        assert_eq!(a.look_up("m/b").await.unwrap(), Some(entry("b")));
+    });
+}

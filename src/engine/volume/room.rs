@@ -393,17 +393,19 @@ impl Room {
     async fn make_alone(&self) -> Result<(), StoreError> {
         let until = Instant::now() + TURN_PATIENCE;
         let _alone = self.alone().await?;
+        let mut turn = self.turn_if_short().await;
         let (on_duty, mut shortage) = loop {
-            // What a fellow freed meanwhile may do.
-            let shortage = self.shortage(false).await;
-            if shortage.bytes() == 0 {
-                return Ok(());
+            match turn {
+                (shortage, _) if shortage.bytes() == 0 => return Ok(()),
+                (shortage, Ok(Some(on_duty))) => break (on_duty, shortage),
+                (_, Ok(None)) if Instant::now() < until => sleep(TURN_LOOK).await,
+                (shortage, Ok(None)) => return Err(no_room(shortage)),
+                (shortage, Err(error)) => {
+                    tracing::debug!(%error, source = %error.source, "no room without the index");
+                    return Err(no_room(shortage));
+                }
             }
-            match self.turn().await {
-                Some(on_duty) => break (on_duty, self.shortage(false).await),
-                None if Instant::now() < until => sleep(TURN_LOOK).await,
-                None => return Err(no_room(shortage)),
-            }
+            turn = on_its_own_account(self.turn_if_short()).await;
         };
         for _ in 0..ROUNDS_MAX {
             if shortage.bytes() == 0 {
@@ -419,37 +421,42 @@ impl Room {
         if shortage.of_quota == 0 { Ok(()) } else { Err(no_room(shortage)) }
     }
 
-    /// The right to evict, with what fellows tell by then; `None` while a fellow has it, or nobody
-    /// knows.
-    async fn turn(&self) -> Option<OnDuty> {
-        match self.duties.take(Duty::Evict, "").await {
-            Ok(Some(on_duty)) => {
-                self.sharers.look().await;
-                Some(on_duty)
-            }
-            Ok(None) => None,
-            Err(error) => {
-                tracing::debug!(%error, source = %error.source, "no room without the index");
-                None
-            }
+    /// What is missing, also after what a fellow freed meanwhile, and the right to evict it; `None`
+    /// while a fellow has that.
+    async fn turn_if_short(&self) -> (Shortage, Result<Option<OnDuty>, IndexError>) {
+        let shortage = self.shortage(false).await;
+        if shortage.bytes() == 0 {
+            return (shortage, Ok(None));
+        }
+        match self.turn().await {
+            Ok(Some(on_duty)) => (self.shortage(false).await, Ok(Some(on_duty))),
+            no_turn => (shortage, no_turn),
         }
     }
 
+    /// The right to evict, with what fellows tell by then; `None` while a fellow has it.
+    async fn turn(&self) -> Result<Option<OnDuty>, IndexError> {
+        let taken = self.duties.take(Duty::Evict, "").await?;
+        if taken.is_some() {
+            self.sharers.look().await;
+        }
+        Ok(taken)
+    }
+
     /// Frees `bytes` on the volume, or waits until a fellow has freed what it needs: then there may be
-    /// enough. Whether it is worth another try.
+    /// enough. Whether it is worth another try; it is not where the index can not be asked.
     async fn free_in_turn(&self, bytes: u64) -> bool {
         let Ok(_alone) = self.alone().await else { return false };
-        if let Some(on_duty) = self.turn().await {
-            return self.free(bytes, true, &on_duty).await;
+        let mut turn = self.turn().await;
+        if let Ok(Some(on_duty)) = &turn {
+            return self.free(bytes, true, on_duty).await;
         }
         let until = Instant::now() + TURN_PATIENCE;
-        while Instant::now() < until {
+        while matches!(turn, Ok(None)) && Instant::now() < until {
             sleep(TURN_LOOK).await;
-            if self.turn().await.is_some() {
-                return true;
-            }
+            turn = on_its_own_account(self.turn()).await;
         }
-        false
+        matches!(turn, Ok(Some(_)))
     }
 
     /// Does again what the volume had no room for, as long as room can be made.
@@ -575,6 +582,11 @@ impl Room {
     fn promised(&self) -> Promised {
         *lock(&self.promised)
     }
+}
+
+/// Who polls while a fellow evicts would use up what a request may wait for the index, which is well.
+async fn on_its_own_account<F: Future>(polling: F) -> F::Output {
+    budget::for_at_most(budget::of_a_request(), polling).await
 }
 
 /// Who waits for an eviction may leave, but what is gone from the volume is to be forgotten.

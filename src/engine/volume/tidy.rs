@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::engine::Engine;
 use crate::engine::duties::{Duties, Duty};
@@ -21,6 +21,12 @@ use crate::index::{Index, IndexError};
 const ROOM_EVERY: Duration = Duration::from_secs(1);
 /// For how long the volume is left alone when blobs could not be removed.
 const ROOM_PAUSE: Duration = Duration::from_secs(30);
+/// How often volumes are forgotten that are lost.
+const LOST_EVERY: Duration = Duration::from_hours(24);
+/// After how long it is tried again where that failed.
+const LOST_PAUSE: Duration = Duration::from_mins(1);
+/// Their blobs that are forgotten at once, between two looks at the room.
+const LOST_STEP: usize = 2000;
 /// How often uses are told: what a crash loses of them is no loss.
 const USES_EVERY: Duration = Duration::from_secs(3);
 /// How often it is looked up whether another process learnt something: a client that was told of a
@@ -97,14 +103,30 @@ impl Tidying {
     async fn keep_room_on(&self, mut sureness: Sureness) -> Infallible {
         // Who kept it before may have had other pins.
         note(self.index.unpin().await);
+        let mut forget_at = Instant::now();
         loop {
             sureness.wait().await;
+            if Instant::now() >= forget_at {
+                forget_at = Instant::now() + self.forget_lost_volumes().await;
+            }
             match self.room.make_ahead().await {
                 Ok(()) => sleep(ROOM_EVERY).await,
                 Err(error) => {
                     tracing::warn!(%error, "could not keep room free");
                     sleep(ROOM_PAUSE).await;
                 }
+            }
+        }
+    }
+
+    /// Some of what lay on volumes that are lost; until when there is nothing more to do.
+    async fn forget_lost_volumes(&self) -> Duration {
+        match self.index.forget_lost_volumes(LOST_STEP).await {
+            Ok(true) => LOST_EVERY,
+            Ok(false) => Duration::ZERO,
+            Err(error) => {
+                tracing::debug!(%error, source = %error.source, "lost volumes stay for now");
+                LOST_PAUSE
             }
         }
     }

@@ -36,6 +36,8 @@ use crate::telemetry::metrics::Metrics;
 
 /// How often a server that is away is looked after: as long as apt waits before it tries again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// For how long a server whose disk is full is not written to.
+const FULL_FOR: Duration = Duration::from_secs(15);
 /// Connections that are opened ahead of need.
 const WARM_MAX: usize = 8;
 /// How often a call is tried where others were in its way: deadlocks, which the order of locks should
@@ -176,10 +178,13 @@ impl Trouble {
         matches!(self, Self::Database(error) if error.code().is_some_and(|code| codes.contains(code)))
     }
 
-    /// Whether the server reads, but does not write: a standby, one that was told so, or one whose disk
-    /// is full.
-    fn is_refused_write(&self) -> bool {
-        self.is_of(&[SqlState::READ_ONLY_SQL_TRANSACTION, SqlState::DISK_FULL])
+    /// For how long at least the server reads, but does not write: it tells by itself whether it is a
+    /// standby, or was told so, but not whether its disk is full.
+    fn refused_write(&self) -> Option<Duration> {
+        if self.is_of(&[SqlState::DISK_FULL]) {
+            return Some(FULL_FOR);
+        }
+        self.is_of(&[SqlState::READ_ONLY_SQL_TRANSACTION]).then_some(Duration::ZERO)
     }
 
     /// Whether the schema may have changed under us.
@@ -420,17 +425,22 @@ impl Calls {
     /// What begins a transaction. The server gives up its statements soon after nobody waits for them
     /// any more: an order to stop them, sent when that is so, is lost on a pooler.
     pub(super) fn beginning(&self) -> String {
-        let patience = Budget::current().map_or(self.link.patience, |budget| budget.left());
-        let millis = (patience + GIVE_UP_AFTER).as_millis();
-        let silence = SILENCE_MAX.as_millis();
-        format!(
-            "BEGIN; SET LOCAL statement_timeout = {millis}; \
-             SET LOCAL idle_in_transaction_session_timeout = {silence}"
-        )
+        self.link.beginning()
     }
 
     fn note(&self, trouble: Option<&Trouble>) {
         let link = &self.link;
+        if let Some((refused, time)) =
+            trouble.and_then(|trouble| Some((trouble, trouble.refused_write()?)))
+        {
+            link.health.refuses_writes(&refused.to_string(), time);
+            if link.has_several_hosts {
+                // Another may be the one that writes.
+                link.pool.retain(|_, _| false);
+            }
+            Link::look_after(link, LOOK_EVERY);
+            return;
+        }
         match trouble {
             // It may have waited for a lock; or for a server that is gone.
             Some(Trouble::Late(_)) => Link::look_after(link, Duration::ZERO),
@@ -438,16 +448,12 @@ impl Calls {
             Some(Trouble::NoConnection(_)) if link.pool.status().size > 0 => {
                 Link::look_after(link, Duration::ZERO);
             }
+            // It may be one connection that broke: the server is asked, on another.
+            Some(outage) if outage.is_outage() && link.pool.status().size > 1 => {
+                Link::look_after(link, Duration::ZERO);
+            }
             Some(outage) if outage.is_outage() => {
                 link.health.found(Condition::AWAY, &outage.to_string());
-                Link::look_after(link, LOOK_EVERY);
-            }
-            Some(refused) if refused.is_refused_write() => {
-                link.health.refuses_writes(&refused.to_string());
-                if link.has_several_hosts {
-                    // Another may be the one that writes.
-                    link.pool.retain(|_, _| false);
-                }
                 Link::look_after(link, LOOK_EVERY);
             }
             Some(of_schema) if of_schema.is_of_schema() => {
@@ -480,6 +486,16 @@ impl Link {
         }
     }
 
+    fn beginning(&self) -> String {
+        let patience = Budget::current().map_or(self.patience, |budget| budget.left());
+        let millis = (patience + GIVE_UP_AFTER).as_millis();
+        let silence = SILENCE_MAX.as_millis();
+        format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = {millis}; \
+             SET LOCAL idle_in_transaction_session_timeout = {silence}"
+        )
+    }
+
     /// How the server is, and why.
     async fn condition(&self) -> (Condition, String) {
         let late = || Trouble::Late(self.patience);
@@ -487,9 +503,10 @@ impl Link {
         let found = match connecting.unwrap_or_else(|_elapsed| Err(late())) {
             Err(trouble) => Err(trouble),
             Ok(connection) => {
+                let beginning = self.beginning();
+                let question = format!("{beginning}; SHOW transaction_read_only; COMMIT");
                 let begun = Instant::now();
-                let asking = connection.simple_query("SHOW transaction_read_only");
-                match timeout(self.patience, asking).await {
+                match timeout(self.patience, connection.simple_query(&question)).await {
                     Ok(Ok(said)) => {
                         connection.give_back();
                         Ok((says_on(&said), begun.elapsed()))
@@ -524,9 +541,10 @@ impl Link {
         let object = got.map_err(Trouble::NoConnection)?;
         let connection = Connection { object: Some(object) };
         if !self.schema_is_right.load(Ordering::Relaxed) {
-            match schema::check(&connection).await {
+            let begin = &self.beginning();
+            match schema::check(&connection, begin).await {
                 Ok(Ok(())) => {
-                    volumes::register(&connection, &self.volume).await?;
+                    volumes::register(&connection, begin, &self.volume).await?;
                     self.schema_is_right.store(true, Ordering::Relaxed);
                 }
                 Ok(Err(mismatch)) => {
@@ -552,11 +570,11 @@ impl Watch {
             // Connections to a server that stays away are no good when it is back: it may be another.
             link.pool.retain(|_, _| false);
         }
-        if condition == Condition::default() && link.health.trouble().is_some() {
+        if condition == Condition::default() && link.health.is_about_to_be_well() {
             Link::warm_up(&link).await;
         }
         link.health.found(condition, &why);
-        condition != Condition::default()
+        link.health.trouble().is_some()
     }
 }
 

@@ -7,7 +7,7 @@ use tokio_postgres::types::Type;
 
 use crate::index::postgres::calls::{Calls, Purpose, Statement, Trouble};
 use crate::index::postgres::rows::{column, corrupt, limit_of, signed, unsigned};
-use crate::index::{DAY, ERRANDS_MAX, Errand, IndexError};
+use crate::index::{DAY, ERRAND_TERM, ERRANDS_MAX, Errand, IndexError};
 
 /// Locked in the order of packages.
 pub(super) async fn add(calls: &Calls, errands: &[Errand], now: i64) -> Result<(), IndexError> {
@@ -20,9 +20,10 @@ pub(super) async fn add(calls: &Calls, errands: &[Errand], now: i64) -> Result<(
     let failed: Vec<bool> = errands.values().map(|errand| errand.has_failed).collect();
     let replaced = Statement {
         sql: "WITH gone AS MATERIALIZED (
-                  SELECT package FROM errands WHERE package = ANY($1) ORDER BY package FOR UPDATE)
+                  SELECT package FROM errands WHERE package = ANY($1) OR added_at < $2
+                  ORDER BY package FOR UPDATE)
               DELETE FROM errands USING gone WHERE errands.package = gone.package",
-        parameters: &[(&packages, Type::TEXT_ARRAY)],
+        parameters: &[(&packages, Type::TEXT_ARRAY), (&(now - ERRAND_TERM), Type::INT8)],
     };
     let added = Statement {
         sql: "INSERT INTO errands (package, key, size, has_failed, added_at)

@@ -3,6 +3,7 @@
 
 use std::error::Error;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// How far the server can be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,8 +46,16 @@ pub(super) struct Health(Mutex<State>);
 #[derive(Default)]
 struct State {
     condition: Condition,
+    /// Until when writes are not tried, whatever the server says of itself.
+    full_until: Option<Instant>,
     /// Whether somebody looks after it.
     is_looked_after: bool,
+}
+
+impl State {
+    fn is_full(&self) -> bool {
+        self.full_until.is_some_and(|until| Instant::now() < until)
+    }
 }
 
 impl Health {
@@ -73,10 +82,16 @@ impl Health {
 
     /// The server is as it was just found, at which it was looked since `why`. Said once.
     pub(super) fn found(&self, condition: Condition, why: &str) {
-        let before = std::mem::replace(&mut self.state().condition, condition);
-        if before == condition {
-            return;
-        }
+        let condition = {
+            let mut state = self.state();
+            let is_read_only =
+                condition.is_read_only || (condition.reach != Reach::Away && state.is_full());
+            let condition = Condition { is_read_only, ..condition };
+            if std::mem::replace(&mut state.condition, condition) == condition {
+                return;
+            }
+            condition
+        };
         if let Some(trouble) = condition.trouble() {
             tracing::warn!(reason = why, "{trouble}: going on without it until it is back");
         } else {
@@ -92,9 +107,19 @@ impl Health {
         }
     }
 
-    /// A write was refused since the server takes none.
-    pub(super) fn refuses_writes(&self, why: &str) {
-        let condition = self.state().condition;
+    /// Whether there is trouble that a good answer of the server ends.
+    pub(super) fn is_about_to_be_well(&self) -> bool {
+        let state = self.state();
+        state.condition.trouble().is_some() && !state.is_full()
+    }
+
+    /// A write was refused since the server takes none; nor will it, for some `time` at least.
+    pub(super) fn refuses_writes(&self, why: &str, time: Duration) {
+        let condition = {
+            let mut state = self.state();
+            state.full_until = state.full_until.max(Some(Instant::now() + time));
+            state.condition
+        };
         if condition.reach != Reach::Away {
             self.found(Condition { is_read_only: true, ..condition }, why);
         }
@@ -141,17 +166,28 @@ mod tests {
             all.map(|(only_reads, client_waits)| health.admits(only_reads, client_waits))
         };
         assert_eq!((admitted(&health), health.trouble()), ([true; 4], None));
-        health.refuses_writes("told so");
+        health.refuses_writes("told so", Duration::ZERO);
         assert_eq!(admitted(&health), [true, true, false, false]);
         health.is_late("200ms");
         assert_eq!(admitted(&health), [false, true, false, false]);
         assert_eq!(health.trouble(), Some("PostgreSQL is too slow"));
         health.found(Condition::AWAY, "gone");
         health.is_late("200ms");
-        health.refuses_writes("told so");
+        health.refuses_writes("told so", Duration::ZERO);
         assert_eq!(admitted(&health), [false; 4]);
         health.found(Condition::default(), "");
         assert_eq!((admitted(&health), health.trouble()), ([true; 4], None));
+    }
+
+    #[test]
+    fn a_full_disk_is_not_written_to_for_a_while() {
+        let health = Health::default();
+        health.refuses_writes("no space left", Duration::from_secs(3600));
+        health.found(Condition::default(), "");
+        assert!(!health.admits(false, false) && health.admits(true, true));
+        assert_eq!(health.trouble(), Some("PostgreSQL takes no writes"));
+        health.found(Condition::AWAY, "gone");
+        assert!(!health.admits(true, true));
     }
 
     #[test]

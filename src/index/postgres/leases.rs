@@ -20,7 +20,7 @@ pub(super) async fn take(
     owner: &str,
     term: Duration,
 ) -> Result<Taken, IndexError> {
-    let purpose = Purpose::write("take a lease");
+    let purpose = Purpose::write("take a lease").urgent();
     let rows = calls
         .rows(
             purpose,
@@ -83,7 +83,7 @@ pub(super) async fn renew(
 
 /// That somebody looked is noted once a second, and not where a row is being renewed.
 pub(super) async fn holdings(calls: &Calls, names: &[String]) -> Result<Vec<Holding>, IndexError> {
-    let purpose = Purpose::read("look at leases");
+    let purpose = Purpose::read("look at leases").urgent();
     let rows = calls
         .rows(
             purpose,

@@ -325,6 +325,10 @@ impl Index for PostgresIndex {
         &self.calls.own().identity
     }
 
+    async fn forget_lost_volumes(&self, limit: usize) -> Result<bool, IndexError> {
+        volumes::forget_lost(&self.calls, limit).await
+    }
+
     async fn holders(&self, blob: &Sha256) -> Result<Holders, IndexError> {
         volumes::holders(&self.calls, blob).await
     }

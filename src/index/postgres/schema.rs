@@ -3,7 +3,9 @@
 
 use std::error::Error;
 use std::fmt;
+use std::time::Duration;
 
+use postgres::IsolationLevel;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
@@ -48,6 +50,12 @@ pub const MIGRATIONS: [Migration; 9] = [
 
 /// Held while the schema changes: ASCII for `aptmesh` and a number.
 const MIGRATING: i64 = 0x6170_746d_6573_6801;
+
+/// How often a step is tried again that waited for who uses its tables: it is not to wait for long, since
+/// all who come after it wait for it.
+const WAITS_MAX: u32 = 60;
+/// How long the others have until then.
+const WAIT: Duration = Duration::from_secs(1);
 
 /// The oldest program, told by its own schema's version, that works with the schema as this one leaves
 /// it: replicas of two versions run side by side while a site is upgraded. A step that takes away, or
@@ -119,15 +127,24 @@ impl fmt::Display for SchemaMismatch {
 
 impl Error for SchemaMismatch {}
 
-/// Whether the schema is one that this program works with.
+/// Whether the schema is one that this program works with, in a transaction of its own.
 pub(super) async fn check(
     client: &Client,
+    begin: &str,
 ) -> Result<Result<(), SchemaMismatch>, tokio_postgres::Error> {
-    let found = match client.simple_query(VERSION).await {
+    let (opened, said, ended) = futures_util::future::join3(
+        client.batch_execute(begin),
+        client.simple_query(VERSION),
+        client.batch_execute("COMMIT"),
+    )
+    .await;
+    opened?;
+    let found = match said {
         Ok(messages) => Found::read(&messages),
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => Found::default(),
         Err(error) => return Err(error),
     };
+    ended?;
     Ok(found.ensure())
 }
 
@@ -153,10 +170,19 @@ pub fn migrate(config: &Config) -> Result<Vec<&'static str>, IndexError> {
     let migrated = || -> Result<Vec<&'static str>, Fault> {
         let mut client = connect(config)?;
         let mut taken = Vec::new();
-        while let Some(step) = migrate_once(&mut client)? {
-            taken.push(step);
+        let mut waits = 0;
+        loop {
+            match migrate_once(&mut client) {
+                Ok(Some(step)) => taken.push(step),
+                Ok(None) => return Ok(taken),
+                Err(fault) if is_in_the_way(&fault) && waits < WAITS_MAX => {
+                    waits += 1;
+                    // Those who queued behind the step get their turn.
+                    std::thread::sleep(WAIT);
+                }
+                Err(fault) => return Err(fault),
+            }
         }
-        Ok(taken)
     };
     migrated().map_err(|source| IndexError { operation: "migrate the database", source })
 }
@@ -168,18 +194,32 @@ fn connect(config: &Config) -> Result<postgres::Client, Fault> {
     Ok(server.connect(tls::connector(config)?)?)
 }
 
+/// Whether others used what the step changes for too long.
+fn is_in_the_way(fault: &Fault) -> bool {
+    let error = fault.downcast_ref::<postgres::Error>();
+    error.is_some_and(|error| error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
+}
+
 /// The name of the step that was taken; `None`: there is none left.
 fn migrate_once(client: &mut postgres::Client) -> Result<Option<&'static str>, Fault> {
-    let mut transaction = client.transaction()?;
+    let mut transaction =
+        client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start()?;
     transaction.batch_execute(&format!("SELECT pg_advisory_xact_lock({MIGRATING})"))?;
     transaction.batch_execute(
         "SET LOCAL client_min_messages = warning;
+         SET LOCAL lock_timeout = '2s';
          CREATE TABLE IF NOT EXISTS schema_versions (
              version    INTEGER PRIMARY KEY,
              name       TEXT NOT NULL,
              applied_at TIMESTAMPTZ NOT NULL DEFAULT now()
          );
-         ALTER TABLE schema_versions ADD COLUMN IF NOT EXISTS works_from INTEGER",
+         DO $$ BEGIN
+             IF NOT EXISTS (SELECT 1 FROM pg_attribute
+                            WHERE attrelid = 'schema_versions'::REGCLASS
+                                AND attname = 'works_from' AND NOT attisdropped) THEN
+                 ALTER TABLE schema_versions ADD COLUMN works_from INTEGER;
+             END IF;
+         END $$",
     )?;
     let found = Found::read(&transaction.simple_query(VERSION)?);
     let Some(migration) = MIGRATIONS.get(found.version) else {

@@ -4,9 +4,9 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
 use crate::content::digest::Sha256;
-use crate::index::postgres::calls::{Calls, Purpose, Statement, Trouble};
-use crate::index::postgres::rows::{column, corrupt, unsigned};
-use crate::index::{FELLOWS_MAX, Holders, IndexError, Presence, Site};
+use crate::index::postgres::calls::{Calls, Parameter, Purpose, Statement, Trouble};
+use crate::index::postgres::rows::{column, corrupt, limit_of, unsigned};
+use crate::index::{FELLOWS_MAX, Holders, IndexError, LOST_AFTER, Presence, Site};
 
 /// Who has said nothing for longer is not asked.
 const SILENT_SECONDS: f64 = 15.0;
@@ -28,7 +28,7 @@ impl Own {
 
     /// Makes it known to the database, for its first process. What was stored before volumes were told
     /// apart lies on the one whose process comes first.
-    fn registered(&self) -> [String; 2] {
+    fn registered(&self) -> [String; 3] {
         let Self { identity, id } = self;
         [
             format!(
@@ -38,14 +38,28 @@ impl Own {
                 "INSERT INTO volumes (identity) SELECT '{identity}' WHERE {id} IS NULL
                  ON CONFLICT (identity) DO NOTHING"
             ),
+            format!(
+                "UPDATE volumes SET seen_at = now()
+                 WHERE id = {id} AND seen_at < now() - interval '1 hour'"
+            ),
         ]
     }
 }
 
 /// Before a process's first call. A database that can not be written is read all the same.
-pub(super) async fn register(client: &Client, own: &Own) -> Result<(), tokio_postgres::Error> {
+pub(super) async fn register(
+    client: &Client,
+    begin: &str,
+    own: &Own,
+) -> Result<(), tokio_postgres::Error> {
     let statements = own.registered().join(";");
-    match client.batch_execute(&statements).await {
+    let (opened, registered, ended) = futures_util::future::join3(
+        client.batch_execute(begin),
+        client.batch_execute(&statements),
+        client.batch_execute("COMMIT"),
+    )
+    .await;
+    match opened.and(registered).and(ended) {
         Err(error) if error.code().is_some() => {
             tracing::debug!(%error, "the database does not take the volume");
             Ok(())
@@ -57,10 +71,7 @@ pub(super) async fn register(client: &Client, own: &Own) -> Result<(), tokio_pos
 pub(super) async fn meet(calls: &Calls, here: &Presence) -> Result<Option<Site>, IndexError> {
     let purpose = Purpose::write("meet the fellows");
     let own = calls.volume();
-    let [claim, insert] = calls.own().registered();
-    let seen = format!(
-        "UPDATE volumes SET seen_at = now() WHERE id = {own} AND seen_at < now() - interval '1 hour'"
-    );
+    let [claim, insert, seen] = calls.own().registered();
     let present = format!(
         "INSERT INTO fellows (url, process, volume, seen_at)
          SELECT $1, $2, id, clock_timestamp() FROM volumes WHERE id = {own} AND $1 IS NOT NULL
@@ -112,14 +123,87 @@ pub(super) async fn part(calls: &Calls, here: &Presence) -> Result<(), IndexErro
         .map(drop)
 }
 
-/// In whatever order, so that all of them are asked in turn.
+/// Volumes that are lost: `$1` is [`LOST_AFTER`].
+fn lost(own: &str) -> String {
+    format!(
+        "SELECT id FROM volumes WHERE identity IS NOT NULL AND id <> {own}
+             AND seen_at < clock_timestamp() - make_interval(secs => $1)"
+    )
+}
+
+/// As blobs are forgotten that are gone; then the files, then the volumes that have nothing left.
+pub(super) async fn forget_lost(calls: &Calls, limit: usize) -> Result<bool, IndexError> {
+    let purpose = Purpose::write("forget lost volumes");
+    let lost = lost(calls.volume());
+    let blobs = format!(
+        "WITH lost AS MATERIALIZED ({lost} ORDER BY id),
+        chosen AS MATERIALIZED (
+            SELECT digest, volume FROM blobs WHERE volume = (
+                SELECT id FROM lost
+                WHERE EXISTS (SELECT 1 FROM blobs WHERE volume = id) ORDER BY id LIMIT 1)
+            LIMIT $2),
+        names AS MATERIALIZED (
+            SELECT key FROM resources JOIN chosen ON chosen.digest = resources.blob
+            WHERE NOT EXISTS (
+                SELECT 1 FROM blobs
+                WHERE blobs.digest = resources.blob AND blobs.volume <> chosen.volume)
+            ORDER BY key FOR UPDATE OF resources),
+        locked AS MATERIALIZED (
+            SELECT blobs.digest, blobs.volume FROM blobs JOIN chosen
+                ON blobs.digest = chosen.digest AND blobs.volume = chosen.volume
+            ORDER BY blobs.digest FOR UPDATE OF blobs),
+        forgotten AS (
+            DELETE FROM blobs USING locked
+            WHERE blobs.digest = locked.digest AND blobs.volume = locked.volume
+            RETURNING blobs.volume, blobs.size),
+        counted AS (
+            UPDATE volumes SET blobs = blobs - gone.number, bytes = bytes - gone.sum
+            FROM (SELECT volume, count(*) AS number, sum(size)::BIGINT AS sum
+                  FROM forgotten GROUP BY volume) AS gone
+            WHERE volumes.id = gone.volume)
+        DELETE FROM resources USING names WHERE resources.key = names.key"
+    );
+    let files = format!(
+        "WITH gone AS MATERIALIZED (
+             SELECT volume, path FROM files WHERE volume IN ({lost})
+             ORDER BY volume, path LIMIT $2 FOR UPDATE)
+         DELETE FROM files USING gone WHERE files.volume = gone.volume AND files.path = gone.path"
+    );
+    let volumes = format!(
+        "WITH empty AS MATERIALIZED (
+             SELECT id FROM volumes WHERE id IN ({lost})
+                 AND NOT EXISTS (SELECT 1 FROM blobs WHERE volume = volumes.id)
+                 AND NOT EXISTS (SELECT 1 FROM files WHERE volume = volumes.id)
+             ORDER BY id FOR UPDATE)
+         DELETE FROM volumes USING empty WHERE volumes.id = empty.id"
+    );
+    let left = format!("SELECT EXISTS ({lost})");
+    let seconds = LOST_AFTER.as_secs_f64();
+    let after: Parameter<'_> = (&seconds, Type::FLOAT8);
+    let limit = limit_of(limit);
+    let bounded = [after.clone(), (&limit, Type::INT8)];
+    let after = [after];
+    let statements = [
+        Statement { sql: &blobs, parameters: &bounded },
+        Statement { sql: &files, parameters: &bounded },
+        Statement { sql: &volumes, parameters: &after },
+        Statement { sql: &left, parameters: &after },
+    ];
+    let rows = calls.rows_of_last(purpose, &statements).await?;
+    let row = rows.first().ok_or(Trouble::Corrupt("no answer")).map_err(corrupt(purpose))?;
+    column::<bool>(row, 0).map(|are_left| !are_left).map_err(corrupt(purpose))
+}
+
+/// Those that can be asked first, in whatever order, so that all of them are asked in turn.
 pub(super) async fn holders(calls: &Calls, blob: &Sha256) -> Result<Holders, IndexError> {
     let purpose = Purpose::read("look up who holds a blob");
     let sql = format!(
-        "SELECT blobs.volume = {own}, size, url
-         FROM blobs LEFT JOIN fellows ON fellows.volume = blobs.volume AND blobs.volume <> {own}
+        "SELECT blobs.volume = {own}, blobs.size, url
+         FROM blobs JOIN volumes ON volumes.id = blobs.volume AND (blobs.volume = {own}
+             OR volumes.seen_at > clock_timestamp() - make_interval(secs => $4))
+         LEFT JOIN fellows ON fellows.volume = blobs.volume AND blobs.volume <> {own}
              AND fellows.seen_at > clock_timestamp() - make_interval(secs => $2)
-         WHERE digest = $1 ORDER BY blobs.volume = {own} DESC, random() LIMIT $3",
+         WHERE digest = $1 ORDER BY blobs.volume = {own} DESC, url IS NULL, random() LIMIT $3",
         own = calls.volume()
     );
     let limit = i64::try_from(FELLOWS_MAX).unwrap_or(i64::MAX).saturating_add(1);
@@ -131,6 +215,7 @@ pub(super) async fn holders(calls: &Calls, blob: &Sha256) -> Result<Holders, Ind
                 (&blob.as_bytes().as_slice(), Type::BYTEA),
                 (&SILENT_SECONDS, Type::FLOAT8),
                 (&limit, Type::INT8),
+                (&LOST_AFTER.as_secs_f64(), Type::FLOAT8),
             ],
         )
         .await?;

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use crate::index::sqlite::{signed, unsigned};
-use crate::index::{DAY, ERRANDS_MAX, Errand};
+use crate::index::{DAY, ERRAND_TERM, ERRANDS_MAX, Errand};
 
 /// One transaction for all.
 pub(super) fn add(
@@ -12,6 +12,7 @@ pub(super) fn add(
     now: i64,
 ) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
+    transaction.execute("DELETE FROM errands WHERE added_at < ?1", [now - ERRAND_TERM])?;
     {
         let mut replace = transaction.prepare_cached("DELETE FROM errands WHERE package = ?1")?;
         let mut add = transaction.prepare_cached(
