@@ -101,7 +101,8 @@ mod tests {
             spend();
             waited_for(async { spend() }).await;
             let inherited = inherited(async { Budget::current().unwrap().left() });
-            assert_eq!(tokio::spawn(inherited).await.unwrap(), Duration::ZERO);
+            let tasks = tokio_util::task::TaskTracker::new();
+            assert_eq!(tasks.spawn(inherited).await.unwrap(), Duration::ZERO);
             let minute = Duration::from_secs(60);
             let other = for_at_most(minute, async { Budget::current().unwrap().left() });
             assert_eq!(other.await, minute);
