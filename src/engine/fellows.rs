@@ -20,7 +20,7 @@ use crate::engine::flight::writer::{Stopped, Writer};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::{Content, Outcome, Served};
 use crate::engine::plan::Freshness;
-use crate::engine::volume::room::Staged;
+use crate::engine::volume::promise::Staged;
 use crate::engine::{Ask, Engine, Sharing, without_index};
 use crate::index::{Entry, Expectation, Index, Presence, budget};
 use crate::store::{COMMIT_PATIENCE, StoreError};

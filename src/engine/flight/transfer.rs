@@ -20,7 +20,7 @@ use crate::engine::leases::Tenure;
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::{Failure, Meta};
 use crate::engine::suites::admission::{Admission, RELEASE_BUDGET, RELEASE_MAX};
-use crate::engine::volume::room::Staged;
+use crate::engine::volume::promise::Staged;
 use crate::index::{Entry, Expectation, budget};
 use crate::mirror::{Answer, Framing, HEAD_BUDGET, MirrorError, Question};
 use crate::store::{COMMIT_PATIENCE, StoreError};

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use crate::content::digest::{Hasher, Verdict};
 use crate::engine::flight::{Arriving, Flight, Progress};
-use crate::engine::volume::room::Staged;
+use crate::engine::volume::promise::Staged;
 use crate::index::budget;
 use crate::store::{StoreError, WRITE_PATIENCE};
 

@@ -18,7 +18,7 @@ use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::Failure;
 use crate::engine::suites::judge::{Case, Judgement};
 use crate::engine::suites::{Generation, bytes_of, signature_url};
-use crate::engine::volume::room::Staged;
+use crate::engine::volume::promise::Staged;
 use crate::index::Entry;
 use crate::mirror::{Body, Question};
 use crate::store::{Blob, StoreError, WRITE_PATIENCE};

@@ -19,9 +19,10 @@ use crate::engine::volume::adopt::Unadopted;
 use crate::engine::volume::evict::{EvictError, Evictor, Mode};
 use crate::engine::volume::limits::{Limits, MinFree, Promised, Shortage, shortage};
 use crate::engine::volume::pins::Pin;
+use crate::engine::volume::promise::STEP;
 use crate::engine::volume::sharers::{Sharers, Told};
 use crate::index::{Index, IndexError, Volume, budget};
-use crate::store::{Space, Stage, Store, StoreError, StoreErrorKind, WRITE_PATIENCE, set_aside};
+use crate::store::{Space, Store, StoreError, StoreErrorKind, WRITE_PATIENCE};
 use crate::telemetry::metrics::Metrics;
 
 /// For how long room is waited for that was freed and is not there: who has a removed file open keeps
@@ -42,11 +43,6 @@ const LOCK_STEP: Duration = Duration::from_millis(100);
 const TURN_PATIENCE: Duration = Duration::from_secs(8);
 /// How often it is looked whether it is over.
 const TURN_LOOK: Duration = Duration::from_millis(50);
-/// By how much a body of unknown length is given room, in bytes.
-const STEP: u64 = 256 * 1024;
-/// How much room a body has at most ahead of what has arrived of it, in bytes, where only its mirror
-/// tells its size: nothing more goes for the sake of a claim.
-const CLAIM_AHEAD: u64 = 64 * 1024 * 1024;
 
 /// How much is stored, and what of it whatever comes.
 #[derive(Clone, Debug, Default)]
@@ -63,7 +59,7 @@ pub struct Room {
     store: Arc<Store>,
     evictor: Evictor,
     limits: ArcSwap<Limits>,
-    promised: Mutex<Promised>,
+    pub(super) promised: Mutex<Promised>,
     unadopted: Arc<Unadopted>,
     /// What the index said last, for when it fails.
     volume: Mutex<Volume>,
@@ -71,8 +67,8 @@ pub struct Room {
     /// Held by who evicts, besides the duty: what one frees is not freed again by the next.
     making: tokio::sync::Mutex<()>,
     duties: Arc<Duties>,
-    sharers: Sharers,
-    metrics: RoomMetrics,
+    pub(super) sharers: Sharers,
+    pub(super) metrics: RoomMetrics,
 }
 
 /// What was freed for the volume's sake and has not come back yet, in bytes.
@@ -97,7 +93,7 @@ impl Owed {
     }
 }
 
-struct RoomMetrics {
+pub(super) struct RoomMetrics {
     bytes: IntGauge,
     blobs: IntGauge,
     promised: IntGauge,
@@ -105,7 +101,7 @@ struct RoomMetrics {
     unadopted: IntGauge,
     quota: IntGauge,
     free: IntGauge,
-    refused: IntCounter,
+    pub(super) refused: IntCounter,
 }
 
 impl RoomMetrics {
@@ -219,64 +215,6 @@ impl Room {
         }
     }
 
-    /// Makes room and begins a blob in it; `size` in bytes, where that is sure. To be recorded in
-    /// the index before the promise is dropped.
-    ///
-    /// # Errors
-    /// When there is no room and none can be made, or the volume can not be written; the store's
-    /// health tells from then on.
-    pub async fn stage(self: &Arc<Self>, size: Option<u64>) -> Result<Staged, StoreError> {
-        let staged = self.try_stage(size).await;
-        if let Err(error) = &staged {
-            self.refuse(error);
-        }
-        staged
-    }
-
-    /// The same for a body of which nobody but its mirror says that it has `claim` bytes: there is
-    /// room for the next part of it at any time, and one that can never fit is refused at once.
-    ///
-    /// # Errors
-    /// As those of [`Room::stage`].
-    pub async fn stage_claimed(self: &Arc<Self>, claim: u64) -> Result<Staged, StoreError> {
-        if let Err(error) = self.ensure_possible(claim).await {
-            let error = self.unless_full(error, STEP).await;
-            self.refuse(&error);
-            return Err(error);
-        }
-        let staged = self.stage(Some(claim.min(CLAIM_AHEAD))).await?;
-        Ok(Staged { claim, ..staged })
-    }
-
-    /// Nothing is to go for what would not fit if all of it went.
-    async fn ensure_possible(&self, claim: u64) -> Result<(), StoreError> {
-        let promised = self.promised().and(claim);
-        self.look_at_fellows().await;
-        let known = self.volume().await.bytes;
-        let shortage = self.shortage_of(known, promised, false).await;
-        if shortage.bytes() > known { Err(no_room(shortage)) } else { Ok(()) }
-    }
-
-    async fn try_stage(self: &Arc<Self>, size: Option<u64>) -> Result<Staged, StoreError> {
-        let mut promise = Promise { room: Arc::clone(self), bytes: 0, set_aside: 0 };
-        let needed = size.unwrap_or_default();
-        if let Err(error) = promise.grow_to(needed).await {
-            return Err(self.unless_full(error, STEP).await);
-        }
-        let store = Arc::clone(&self.store);
-        let stage = self.while_full(needed, move || store.stage(size)).await?;
-        promise.is_set_aside();
-        Ok(Staged { stage, promise, claim: 0 })
-    }
-
-    fn refuse(&self, error: &StoreError) {
-        self.metrics.refused.inc();
-        if error.kind == StoreErrorKind::NoRoom {
-            tracing::info!(%error, source = %error.source, "passing a file on without storing it");
-        }
-        self.store.report(error);
-    }
-
     /// Makes room ahead of the need, where no fellow is evicting.
     ///
     /// # Errors
@@ -366,7 +304,7 @@ impl Room {
     }
 
     /// Evicts until all promises can be kept.
-    async fn make(self: &Arc<Self>) -> Result<(), StoreError> {
+    pub(super) async fn make(self: &Arc<Self>) -> Result<(), StoreError> {
         if self.shortage(false).await.bytes() == 0 {
             return Ok(());
         }
@@ -460,7 +398,7 @@ impl Room {
     }
 
     /// Does again what the volume had no room for, as long as room can be made.
-    async fn while_full<T>(
+    pub(super) async fn while_full<T>(
         self: &Arc<Self>,
         bytes: u64,
         attempt: impl Fn() -> Result<T, StoreError> + Clone + Send + 'static,
@@ -526,7 +464,7 @@ impl Room {
     }
 
     /// Where what they tell can matter.
-    async fn look_at_fellows(&self) {
+    pub(super) async fn look_at_fellows(&self) {
         let limits = self.limits();
         if limits.quota.is_some() || limits.min_free != MinFree::Bytes(0) {
             self.sharers.look_now_and_then().await;
@@ -545,7 +483,12 @@ impl Room {
     }
 
     /// `known` to the index, in bytes.
-    async fn shortage_of(&self, known: u64, promised: Promised, with_headroom: bool) -> Shortage {
+    pub(super) async fn shortage_of(
+        &self,
+        known: u64,
+        promised: Promised,
+        with_headroom: bool,
+    ) -> Shortage {
         let promised_by_fellows = self.sharers.told().promised;
         let stored =
             known.saturating_add(self.unadopted.bytes()).saturating_add(promised_by_fellows);
@@ -561,7 +504,7 @@ impl Room {
 
     /// A file for which there is no room says nothing about the volume, unless it has none for a part
     /// of it, of so many bytes, either: then nothing else would fit.
-    async fn unless_full(&self, error: StoreError, part: u64) -> StoreError {
+    pub(super) async fn unless_full(&self, error: StoreError, part: u64) -> StoreError {
         let is_full = self.lacks_for_good(part).await > 0;
         let kind = if is_full { StoreErrorKind::Full } else { error.kind };
         StoreError { kind, ..error }
@@ -579,7 +522,7 @@ impl Room {
         self.store.look(move || store.space()).await.ok()
     }
 
-    fn promised(&self) -> Promised {
+    pub(super) fn promised(&self) -> Promised {
         *lock(&self.promised)
     }
 }
@@ -598,7 +541,7 @@ async fn to_its_end(
     working.await.map_err(StoreError::interrupted)?
 }
 
-fn no_room(shortage: Shortage) -> StoreError {
+pub(super) fn no_room(shortage: Shortage) -> StoreError {
     let bound = if shortage.of_quota > 0 { "store.quota" } else { "store.min_free" };
     let reason = format!("{bound} leaves {} bytes too few", shortage.bytes());
     let source = std::io::Error::other(reason);
@@ -611,109 +554,6 @@ fn out_of_reach(missing: u64) -> StoreError {
     StoreError { kind: StoreErrorKind::Full, operation: "keep to store.min_free", source }
 }
 
-/// Room that one download may count on, given back when dropped.
-pub struct Promise {
-    room: Arc<Room>,
-    bytes: u64,
-    set_aside: u64,
-}
-
-impl Promise {
-    /// # Errors
-    /// When there is no room and none can be made: then nothing is changed.
-    async fn grow_to(&mut self, bytes: u64) -> Result<(), StoreError> {
-        let more = bytes.saturating_sub(self.bytes);
-        let quota = self.room.limits().quota.unwrap_or(u64::MAX);
-        {
-            let by_fellows = self.room.sharers.told().promised;
-            let mut promised = lock(&self.room.promised);
-            let all = promised.all.saturating_add(by_fellows).saturating_add(more);
-            if all > quota || all == u64::MAX {
-                // What others count on can not go.
-                let of_quota = all.saturating_sub(quota).max(1);
-                return Err(no_room(Shortage { of_quota, of_space: 0 }));
-            }
-            *promised = promised.and(more);
-        }
-        self.bytes += more;
-        let made = self.room.make().await;
-        if made.is_err() {
-            self.shrink(more);
-        }
-        made
-    }
-
-    /// The volume knows of all of it now.
-    fn is_set_aside(&mut self) {
-        let mut promised = lock(&self.room.promised);
-        promised.not_set_aside -= self.bytes - self.set_aside;
-        self.set_aside = self.bytes;
-    }
-
-    fn shrink(&mut self, less: u64) {
-        let mut promised = lock(&self.room.promised);
-        promised.all -= less;
-        self.bytes -= less;
-        let not_set_aside = less.min(self.bytes + less - self.set_aside);
-        promised.not_set_aside -= not_set_aside;
-        self.set_aside -= less - not_set_aside;
-    }
-}
-
-impl Drop for Promise {
-    fn drop(&mut self) {
-        self.shrink(self.bytes);
-    }
-}
-
-/// A blob under way, and the room for it.
-pub struct Staged {
-    /// Where it is written.
-    pub stage: Stage,
-    /// To be kept until the blob is recorded.
-    pub promise: Promise,
-    /// The size that its mirror claims and nobody confirms, in bytes.
-    claim: u64,
-}
-
-impl Staged {
-    /// Where it is.
-    pub(in crate::engine) fn store(&self) -> Arc<Store> {
-        self.promise.room.store()
-    }
-
-    /// Makes sure of room for the body up to its byte `end`: its size may not have been known, or
-    /// not been right.
-    ///
-    /// # Errors
-    /// When there is none and none can be made.
-    pub async fn cover(&mut self, end: u64) -> Result<(), StoreError> {
-        if end <= self.promise.bytes {
-            return Ok(());
-        }
-        let covered = self.try_cover(end).await;
-        if covered.is_err() {
-            self.promise.room.metrics.refused.inc();
-        }
-        covered
-    }
-
-    async fn try_cover(&mut self, end: u64) -> Result<(), StoreError> {
-        let ahead = self.claim.min(end.saturating_add(CLAIM_AHEAD));
-        if self.promise.grow_to(ahead.max(end.next_multiple_of(STEP))).await.is_err() {
-            let part = end - self.stage.size();
-            if let Err(error) = self.promise.grow_to(end).await {
-                return Err(self.promise.room.unless_full(error, part).await);
-            }
-        }
-        let (room, stage, bytes) = (&self.promise.room, &self.stage, self.promise.bytes);
-        let file = stage.reader();
-        room.while_full(bytes - stage.size(), move || set_aside(&file, bytes)).await?;
-        self.promise.is_set_aside();
-        Ok(())
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -125,7 +125,7 @@ impl Tidying {
             Ok(true) => LOST_EVERY,
             Ok(false) => Duration::ZERO,
             Err(error) => {
-                tracing::debug!(%error, source = %error.source, "lost volumes stay for now");
+                tracing::debug!(%error, source = %error.source, "lost volumes could not be forgotten: tried again in a minute");
                 LOST_PAUSE
             }
         }

@@ -10,8 +10,9 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::content::digest::Sha256;
-use crate::index::postgres::calls::{Calls, Parameter, Purpose, Statement, Trouble};
+use crate::index::postgres::calls::{Calls, Parameter, Purpose, Statement};
 use crate::index::postgres::rows::{column, corrupt, digest, limit_of, signed, sorted, unsigned};
+use crate::index::postgres::trouble::Trouble;
 use crate::index::{Class, IndexError, NAMES_MAX, Names, ROUND_TRIP, Stored, Use, Volume};
 
 const COLUMNS: &str =

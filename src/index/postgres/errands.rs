@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use crate::index::postgres::calls::{Calls, Purpose, Statement, Trouble};
+use crate::index::postgres::calls::{Calls, Purpose, Statement};
 use crate::index::postgres::rows::{column, corrupt, limit_of, signed, unsigned};
+use crate::index::postgres::trouble::Trouble;
 use crate::index::{DAY, ERRAND_TERM, ERRANDS_MAX, Errand, IndexError};
 
 /// Locked in the order of packages.

@@ -11,8 +11,9 @@ use tokio_postgres::{Client, Row};
 
 use crate::content::digest::{Expected, Sha256};
 use crate::index::postgres::blobs::REFERRED;
-use crate::index::postgres::calls::{Calls, Parameter, Purpose, Statement, Trouble, transact};
+use crate::index::postgres::calls::{Calls, Parameter, Purpose, Statement, transact};
 use crate::index::postgres::rows::{column, corrupt, expectation, limit_of, signed};
+use crate::index::postgres::trouble::Trouble;
 use crate::index::{Change, Expectation, IndexError, Lease, bounds_of};
 
 /// Begins a change of what lists say: who else wants to waits. It is known again soon what a crash of

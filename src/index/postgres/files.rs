@@ -9,8 +9,9 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::content::digest::Sha256;
-use crate::index::postgres::calls::{Calls, Parameter, Purpose, Trouble};
+use crate::index::postgres::calls::{Calls, Parameter, Purpose};
 use crate::index::postgres::rows::{column, corrupt, digest, limit_of, signed, unsigned};
+use crate::index::postgres::trouble::Trouble;
 use crate::index::{BOUNDS, HashedFile, Identity, IndexError};
 
 const COLUMNS: &str = "path, size, modified, changed, inode, digest";

@@ -5,8 +5,9 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use crate::index::postgres::calls::{Calls, Parameter, Purpose, Trouble};
+use crate::index::postgres::calls::{Calls, Parameter, Purpose};
 use crate::index::postgres::rows::{column, corrupt, signed, unsigned};
+use crate::index::postgres::trouble::Trouble;
 use crate::index::{Holding, IndexError, Lease, Renewal, Renewed, Taken, WANTED_SECONDS};
 
 /// Nothing, unless lease `$9` of generation `$10` is held: its next holder waits until what follows

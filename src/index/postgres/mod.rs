@@ -9,10 +9,12 @@ mod gauges;
 mod health;
 mod hosts;
 mod leases;
+mod link;
 mod resources;
 mod rows;
 pub mod schema;
 mod tls;
+mod trouble;
 mod url;
 mod volumes;
 
@@ -22,8 +24,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio_postgres::types::Type;
 
-pub use self::calls::NotAsked;
 use self::calls::{Calls, Purpose};
+pub use self::trouble::NotAsked;
 pub use self::url::Config;
 use crate::content::digest::Sha256;
 use crate::index::{

@@ -10,6 +10,7 @@ use crate::index::postgres::calls::{Calls, Parameter, Purpose, Statement};
 use crate::index::postgres::expectations::{EXPECTED, agreed};
 use crate::index::postgres::leases::FENCE;
 use crate::index::postgres::rows::{column, corrupt, digest, limit_of, signed, unsigned};
+use crate::index::postgres::trouble::Trouble;
 use crate::index::{Entry, Found, IndexError, Lease, ROUND_TRIP, bounds_of};
 
 /// What is known of `$1`.
@@ -215,7 +216,7 @@ pub(super) async fn is_absent(calls: &Calls, key: &str) -> Result<bool, IndexErr
     Ok(!found.is_empty())
 }
 
-fn entry_from(row: &Row) -> Result<Entry, super::calls::Trouble> {
+fn entry_from(row: &Row) -> Result<Entry, Trouble> {
     Ok(Entry {
         blob: digest(row, 0)?,
         size: unsigned(row, 1)?,

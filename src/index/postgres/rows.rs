@@ -4,7 +4,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
 
 use crate::content::digest::{Expected, Sha256};
-use crate::index::postgres::calls::{Purpose, Trouble};
+use crate::index::postgres::calls::Purpose;
+use crate::index::postgres::trouble::Trouble;
 use crate::index::{Expectation, IndexError};
 
 pub(super) fn column<'a, T: FromSql<'a>>(row: &'a Row, at: usize) -> Result<T, Trouble> {

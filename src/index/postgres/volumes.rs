@@ -4,8 +4,9 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
 use crate::content::digest::Sha256;
-use crate::index::postgres::calls::{Calls, Parameter, Purpose, Statement, Trouble};
+use crate::index::postgres::calls::{Calls, Parameter, Purpose, Statement};
 use crate::index::postgres::rows::{column, corrupt, limit_of, unsigned};
+use crate::index::postgres::trouble::Trouble;
 use crate::index::{FELLOWS_MAX, Holders, IndexError, LOST_AFTER, Presence, Site};
 
 /// Who has said nothing for longer is not asked.
