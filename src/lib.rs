@@ -15,6 +15,8 @@ pub mod store;
 
 pub mod engine;
 
+pub mod dht;
+
 pub mod web;
 
 pub mod config;

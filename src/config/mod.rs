@@ -20,7 +20,7 @@ pub use self::sources::{Flags, Sources};
 use crate::archive::groups::Groups;
 use crate::engine::prefetch;
 use crate::telemetry::logs;
-use crate::{engine, index, mirror, store};
+use crate::{dht, engine, index, mirror, store};
 
 /// More connections than one process can serve.
 const CONNECTIONS_MAX: usize = 1_000_000;
@@ -44,6 +44,8 @@ pub struct Config {
     pub engine: engine::Config,
     /// Which mirrors are one archive.
     pub groups: Groups,
+    /// How the node of the swarm's DHT runs.
+    pub dht: dht::Config,
     /// What is logged.
     pub log: logs::Config,
     /// The effective settings, as text by key, in the order of [`KEYS`].
@@ -57,6 +59,8 @@ pub struct Listen {
     pub proxy: Vec<SocketAddr>,
     /// For operators.
     pub admin: SocketAddr,
+    /// For the proxy of the sidecar.
+    pub sidecar: SocketAddr,
     /// Connections at a time, per address.
     pub connections_max: usize,
     /// For how long newcomers are served after it says that it is not ready any more.
@@ -89,6 +93,7 @@ impl Config {
             listen: Listen {
                 proxy: reader.list("listen.proxy"),
                 admin: reader.value("listen.admin"),
+                sidecar: reader.value("listen.sidecar"),
                 connections_max: reader.number("listen.connections", CONNECTIONS_MAX),
                 drain_delay: reader.duration("listen.drain_delay"),
             },
@@ -133,6 +138,19 @@ impl Config {
                 },
                 folders: engine::volume::folders::Config { roots: folders, own: data.clone() },
             },
+            dht: dht::Config {
+                key: reader.swarm_key("swarm.key", "swarm.open"),
+                listen: reader.addresses("listen.dht"),
+                data: data.clone(),
+                seeds: reader.list("swarm.bootstrap"),
+                allow_private: reader.list("swarm.allow_private"),
+                lan: reader.flag("swarm.lan"),
+                announce: reader.flag("swarm.announce"),
+                announce_min_size: reader.size("swarm.announce_min_size"),
+                announce_ttl: reader.some_time("swarm.announce_ttl"),
+                advertise: reader.peer_urls("swarm.advertise"),
+                site: host_name(),
+            },
             store: store::Config { dir: data },
             log: logs::Config {
                 format: reader.log_format("log.format"),
@@ -145,4 +163,9 @@ impl Config {
         };
         if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
     }
+}
+
+/// What people call this machine.
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }

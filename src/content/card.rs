@@ -4,7 +4,7 @@
 //! ```text
 //! 1 byte    version of this format, 1
 //! 32 bytes  Ed25519 public key of the node
-//! 8 bytes   when it was issued, seconds since 1970
+//! 8 bytes   when it was issued, milliseconds since 1970
 //! 8 bytes   generation of the site's have-filter, 0 for none
 //! text      the site's name, for people
 //! 1 byte    number of peer URLs, 4 at most; each a text
@@ -38,7 +38,7 @@ const SIGNATURE: usize = 64;
 pub struct Card {
     /// The node's Ed25519 public key.
     pub node: [u8; 32],
-    /// When it was issued, in seconds since 1970; of two cards of a node, the later one counts.
+    /// When it was issued, in milliseconds since 1970; of two cards of a node, the later one counts.
     pub issued: u64,
     /// The generation of the site's have-filter; 0 if it has none.
     pub filter: u64,
@@ -200,11 +200,14 @@ mod tests {
     fn card() -> Card {
         Card {
             node: [7; 32],
-            issued: 1_700_000_000,
+            issued: 1_700_000_000_000,
             filter: 3,
             site: "Büro".to_owned(),
             urls: vec!["http://192.0.2.1:9979".to_owned(), "https://peer.example.org/".to_owned()],
-            addresses: vec!["192.0.2.1:9980".parse().unwrap(), "[2001:db8::1]:9980".parse().unwrap()],
+            addresses: vec![
+                "192.0.2.1:9980".parse().unwrap(),
+                "[2001:db8::1]:9980".parse().unwrap(),
+            ],
         }
     }
 

@@ -139,11 +139,8 @@ impl Delta {
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let mut reading = Reading(bytes.strip_prefix(DELTA)?);
-        let delta = Self {
-            from: reading.u64()?,
-            to: reading.u64()?,
-            patch: Patch::read(&mut reading)?,
-        };
+        let delta =
+            Self { from: reading.u64()?, to: reading.u64()?, patch: Patch::read(&mut reading)? };
         reading.end()?;
         Some(delta)
     }

@@ -51,9 +51,10 @@ impl Fuse {
     /// Whether `entry` is in it: sometimes yes when it is not, never no when it is.
     pub(super) fn has(&self, entry: u64) -> bool {
         let hash = mix(entry.wrapping_add(self.seed));
-        let found = self.places(hash).iter().try_fold(0, |print, place| {
-            Some(print ^ self.prints.get(*place)?)
-        });
+        let found = self
+            .places(hash)
+            .iter()
+            .try_fold(0, |print, place| Some(print ^ self.prints.get(*place)?));
         found == Some(print_of(hash))
     }
 

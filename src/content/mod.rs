@@ -5,7 +5,7 @@ pub mod card;
 pub mod digest;
 pub mod filter;
 mod fuse;
-mod reading;
 pub mod range;
+mod reading;
 pub mod swarm_key;
 pub mod validators;

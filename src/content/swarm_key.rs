@@ -148,6 +148,9 @@ mod tests {
         let key = SwarmKey::new([0x11; 32]);
         let blob = Sha256::of(b"abc");
         assert_eq!(hex(key.dht_key(&blob).as_bytes()), "8d873d7c0d8830289890da0c45e4eccfc1dc5937");
-        assert_eq!(hex(&key.pre_shared()), "0a05edac4229d921b84ca4396c0dea382ae5830870015771b1d7c0a7100f8e22");
+        assert_eq!(
+            hex(&key.pre_shared()),
+            "0a05edac4229d921b84ca4396c0dea382ae5830870015771b1d7c0a7100f8e22"
+        );
     }
 }

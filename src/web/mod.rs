@@ -12,6 +12,7 @@ mod page;
 pub mod phase;
 pub mod proxy;
 mod reply;
+pub mod sidecar;
 mod tunnel;
 mod wire;
 
