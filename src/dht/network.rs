@@ -101,6 +101,8 @@ fn kademlia(me: PeerId, records: Records) -> kad::Behaviour<Records> {
         .set_kbucket_inserts(BucketInserts::Manual)
         // Records come another way, in bulk, and are confirmed; what comes this way is dropped.
         .set_record_filtering(StoreInserts::FilterBoth)
+        // It complains where there is nobody; the node does it by itself.
+        .set_periodic_bootstrap_interval(None)
         .set_provider_publication_interval(None)
         .set_publication_interval(None)
         .set_replication_interval(None);

@@ -8,11 +8,15 @@
 //! GET  /status, /peers
 //! ```
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::{Buf, BufMut as _};
+use futures_util::{Stream, StreamExt as _};
 use http::StatusCode;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::watch;
 use warp::filters::BoxedFilter;
@@ -26,9 +30,18 @@ use crate::web::admin;
 use crate::web::phase::Phase;
 
 /// Bytes of a request: 40,000 blobs and more.
-const BODY_MAX: u64 = 4 * 1024 * 1024;
+const BODY_MAX: usize = 4 * 1024 * 1024;
 /// For how long a look-up may take when nobody says: longer than a proxy waits.
 const BUDGET: u64 = 150;
+
+/// A request's body, as it arrives.
+trait Body: Stream<Item = Result<Self::Piece, warp::Error>> + Send {
+    type Piece: Buf + Send;
+}
+
+impl<B: Buf + Send, S: Stream<Item = Result<B, warp::Error>> + Send> Body for S {
+    type Piece = B;
+}
 
 /// What the surfaces need to answer.
 pub struct Sidecar {
@@ -73,7 +86,6 @@ impl Sidecar {
     #[must_use]
     pub fn api_routes(self: Arc<Self>) -> BoxedFilter<(Response,)> {
         let me = warp::any().map(move || Arc::clone(&self));
-        let body = || warp::body::content_length_limit(BODY_MAX);
         let look_up = warp::path!("lookup" / String)
             .and(warp::get())
             .and(warp::query())
@@ -81,14 +93,12 @@ impl Sidecar {
             .then(look_up);
         let announce = warp::path!("announce")
             .and(warp::post())
-            .and(body())
-            .and(warp::body::json())
+            .and(warp::body::stream())
             .and(me.clone())
             .then(announce);
         let withdraw = warp::path!("withdraw")
             .and(warp::post())
-            .and(body())
-            .and(warp::body::json())
+            .and(warp::body::stream())
             .and(me.clone())
             .then(withdraw);
         let filter = warp::path!("filter" / u64).and(warp::post()).and(me.clone()).then(set_filter);
@@ -123,7 +133,11 @@ async fn look_up(sha256: String, how: LookUp, sidecar: Arc<Sidecar>) -> Response
     warp::reply::json(&json!({ "peers": found.peers })).into_response()
 }
 
-async fn announce(order: Announce, sidecar: Arc<Sidecar>) -> Response {
+async fn announce(body: impl Body, sidecar: Arc<Sidecar>) -> Response {
+    let order: Announce = match read(body).await {
+        Ok(order) => order,
+        Err(why) => return refusal(StatusCode::BAD_REQUEST, &why),
+    };
     let mut blobs = Vec::with_capacity(order.blobs.len());
     for blob in &order.blobs {
         let Some(digest) = Sha256::from_hex(&blob.sha256) else { return no_digest(&blob.sha256) };
@@ -132,7 +146,11 @@ async fn announce(order: Announce, sidecar: Arc<Sidecar>) -> Response {
     reply(sidecar.dht.announce(&blobs).await)
 }
 
-async fn withdraw(order: Withdraw, sidecar: Arc<Sidecar>) -> Response {
+async fn withdraw(body: impl Body, sidecar: Arc<Sidecar>) -> Response {
+    let order: Withdraw = match read(body).await {
+        Ok(order) => order,
+        Err(why) => return refusal(StatusCode::BAD_REQUEST, &why),
+    };
     let mut blobs = Vec::with_capacity(order.blobs.len());
     for blob in &order.blobs {
         let Some(digest) = Sha256::from_hex(blob) else { return no_digest(blob) };
@@ -163,6 +181,20 @@ async fn readyz(sidecar: Arc<Sidecar>) -> Response {
         Some(_) => refusal(StatusCode::SERVICE_UNAVAILABLE, "no other node found yet\n"),
         None => stopped(),
     }
+}
+
+/// An order, or why it is none.
+async fn read<T: DeserializeOwned>(body: impl Body) -> Result<T, String> {
+    let mut body = pin!(body);
+    let mut bytes = Vec::new();
+    while let Some(piece) = body.next().await {
+        let piece = piece.map_err(|error| format!("{error}\n"))?;
+        bytes.put(piece);
+        if bytes.len() > BODY_MAX {
+            return Err(format!("at most {BODY_MAX} bytes at a time\n"));
+        }
+    }
+    serde_json::from_slice(&bytes).map_err(|error| format!("{error}\n"))
 }
 
 fn reply(answer: Option<impl serde::Serialize>) -> Response {

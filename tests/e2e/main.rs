@@ -4,6 +4,7 @@ mod kit;
 
 mod apt;
 mod consistency;
+mod dht;
 mod durability;
 mod failover;
 mod fleet;

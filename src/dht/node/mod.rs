@@ -38,6 +38,8 @@ use crate::telemetry::metrics::Metrics;
 const TICK: Duration = Duration::from_millis(100);
 /// How often it sweeps its records, counts, and remembers where others are.
 const SWEEP: Duration = Duration::from_secs(5);
+/// How often it looks for nodes close to it, and in the far corners of the swarm.
+const EXPLORE: Duration = Duration::from_mins(5);
 /// How often it writes down where others are.
 const SAVE: Duration = Duration::from_mins(1);
 /// For how long it waits for an address to listen on.
@@ -118,6 +120,7 @@ pub(super) struct Node {
     met_at: Instant,
     swept_at: Instant,
     saved_at: Instant,
+    explored_at: Instant,
 }
 
 impl Node {
@@ -183,6 +186,7 @@ impl Node {
             met_at: now,
             swept_at: now,
             saved_at: now,
+            explored_at: now,
             config,
             identity,
         };
@@ -366,6 +370,11 @@ impl Node {
         if now.duration_since(self.swept_at) >= SWEEP {
             self.swept_at = now;
             self.sweep(now);
+        }
+        if now.duration_since(self.explored_at) >= EXPLORE {
+            self.explored_at = now;
+            // Where there is nobody, there is nothing to explore.
+            self.net.behaviour_mut().kad.bootstrap().ok();
         }
         if now.duration_since(self.saved_at) >= SAVE {
             self.saved_at = now;
