@@ -5,6 +5,7 @@ pub mod bytes;
 mod keyrings;
 mod keys;
 mod sources;
+mod swarm;
 mod values;
 
 use std::fmt;
@@ -138,19 +139,7 @@ impl Config {
                 },
                 folders: engine::volume::folders::Config { roots: folders, own: data.clone() },
             },
-            dht: dht::Config {
-                key: reader.swarm_key("swarm.key", "swarm.open"),
-                listen: reader.addresses("listen.dht"),
-                data: data.clone(),
-                seeds: reader.list("swarm.bootstrap"),
-                allow_private: reader.list("swarm.allow_private"),
-                lan: reader.flag("swarm.lan"),
-                announce: reader.flag("swarm.announce"),
-                announce_min_size: reader.size("swarm.announce_min_size"),
-                announce_ttl: reader.some_time("swarm.announce_ttl"),
-                advertise: reader.peer_urls("swarm.advertise"),
-                site: host_name(),
-            },
+            dht: reader.dht(&data),
             store: store::Config { dir: data },
             log: logs::Config {
                 format: reader.log_format("log.format"),
@@ -163,9 +152,4 @@ impl Config {
         };
         if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
     }
-}
-
-/// What people call this machine.
-fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::hash::{BuildHasher as _, RandomState};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -15,8 +14,6 @@ use crate::archive::signature::Keyring;
 use crate::config::POOL_MAX;
 use crate::config::bytes::Bytes;
 use crate::config::keyrings;
-use crate::content::card::URLS_MAX;
-use crate::content::swarm_key::SwarmKey;
 use crate::engine::suites::judge::Verify;
 use crate::engine::volume::limits::MinFree;
 use crate::index::postgres::{CLIENT_PATIENCE, Patience};
@@ -54,11 +51,11 @@ impl StandIn for usize {
 }
 
 impl Reader<'_> {
-    fn text(&self, key: &str) -> String {
+    pub(super) fn text(&self, key: &str) -> String {
         self.texts.get(key).map(|text| text.trim().to_owned()).unwrap_or_default()
     }
 
-    fn fault(&mut self, key: &str, text: &str, why: impl Display) {
+    pub(super) fn fault(&mut self, key: &str, text: &str, why: impl Display) {
         self.faults.push(format!("{key}: {text:?}: {why}"));
     }
 
@@ -118,55 +115,6 @@ impl Reader<'_> {
             }
         }
         values
-    }
-
-    /// A list that must not be empty.
-    pub(super) fn addresses(&mut self, key: &str) -> Vec<SocketAddr> {
-        let addresses = self.list(key);
-        if self.text(key).is_empty() {
-            self.fault(key, "", "must not be empty");
-        }
-        addresses
-    }
-
-    /// The swarm's key, or that of the open swarm.
-    pub(super) fn swarm_key(&mut self, key: &str, open: &str) -> Option<SwarmKey> {
-        let secret = self.optional(key);
-        if self.flag(open) && !self.text(key).is_empty() {
-            self.faults.push(format!("{open}: a swarm with a key ({key}) is not open"));
-        }
-        if self.text(open) == "true" { Some(SwarmKey::open()) } else { secret }
-    }
-
-    /// URLs under which others reach us.
-    pub(super) fn peer_urls(&mut self, key: &str) -> Vec<String> {
-        let urls: Vec<Url> = self.list(key);
-        let fits = |url: &&Url| {
-            matches!(url.scheme(), "http" | "https")
-                && url.has_host()
-                && url.username().is_empty()
-                && url.password().is_none()
-                && url.query().is_none()
-                && url.as_str().len() <= 255
-        };
-        for url in urls.iter().filter(|url| !fits(url)) {
-            self.fault(key, url.as_str(), "write http://ADDRESS:PORT");
-        }
-        if urls.len() > URLS_MAX {
-            let text = self.text(key);
-            self.fault(key, &text, format!("{URLS_MAX} at most"));
-        }
-        urls.iter().map(|url| url.as_str().trim_end_matches('/').to_owned()).collect()
-    }
-
-    /// Bytes, with a unit.
-    pub(super) fn size(&mut self, key: &str) -> u64 {
-        let text = self.text(key);
-        let parsed = text.parse().unwrap_or_else(|why| {
-            self.fault(key, &text, why);
-            Bytes::default()
-        });
-        parsed.0
     }
 
     pub(super) fn flag(&mut self, key: &str) -> bool {

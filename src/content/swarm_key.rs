@@ -4,7 +4,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use hmac::{Hmac, KeyInit as _, Mac as _};
+use hmac::digest::array::Array;
+use hmac::digest::typenum::U64;
+use hmac::{Hmac, KeyInit, Mac as _};
 use sha1::Sha1;
 use sha2::Digest as _;
 use thiserror::Error;
@@ -46,9 +48,8 @@ impl SwarmKey {
     /// the swarm can not tell of which blob it is, and swarms do not mix.
     #[must_use]
     pub fn dht_key(&self, blob: &Sha256) -> DhtKey {
-        #[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
-        let mac = Hmac::<Sha1>::new_from_slice(&self.0).expect("a key of any length");
-        DhtKey(mac.chain_update(blob.as_bytes()).finalize().into_bytes().into())
+        let mac = <Hmac<Sha1> as KeyInit>::new(&padded(&self.0)).chain_update(blob.as_bytes());
+        DhtKey(mac.finalize().into_bytes().into())
     }
 
     /// The key that connections are encrypted with before anything else is said.
@@ -64,9 +65,8 @@ impl SwarmKey {
     }
 
     fn derive(&self, purpose: &[u8]) -> [u8; 32] {
-        #[expect(clippy::expect_used, reason = "HMAC takes keys of any length")]
-        let mac = Hmac::<sha2::Sha256>::new_from_slice(&self.0).expect("a key of any length");
-        mac.chain_update(purpose).finalize().into_bytes().into()
+        let mac = <Hmac<sha2::Sha256> as KeyInit>::new(&padded(&self.0)).chain_update(purpose);
+        mac.finalize().into_bytes().into()
     }
 }
 
@@ -107,13 +107,24 @@ impl DhtKey {
     /// What stands for the blob in a have-filter.
     #[must_use]
     pub fn short(&self) -> u64 {
-        let [a, b, c, d, e, f, g, h, ..] = self.0;
-        u64::from_be_bytes([a, b, c, d, e, f, g, h])
+        self.0.first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
     }
 }
 
+/// A key of HMAC is as long as a block of its hash; a shorter one is filled up with zeros (RFC 2104).
+fn padded(key: &[u8; 32]) -> Array<u8, U64> {
+    let mut block = Array::default();
+    block.iter_mut().zip(key).for_each(|(to, from)| *to = *from);
+    block
+}
+
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut hex, byte| {
+        for nibble in [byte >> 4, byte & 15] {
+            hex.extend(char::from_digit(nibble.into(), 16));
+        }
+        hex
+    })
 }
 
 #[cfg(test)]

@@ -130,8 +130,8 @@ impl Home {
     }
 
     pub(super) fn save_places(&self, places: &[SocketAddr]) -> io::Result<()> {
-        let text: String = places.iter().map(|place| format!("{place}\n")).collect();
-        write_whole(&self.folder.join("nodes"), text.as_bytes())
+        let lines: Vec<String> = places.iter().map(ToString::to_string).collect();
+        write_whole(&self.folder.join("nodes"), lines.join("\n").as_bytes())
     }
 }
 

@@ -107,7 +107,7 @@ impl Ask {
             0 => {
                 let (card, rest) = take_card(rest)?;
                 let (known, []) = rest.as_chunks::<KNOWN_SIZE>() else { return None };
-                let known = known.iter().map(|bytes| read_known(bytes)).collect::<Option<_>>()?;
+                let known = known.iter().map(read_known).collect::<Option<_>>()?;
                 Some(Self::Meet { card: card.to_vec(), known }).filter(Self::is_bounded)
             }
             1 => {

@@ -54,10 +54,15 @@ fn is_public(ip: IpAddr) -> bool {
 /// None of the IANA IPv4 Special-Purpose Address Registry.
 fn is_public_v4(ip: Ipv4Addr) -> bool {
     let special = match ip.octets() {
-        [0 | 10 | 127 | 224.., ..] | [169, 254, ..] | [192, 168, ..] | [192, 0, 0 | 2, _] => true,
+        [0 | 10 | 127 | 224.., ..]
+        | [169, 254, ..]
+        | [192, 168, ..]
+        | [192, 0, 0 | 2, _]
+        | [198, 18 | 19, ..]
+        | [198, 51, 100, _]
+        | [203, 0, 113, _] => true,
         [100, second, ..] => (64..128).contains(&second),
         [172, second, ..] => (16..32).contains(&second),
-        [198, 18 | 19, ..] | [198, 51, 100, _] | [203, 0, 113, _] => true,
         _ => false,
     };
     !special
@@ -66,7 +71,7 @@ fn is_public_v4(ip: Ipv4Addr) -> bool {
 /// Global unicast, without documentation and what has an IPv4 address in it.
 fn is_public_v6(ip: Ipv6Addr) -> bool {
     match ip.segments() {
-        [0x2001, 0..0x200 | 0xdb8, ..] | [0x2002, ..] | [0x3fff, ..] => false,
+        [0x2001, 0..0x200 | 0xdb8, ..] | [0x2002 | 0x3fff, ..] => false,
         [first, ..] => first & 0xe000 == 0x2000,
     }
 }

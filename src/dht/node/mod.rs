@@ -287,11 +287,12 @@ impl Node {
 
     fn on_kademlia(&mut self, event: kad::Event) {
         match event {
-            kad::Event::OutboundQueryProgressed { id, result, stats, step } => {
-                if let kad::QueryResult::GetProviders(result) = result {
-                    self.on_look_up(id, result, &stats, step.last);
-                }
-            }
+            kad::Event::OutboundQueryProgressed {
+                id,
+                result: kad::QueryResult::GetProviders(result),
+                stats,
+                step,
+            } => self.on_look_up(id, result, &stats, step.last),
             kad::Event::InboundRequest {
                 request: kad::InboundRequest::AddProvider { record: Some(_) },
             } => self.metrics.taken.with_label_values(&["refused"]).inc(),
