@@ -19,6 +19,8 @@ const PACE: usize = 500;
 const EVERY: Duration = Duration::from_millis(500);
 /// After how long an announcement that failed is tried again.
 const RETRY: Duration = Duration::from_secs(10);
+/// After how long, where a node is still to be met.
+const INTRODUCTION: Duration = Duration::from_secs(2);
 /// Keys that are looked through in a tick for those that a newcomer should keep.
 const SEARCHED: usize = 2_000;
 /// Messages with records that are under way at a time.
@@ -119,6 +121,12 @@ impl Node {
                 self.take_records(peer, self.config.announce_ttl, &keys);
                 continue;
             }
+            // Who has not answered yet is shown our card first: without it, nobody takes a record.
+            if !self.met.contains(&peer) {
+                self.announce_again(&keys, now + INTRODUCTION);
+                self.meet(peer);
+                continue;
+            }
             for keys in keys.chunks(KEYS_MAX) {
                 let ask = Ask::Announce { seconds, keys: keys.to_vec() };
                 self.send(peer, ask, Sent::Announced(keys.to_vec()));
@@ -126,23 +134,19 @@ impl Node {
         }
     }
 
-    pub(super) fn announce_done(&mut self, keys: &[DhtKey], taken: u32, refused: u32) {
+    /// What was refused is offered again when its time has come, and no sooner: that node is full.
+    pub(super) fn announce_done(&mut self, taken: u32, refused: u32) {
         self.metrics.announces.with_label_values(&["taken"]).inc_by(taken.into());
         self.metrics.announces.with_label_values(&["refused"]).inc_by(refused.into());
-        // Who has not taken our card yet takes no records: that passes.
-        if taken == 0 && refused > 0 {
-            self.announce_again(keys);
-        }
     }
 
     pub(super) fn announce_failed(&mut self, keys: &[DhtKey]) {
         let failed = u64::try_from(keys.len()).unwrap_or_default();
         self.metrics.announces.with_label_values(&["failed"]).inc_by(failed);
-        self.announce_again(keys);
+        self.announce_again(keys, Instant::now() + RETRY);
     }
 
-    fn announce_again(&mut self, keys: &[DhtKey]) {
-        let at = Instant::now() + RETRY;
+    fn announce_again(&mut self, keys: &[DhtKey], at: Instant) {
         for key in keys {
             self.announcing.announcer.hasten(key, at);
         }

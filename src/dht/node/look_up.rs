@@ -61,12 +61,16 @@ impl Node {
     pub(super) fn look_up(&mut self, key: DhtKey, budget: Duration, reply: oneshot::Sender<Found>) {
         let now = Instant::now();
         let asker = Asker { until: now + budget.min(BUDGET_MAX), reply };
-        let full = self.look_ups.searches.len() >= SEARCHES_MAX;
-        if let Some(search) = self.look_ups.searches.get_mut(&key) {
-            if search.askers.len() < ASKERS_MAX {
-                search.askers.push(asker);
-            }
-        } else if !full {
+        let searches = &mut self.look_ups.searches;
+        let room = searches.len() < SEARCHES_MAX;
+        let full = searches.get(&key).map_or(!room, |search| search.askers.len() >= ASKERS_MAX);
+        if full {
+            let trace = Trace { ended: "late", ..Trace::default() };
+            // Who asked may have left.
+            drop(asker.reply.send(Found { trace, ..Found::default() }));
+        } else if let Some(search) = searches.get_mut(&key) {
+            search.askers.push(asker);
+        } else {
             let query = self.net.behaviour_mut().kad.get_providers(record_key(&key));
             self.look_ups.keys.insert(query, key);
             let search = Search {

@@ -67,8 +67,8 @@ impl Node {
     fn on_answer(&mut self, peer: PeerId, id: OutboundRequestId, answer: Answer) {
         match (self.sent.remove(&id), answer) {
             (Some((_, Sent::Card)), Answer::Cards(cards)) => self.take_cards(peer, &cards),
-            (Some((_, Sent::Announced(keys))), Answer::Done { taken, refused }) => {
-                self.announce_done(&keys, taken, refused);
+            (Some((_, Sent::Announced(_))), Answer::Done { taken, refused }) => {
+                self.announce_done(taken, refused);
             }
             (Some((_, Sent::Withdrawn)), Answer::Done { .. }) | (None, _) => {}
             (Some(_), _) => self.hang_up(peer),
@@ -140,12 +140,16 @@ impl Node {
         let listening: Vec<SocketAddr> = self.net.listeners().filter_map(socket_address).collect();
         let Some(port) = listening.first().map(SocketAddr::port) else { return Vec::new() };
         let advertised = self.config.advertise.iter().filter_map(|url| host_address(url, port));
-        let mut addresses: Vec<SocketAddr> = advertised.collect();
-        addresses.extend(listening.iter().filter(|address| self.reach.permits(address.ip())));
+        let permitted = listening.iter().filter(|address| self.reach.permits(address.ip()));
+        let mut addresses: Vec<SocketAddr> = Vec::new();
+        // What is advertised comes first: a card may not have room for all.
+        for address in advertised.chain(permitted.copied()) {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
         // Better one that is hard to reach than none: this may be a machine that is all alone.
         addresses.extend(listening.first().filter(|_| addresses.is_empty()));
-        addresses.sort();
-        addresses.dedup();
         addresses
     }
 

@@ -301,7 +301,9 @@ impl Node {
     }
 
     fn on_dial_failed(&mut self, peer: Option<PeerId>, error: &DialError) {
-        if let DialError::LocalPeerId { address } = error {
+        if let DialError::LocalPeerId { address } = error
+            && self.selves.len() < PLACES_MAX
+        {
             self.selves.extend(socket_address(address));
         }
         let Some(peer) = peer else { return };
