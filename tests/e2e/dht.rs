@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::kit::node::{swarm_key, urls};
+use crate::kit::node::{on_a_network_of_its_own, swarm_key, urls};
 use crate::kit::{self, Node, sha256_hex, wait_until};
 
 const LONG: Duration = Duration::from_secs(40);
@@ -257,6 +257,23 @@ fn nodes_meet_over_ipv6() {
     assert!(first.dht().is_ipv6());
     first.announce(&blobs(1));
     second.wait_found(&blob(0), &[&first]);
+}
+
+#[test]
+fn nodes_on_one_network_find_each_other_by_multicast_where_that_is_switched_on() {
+    on_a_network_of_its_own(|| {
+        let (key, other_key) = (swarm_key(), swarm_key());
+        let lan = |key: &str, on: &str| {
+            let node = Node::build(key).listen("0.0.0.0:0").env("SWARM_LAN", on);
+            node.env("SWARM_ALLOW_PRIVATE", "10.0.0.0/8").start()
+        };
+        let (one, other) = (lan(&key, "true"), lan(&key, "true"));
+        let (stranger, hermit) = (lan(&other_key, "true"), lan(&key, "false"));
+        one.wait_connected(1);
+        one.announce(&blobs(1));
+        other.wait_found(&blob(0), &[&one]);
+        assert_eq!((stranger.count("connected"), hermit.count("connected")), (0, 0));
+    });
 }
 
 #[test]

@@ -7,6 +7,7 @@ use serde_json::Value;
 use std::fs;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -299,6 +300,32 @@ impl Running {
         let (dht, api) = (next("dht on "), next("sidecar on http://"));
         let admin = next("admin on http://");
         Self { child, log, admin, api, dht }
+    }
+}
+
+/// Runs `what` on a network of its own, with an address that is not loopback; nothing else is there.
+pub fn on_a_network_of_its_own(what: impl FnOnce() + Send + 'static) {
+    const SET_UP: &str = "ip link set lo up multicast on && ip address add 10.9.0.1/24 dev lo && \
+                          ip route add 224.0.0.0/4 dev lo && echo ready && exec sleep 1000";
+    let mut holder = Command::new("unshare")
+        .args(["--net", "sh", "-c", SET_UP])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("unshare");
+    let ready = lines_of(holder.stdout.take().expect("a pipe")).recv_timeout(START_TIME);
+    assert_eq!(ready.as_deref(), Ok("ready"), "a network of its own");
+    let network = fs::File::open(format!("/proc/{}/ns/net", holder.id())).expect("its network");
+    // This thread, and what it starts.
+    let run = std::thread::spawn(move || {
+        let kind = rustix::thread::LinkNameSpaceType::Network;
+        rustix::thread::move_into_link_name_space(network.as_fd(), Some(kind)).expect("to be root");
+        what();
+    });
+    let done = run.join();
+    let _ = holder.kill();
+    let _ = holder.wait();
+    if let Err(trouble) = done {
+        std::panic::resume_unwind(trouble);
     }
 }
 
