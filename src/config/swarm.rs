@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use url::Url;
 
@@ -25,10 +26,19 @@ impl Reader<'_> {
             lan: self.flag("swarm.lan"),
             announce: self.flag("swarm.announce"),
             announce_min_size: self.size("swarm.announce_min_size"),
-            announce_ttl: self.some_time("swarm.announce_ttl"),
+            announce_ttl: self.ttl("swarm.announce_ttl"),
             advertise: self.peer_urls("swarm.advertise"),
             site: host_name(),
         }
+    }
+
+    fn ttl(&mut self, key: &str) -> Duration {
+        let ttl = self.some_time(key);
+        if ttl > dht::TTL_MAX {
+            let text = self.text(key);
+            self.fault(key, &text, format!("at most {:?}", dht::TTL_MAX));
+        }
+        ttl
     }
 
     /// A list that must not be empty.

@@ -30,6 +30,8 @@ use crate::content::digest::Sha256;
 use crate::content::swarm_key::{DhtKey, SwarmKey};
 use crate::telemetry::metrics::Metrics;
 
+/// The longest that anybody remembers what was announced.
+pub const TTL_MAX: Duration = Duration::from_hours(3);
 /// Orders that wait for the node.
 const ORDERS_MAX: usize = 1_024;
 

@@ -11,6 +11,7 @@ use libp2p::kad::{ProviderRecord, Record, RecordKey};
 use libp2p::{Multiaddr, PeerId};
 
 use crate::content::swarm_key::DhtKey;
+use crate::dht::TTL_MAX;
 
 /// Bounds of the store.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +26,6 @@ pub(super) struct Bounds {
 
 /// About 50 MB.
 pub(super) const BOUNDS: Bounds = Bounds { records: 500_000, of_a_node: 131_072, of_a_key: 64 };
-/// The longest that anything is remembered.
-pub(super) const TTL_MAX: Duration = Duration::from_hours(3);
 /// Nodes that are named to who looks up a key.
 const NAMED_MAX: usize = 20;
 

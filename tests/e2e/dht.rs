@@ -205,6 +205,41 @@ fn other_networks_hear_nothing() {
 }
 
 #[test]
+fn what_nodes_tell_of_private_addresses_is_believed_only_where_allowed() {
+    let key = swarm_key();
+    let nodes = swarm(&key, 2);
+    let wary = Node::build(&key).seeds(&[&nodes[0]]).env("SWARM_ALLOW_PRIVATE", "").start();
+    // It has heard of both, and both have dialled it; it would itself dial its seed's address only.
+    wait_until(LONG, "two connections", || wary.count("connected") == 2);
+    wait_until(LONG, "two cards", || wary.count("cards") == 2);
+    wary.wait_connected(1);
+    nodes[1].wait_connected(2);
+    nodes[1].announce(&blobs(1));
+    wary.wait_found(&blob(0), &[&nodes[1]]);
+    assert_eq!(wary.count("table"), 1);
+}
+
+#[test]
+fn a_look_up_tells_what_it_did() {
+    let key = swarm_key();
+    let nodes = swarm(&key, 3);
+    nodes[0].announce(&blobs(1));
+    nodes[1].wait_found(&blob(0), &[&nodes[0]]);
+    let told = |number| nodes[1].get(&format!("/lookup/{}?trace=true", blob(number)));
+    let found = told(0);
+    assert_eq!(found["trace"]["ended"], "found");
+    assert_eq!(found["trace"]["steps"][0]["holders"], json!([nodes[0].status("node")]));
+    let none = told(1)["trace"].clone();
+    assert_eq!(
+        (&none["ended"], &none["asked"], &none["failed"]),
+        (&json!("none"), &json!(2), &json!(0))
+    );
+    assert_eq!(none["closest"].as_array().unwrap().len(), 2);
+    assert!(none["took_ms"].as_f64().unwrap() > 0.0);
+    assert!(nodes[1].metric("aptmesh_dht_look_ups_total{result=\"none\"}") >= 1.0);
+}
+
+#[test]
 fn an_open_swarm_needs_no_key() {
     let open = || Node::build("").env("SWARM_OPEN", "true");
     let first = open().start();
@@ -375,6 +410,7 @@ fn a_key_is_as_good_as_it_looks() {
         ("APTMESH_SWARM_BOOTSTRAP", "http://x"),
         ("APTMESH_SWARM_ADVERTISE", "ftp://x"),
         ("APTMESH_LISTEN_DHT", ""),
+        ("APTMESH_SWARM_ANNOUNCE_TTL", "4h"),
     ] {
         let run = kit::aptmesh().arg("dht").env(name, value).output().unwrap();
         assert_eq!(run.status.code(), Some(78), "{name}");
