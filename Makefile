@@ -14,7 +14,7 @@ help:
 # A C compiler builds SQLite and the TLS primitives; real apt is what the product is tested with.
 # PostgreSQL's programs are not in the path; pgbouncer and haproxy are in root's.
 needs:
-	@tools/need.sh cc=gcc apt-get=apt dpkg-deb=dpkg bash unshare=util-linux mount ps=procps gpg=gnupg script=bsdutils \
+	@tools/need.sh cc=gcc apt-get=apt dpkg-deb=dpkg bash unshare=util-linux ip=iproute2 mount ps=procps gpg=gnupg script=bsdutils \
 		"/usr/lib/postgresql/*/bin/initdb=postgresql" /usr/sbin/pgbouncer=pgbouncer \
 		/usr/sbin/haproxy=haproxy bindfs
 

@@ -16,6 +16,8 @@ pub mod swarm;
 
 pub mod engine;
 
+pub mod dht;
+
 pub mod web;
 
 pub mod config;

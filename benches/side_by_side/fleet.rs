@@ -9,6 +9,7 @@ use aptmesh::index::Index as _;
 use aptmesh::index::postgres::{self, PostgresIndex};
 
 use crate::hits::{contender, measure};
+use crate::kit::fleet::migrated;
 use crate::kit::postgres::database_of;
 use crate::kit::{self, File, Mirror, Postgres, Proxy};
 use crate::rivals::{Server, open_to_workers};
@@ -30,13 +31,6 @@ pub fn run() {
     hits(&server);
     waits(&server);
     look_ups(&server);
-}
-
-fn migrated(server: &Postgres) -> String {
-    let url = server.database();
-    let migrated = kit::aptmesh().arg("migrate").env("APTMESH_INDEX_URL", &url).status();
-    assert!(migrated.unwrap().success());
-    url
 }
 
 fn hits(server: &Postgres) {

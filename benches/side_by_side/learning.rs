@@ -12,6 +12,7 @@ use aptmesh::index::sqlite::{self, SqliteIndex};
 use aptmesh::index::{Change, Expectation, Index, Taken};
 
 use crate::hits::wrk;
+use crate::kit::fleet::migrated;
 use crate::kit::{self, File, Mirror, Postgres, Proxy};
 use crate::rivals::cpu_seconds;
 use crate::table::{Table, median};
@@ -30,17 +31,11 @@ pub fn run() {
     look_ups("SQLite", &SqliteIndex::open(&file).unwrap());
 
     let server = Postgres::start();
-    let migrated = || {
-        let url = server.database();
-        let migrated = kit::aptmesh().arg("migrate").env("APTMESH_INDEX_URL", &url).status();
-        assert!(migrated.unwrap().success());
-        url
-    };
-    let proxy = confirming().env("APTMESH_INDEX_URL", migrated()).start();
+    let proxy = confirming().env("APTMESH_INDEX_URL", migrated(&server)).start();
     learn_thrice("PostgreSQL", &mirror, &proxy);
     hits_meanwhile(&mirror, &proxy);
     let minute = Duration::from_secs(60);
-    let config = postgres::Config::parse(&migrated(), 8, minute).unwrap();
+    let config = postgres::Config::parse(&migrated(&server), 8, minute).unwrap();
     look_ups("PostgreSQL", &PostgresIndex::new(&config).unwrap());
 }
 

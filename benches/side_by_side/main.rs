@@ -3,12 +3,13 @@
 //!
 //! `make bench` installs what it needs. `cargo bench --bench side_by_side -- hits` runs one part of
 //! `hits`, `misses`, `crowd`, `pipelining`, `learning`, `evicting`,
-//! `importing`, `fleet`.
+//! `importing`, `fleet`, `dht`.
 
 #[path = "../../tests/e2e/kit/mod.rs"]
 mod kit;
 
 mod crowd;
+mod dht;
 mod evicting;
 mod fleet;
 mod hits;
@@ -54,6 +55,9 @@ fn main() {
     }
     if wanted("fleet") {
         fleet::run();
+    }
+    if wanted("dht") {
+        dht::run();
     }
 }
 

@@ -2,8 +2,10 @@
 
 mod client_config;
 mod config;
+mod dht;
 mod evict;
 mod import;
+mod key;
 mod migrate;
 mod progress;
 mod scrub;
@@ -43,6 +45,11 @@ enum Verb {
         #[arg(long)]
         check: bool,
     },
+    /// Run a node of the swarm's DHT: the sidecar of a proxy, or by itself a first place for others to
+    /// look.
+    Dht,
+    /// Make a key for a swarm, to be set as `swarm.key` on all of its machines.
+    Key,
     /// Print the effective settings, with what each is for.
     Config,
     /// Print a script that points a client's apt at this cache, falling back to the mirrors
@@ -92,6 +99,9 @@ struct SettingFlags {
     /// Address for other replicas, if they are told of it (`proxy.advertise`).
     #[arg(long, global = true, value_name = "ADDRESS:PORT")]
     peer_listen: Option<String>,
+    /// Address for other sites' nodes; may be repeated.
+    #[arg(long, global = true, value_name = "ADDRESS:PORT")]
+    dht_listen: Vec<String>,
     /// Folder for blobs and index.
     #[arg(long, global = true, value_name = "DIR")]
     data: Option<String>,
@@ -106,11 +116,12 @@ struct SettingFlags {
 
 impl SettingFlags {
     fn sources(self) -> Sources {
-        let listen = (!self.listen.is_empty()).then(|| self.listen.join(","));
+        let list = |addresses: Vec<String>| (!addresses.is_empty()).then(|| addresses.join(","));
         let flags: Flags = [
-            ("listen.proxy", listen),
+            ("listen.proxy", list(self.listen)),
             ("listen.admin", self.admin_listen),
             ("listen.peer", self.peer_listen),
+            ("listen.dht", list(self.dht_listen)),
             ("data.dir", self.data),
             ("index.url", self.index),
             ("log.format", self.log_format),
@@ -136,6 +147,8 @@ pub fn run() -> ExitCode {
 fn execute(verb: Verb, config: Config, sources: Sources) -> anyhow::Result<()> {
     match verb {
         Verb::Serve => serve::run(config, sources),
+        Verb::Dht => dht::run(config),
+        Verb::Key => key::print(),
         Verb::Config => config::print(&config),
         Verb::Migrate { check } => migrate::run(&config, check),
         Verb::ClientConfig { url } => client_config::print(&config, url),

@@ -233,7 +233,7 @@ async fn stop(parts: &Parts, connections: &TaskTracker, until: Instant) {
 
 /// Each connection and each file in memory takes a descriptor, and the usual soft limit of 1024 is
 /// for programs that use `select(2)`.
-fn raise_file_limit() {
+pub(super) fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };

@@ -75,7 +75,7 @@ impl Key {
 }
 
 /// All settings.
-pub static KEYS: [Key; 34] = [
+pub static KEYS: [Key; 45] = [
     key(
         "listen.proxy",
         "127.0.0.1:9977",
@@ -97,6 +97,19 @@ pub static KEYS: [Key; 34] = [
          set. Who does not know the site's secret, which is in the index, gets 403.",
     )
     .flag("--peer-listen"),
+    key(
+        "listen.dht",
+        "0.0.0.0:9980,[::]:9980",
+        "Addresses for the nodes of other sites, a list. Who has no `swarm.key` does not get past the \
+         first bytes.",
+    )
+    .flag("--dht-listen"),
+    key(
+        "listen.sidecar",
+        "127.0.0.1:9981",
+        "Address for the proxy of a node that `aptmesh dht` runs. It has no access control of its own: \
+         whoever reaches it may announce and look up.",
+    ),
     key(
         "listen.connections",
         "8192",
@@ -282,6 +295,59 @@ pub static KEYS: [Key; 34] = [
          `http://aptmesh-0.aptmesh:9979`; for replicas that share an index in PostgreSQL, each with a \
          volume of its own (`data.dir`). They fetch from each other what one of them has, before any \
          mirror is asked. Empty: this one fetches from the others, but none can fetch from it.",
+    ),
+    key(
+        "swarm.key",
+        "",
+        "The secret that makes sites a swarm, as `aptmesh key` prints it: the same on all of them.",
+    )
+    .secret(),
+    key(
+        "swarm.open",
+        "false",
+        "`true`, without a key: the swarm that everybody may join. Others see what is announced.",
+    ),
+    key(
+        "swarm.bootstrap",
+        "",
+        "Where to look for nodes of the swarm, a list of `HOST:PORT`. All addresses of a name count, and \
+         it is resolved again every 30 s. One that is found leads to all the others.",
+    ),
+    key(
+        "swarm.lan",
+        "false",
+        "`true`: nodes on the same network are found by multicast (mDNS). Container networks do not \
+         carry it.",
+    ),
+    key(
+        "swarm.allow_private",
+        "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7",
+        "Networks of special addresses where nodes may be, a list. What nodes tell of each other's \
+         addresses is not believed for others, such as loopback. Empty: public ones only. Addresses in \
+         `swarm.bootstrap` need not be named.",
+    ),
+    key(
+        "swarm.announce",
+        "true",
+        "`false`: nothing is announced, and nobody is told where to fetch from here. Looking up goes on.",
+    ),
+    key(
+        "swarm.announce_min_size",
+        "1MiB",
+        "The smallest blob that is announced by itself. In Debian's archive, one file in eight is larger \
+         than the default, and these are 94 % of its bytes.",
+    ),
+    key(
+        "swarm.announce_ttl",
+        "45m",
+        "For how long others remember what was announced, 3 hours at most; it is announced again after a \
+         third of that.",
+    ),
+    key(
+        "swarm.advertise",
+        "",
+        "URLs under which other sites fetch blobs from this one, a list of four at most, such as \
+         `http://203.0.113.5:9979`. Where the host is an address, the node is said to be there too.",
     ),
     key(
         "clients.allow",

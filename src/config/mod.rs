@@ -5,6 +5,7 @@ pub mod bytes;
 mod keyrings;
 mod keys;
 mod sources;
+mod swarm;
 mod values;
 
 use std::fmt;
@@ -20,7 +21,7 @@ pub use self::sources::{Flags, Sources};
 use crate::archive::groups::Groups;
 use crate::engine::prefetch;
 use crate::telemetry::logs;
-use crate::{engine, index, mirror, store};
+use crate::{dht, engine, index, mirror, store};
 
 /// More connections than one process can serve.
 const CONNECTIONS_MAX: usize = 1_000_000;
@@ -46,6 +47,8 @@ pub struct Config {
     pub engine: engine::Config,
     /// Which mirrors are one archive.
     pub groups: Groups,
+    /// How the node of the swarm's DHT runs.
+    pub dht: dht::Config,
     /// What is logged.
     pub log: logs::Config,
     /// The effective settings, as text by key, in the order of [`KEYS`].
@@ -61,6 +64,8 @@ pub struct Listen {
     pub admin: SocketAddr,
     /// For other replicas; `None`: they do not know of this one.
     pub peer: Option<SocketAddr>,
+    /// For the proxy of the sidecar.
+    pub sidecar: SocketAddr,
     /// Connections at a time, per address.
     pub connections_max: usize,
     /// For how long newcomers are served after it says that it is not ready any more.
@@ -96,6 +101,7 @@ impl Config {
                 proxy: reader.list("listen.proxy"),
                 admin: reader.value("listen.admin"),
                 peer: advertise.is_some().then_some(peer),
+                sidecar: reader.value("listen.sidecar"),
                 connections_max: reader.number("listen.connections", CONNECTIONS_MAX),
                 drain_delay: reader.duration("listen.drain_delay"),
             },
@@ -142,6 +148,7 @@ impl Config {
                 folders: engine::volume::folders::Config { roots: folders, own: data.clone() },
                 fellows: engine::fellows::Config { advertise },
             },
+            dht: reader.dht(&data),
             store: store::Config { dir: data },
             log: logs::Config {
                 format: reader.log_format("log.format"),

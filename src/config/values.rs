@@ -50,11 +50,11 @@ impl StandIn for usize {
 }
 
 impl Reader<'_> {
-    fn text(&self, key: &str) -> String {
+    pub(super) fn text(&self, key: &str) -> String {
         self.texts.get(key).map(|text| text.trim().to_owned()).unwrap_or_default()
     }
 
-    fn fault(&mut self, key: &str, text: &str, why: impl Display) {
+    pub(super) fn fault(&mut self, key: &str, text: &str, why: impl Display) {
         self.faults.push(format!("{key}: {text:?}: {why}"));
     }
 

@@ -163,7 +163,7 @@ impl Hasher {
     }
 }
 
-fn from_hex<const N: usize>(hex: &str) -> Option<[u8; N]> {
+pub(super) fn from_hex<const N: usize>(hex: &str) -> Option<[u8; N]> {
     if hex.len() != 2 * N {
         return None;
     }

@@ -53,8 +53,9 @@ impl Admin {
         let livez = warp::path!("livez").map(|| "alive\n".into_response());
         let readyz =
             warp::path!("readyz").and(admin.clone()).map(|admin: Arc<Admin>| readyz(&admin));
-        let metrics =
-            warp::path!("metrics").and(admin.clone()).map(|admin: Arc<Admin>| metrics(&admin));
+        let metrics = warp::path!("metrics")
+            .and(admin.clone())
+            .map(|admin: Arc<Admin>| metrics(&admin.metrics));
         let status = warp::path!("status.json").and(admin).then(status);
         let all = livez.or(readyz).unify().or(metrics).unify().or(status).unify();
         warp::get().or(warp::head()).unify().and(all).boxed()
@@ -84,8 +85,8 @@ fn trouble(engine: &Engine) -> Option<String> {
     (!all.is_empty()).then(|| all.join("; "))
 }
 
-fn metrics(admin: &Admin) -> Response {
-    let text = admin.metrics.render();
+pub(super) fn metrics(metrics: &Metrics) -> Response {
+    let text = metrics.render();
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     warp::reply::with_header(text, "content-type", kind).into_response()
 }

@@ -13,6 +13,7 @@ pub mod peer;
 pub mod phase;
 pub mod proxy;
 mod reply;
+pub mod sidecar;
 mod tunnel;
 mod wire;
 

@@ -3,10 +3,12 @@
 
 mod at_random;
 
+use crate::kit::fleet::migrated;
 use crate::kit::postgres::database_of;
 use crate::kit::*;
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -137,14 +139,6 @@ fn ready(replica: &Proxy) -> String {
     let reply = get(replica.admin(), "/readyz");
     assert_eq!(reply.status, 200, "{}", reply.reason);
     String::from_utf8(reply.body).unwrap()
-}
-
-/// A database that is ready for use.
-fn migrated(server: &Postgres) -> String {
-    let url = server.database();
-    let migrated = aptmesh().env(URL, &url).arg("migrate").output().unwrap();
-    assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
-    url
 }
 
 /// The same by another way.
@@ -407,16 +401,28 @@ fn what_the_index_does_is_counted() {
         replica.count("aptmesh_index_connections{state=\"idle\"}") > 0
     });
     let lock = server.session(database_of(&url), "LOCK TABLE resources, expectations, volumes");
+    let is_seen = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for number in 0..12 {
             let (path, _) = site.publish(number);
-            let target = replica.url_for(&site.mirror, &path);
-            let addr = replica.addr();
-            scope.spawn(move || assert_eq!(get(addr, &target).status, 200));
+            let (target, addr) = (replica.url_for(&site.mirror, &path), replica.addr());
+            let is_seen = &is_seen;
+            scope.spawn(move || {
+                // Named by nobody, and not stored: so the index is asked each time.
+                for round in 0..200 {
+                    assert_eq!(get(addr, &target).status, 200);
+                    get(addr, &format!("{target}.{round}_1_all.deb"));
+                    if is_seen.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            });
         }
         wait_until(PATIENCE, "calls wait for connections that others have", || {
-            replica.count("aptmesh_index_connections{state=\"in_use\"}") > 0
+            let in_use = replica.count("aptmesh_index_connections{state=\"in_use\"}");
+            in_use > 0 && replica.count("aptmesh_index_waiting") > 0
         });
+        is_seen.store(true, Ordering::Relaxed);
     });
     assert!(replica.count("aptmesh_index_calls_total{outcome=\"late\"}") > 0);
     drop(lock);

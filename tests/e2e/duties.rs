@@ -29,9 +29,7 @@ struct Site {
 impl Site {
     fn new() -> Self {
         let (server, volume) = (Postgres::start(), tempfile::tempdir().unwrap());
-        let url = server.database();
-        let migrated = aptmesh().arg("migrate").env("APTMESH_INDEX_URL", &url).output().unwrap();
-        assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+        let url = fleet::migrated(&server);
         Self { server, url, volume, mirror: Mirror::start() }
     }
 

@@ -5,6 +5,7 @@ mod kit;
 mod apt;
 mod consistency;
 mod database_away;
+mod dht;
 mod durability;
 mod duties;
 mod failover;

@@ -14,6 +14,7 @@ pub mod door;
 pub mod fleet;
 pub mod link;
 pub mod mirror;
+pub mod node;
 pub mod postgres;
 pub mod proxy;
 pub mod remote;
@@ -27,6 +28,7 @@ pub use client::{Connection, Head, Reply, download_hash, get, request, uninterru
 pub use fleet::Fleet;
 pub use link::Link;
 pub use mirror::{Fault, File, Mirror, Seen};
+pub use node::Node;
 pub use postgres::{PgBouncer, Postgres};
 pub use proxy::{Proxy, aptmesh};
 pub use remote::Remote;

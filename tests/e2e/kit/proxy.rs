@@ -339,7 +339,7 @@ fn ready(lines: &Receiver<String>) -> Result<(SocketAddr, SocketAddr), String> {
     }
 }
 
-fn address_in(line: &str, before: &str) -> Option<SocketAddr> {
+pub(super) fn address_in(line: &str, before: &str) -> Option<SocketAddr> {
     let (_, rest) = line.split_once(before)?;
     let end = rest.find(|c: char| c.is_whitespace() || matches!(c, '/' | ',' | ';'));
     rest[..end.unwrap_or(rest.len())].parse().ok()
@@ -347,7 +347,7 @@ fn address_in(line: &str, before: &str) -> Option<SocketAddr> {
 
 /// The lines of a pipe, read to its end whether or not anybody listens: a
 /// full pipe would stop the proxy.
-fn lines_of(pipe: impl Read + Send + 'static) -> Receiver<String> {
+pub(super) fn lines_of(pipe: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, receiver) = channel();
     thread::spawn(move || {
         for line in BufReader::new(pipe).lines().map_while(Result::ok) {
@@ -358,13 +358,13 @@ fn lines_of(pipe: impl Read + Send + 'static) -> Receiver<String> {
 }
 
 /// All that comes out of a pipe.
-struct Captured {
+pub(super) struct Captured {
     bytes: Arc<Mutex<Vec<u8>>>,
     reader: JoinHandle<()>,
 }
 
 impl Captured {
-    fn of(mut pipe: impl Read + Send + 'static) -> Self {
+    pub(super) fn of(mut pipe: impl Read + Send + 'static) -> Self {
         let bytes = Arc::new(Mutex::new(Vec::new()));
         let copy = bytes.clone();
         let reader = thread::spawn(move || {
@@ -377,7 +377,7 @@ impl Captured {
     }
 
     /// Gives the last words of a dead process a moment to come through.
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let deadline = Instant::now() + Duration::from_millis(50);
         while !self.reader.is_finished() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(5));
@@ -410,7 +410,7 @@ fn digest_in_path(path: &Path) -> Option<String> {
     (digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit())).then_some(digits)
 }
 
-fn sum_of_samples(text: &str, name_with_labels: &str) -> f64 {
+pub(super) fn sum_of_samples(text: &str, name_with_labels: &str) -> f64 {
     let (name, labels) = match name_with_labels.split_once('{') {
         Some((name, labels)) => (name, labels.trim_end_matches('}')),
         None => (name_with_labels, ""),

@@ -1,0 +1,73 @@
+//! What a node counts.
+
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
+
+use crate::telemetry::metrics::Metrics;
+
+/// From within a site to far across the world.
+const LOOK_UP_BUCKETS: [f64; 10] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.3, 1.0];
+
+/// A node's metrics.
+pub(super) struct DhtMetrics {
+    pub(super) connected: IntGauge,
+    pub(super) table: IntGauge,
+    pub(super) cards: IntGauge,
+    pub(super) records: IntGauge,
+    pub(super) records_evicted: IntGauge,
+    pub(super) announced: IntGauge,
+    pub(super) announce_lag: IntGauge,
+    pub(super) look_ups: IntCounterVec,
+    pub(super) look_up_seconds: Histogram,
+    pub(super) announces: IntCounterVec,
+    pub(super) taken: IntCounterVec,
+    pub(super) cards_refused: IntCounter,
+    pub(super) strangers: IntCounter,
+}
+
+impl DhtMetrics {
+    pub(super) fn new(metrics: &Metrics) -> Self {
+        Self {
+            connected: metrics.gauge("aptmesh_dht_connected_nodes", "Nodes connected to this one."),
+            table: metrics.gauge("aptmesh_dht_table_nodes", "Nodes in the routing table."),
+            cards: metrics.gauge("aptmesh_dht_cards", "Sites of which the card is known."),
+            records: metrics.gauge("aptmesh_dht_records", "Records kept for the swarm."),
+            records_evicted: metrics.gauge(
+                "aptmesh_dht_records_evicted",
+                "Records of a node with too many that had to go before their time, since the start.",
+            ),
+            announced: metrics.gauge("aptmesh_dht_announced_blobs", "Blobs that are announced."),
+            announce_lag: metrics.gauge(
+                "aptmesh_dht_announce_lag_seconds",
+                "For how long the longest due announcement has been due.",
+            ),
+            look_ups: metrics.counters(
+                "aptmesh_dht_look_ups_total",
+                "Look-ups, by how they ended: found, none, or late.",
+                &["result"],
+            ),
+            look_up_seconds: metrics.histogram(
+                "aptmesh_dht_look_up_seconds",
+                "How long look-ups took.",
+                &LOOK_UP_BUCKETS,
+            ),
+            announces: metrics.counters(
+                "aptmesh_dht_announces_total",
+                "Records sent to other nodes, by what became of them: taken, refused, or failed.",
+                &["result"],
+            ),
+            taken: metrics.counters(
+                "aptmesh_dht_offered_total",
+                "Records that other nodes sent, by what became of them: taken or refused.",
+                &["result"],
+            ),
+            cards_refused: metrics.counter(
+                "aptmesh_dht_cards_refused_total",
+                "Cards with a wrong signature or time, or one too many.",
+            ),
+            strangers: metrics.counter(
+                "aptmesh_dht_strangers_total",
+                "Connections that came in and did not get through the handshake.",
+            ),
+        }
+    }
+}

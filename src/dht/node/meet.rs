@@ -1,0 +1,234 @@
+//! Meeting other nodes: cards go both ways, and with each meeting those of others.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use libp2p::PeerId;
+use libp2p::request_response::{Event, Message, OutboundRequestId, ResponseChannel};
+
+use super::{Node, Sent, wall_clock};
+use crate::content::card::Signed;
+use crate::dht::directory::{self, LIFE, Taken, millis};
+use crate::dht::message::{Answer, Ask, Known};
+use crate::dht::network::Talk;
+use crate::dht::reach::socket_address;
+
+/// How often one of the connected nodes is met again: to hear what is new, and whether it is still there.
+const AGAIN: Duration = Duration::from_secs(2);
+
+type TalkEvent = Event<<Talk as libp2p::request_response::Codec>::Request, Answer>;
+
+impl Node {
+    pub(super) fn on_talk(&mut self, event: TalkEvent) {
+        match event {
+            Event::Message { peer, message: Message::Request { request, channel, .. }, .. } => {
+                let answer = self.answer(peer, request);
+                self.reply(channel, answer);
+            }
+            Event::Message {
+                peer, message: Message::Response { request_id, response }, ..
+            } => {
+                self.on_answer(peer, request_id, response);
+            }
+            Event::OutboundFailure { peer, request_id, error, .. } => {
+                let sent = self.sent.remove(&request_id);
+                tracing::debug!(%peer, %error, "a node did not answer");
+                if let Some((_, Sent::Announced(keys))) = sent {
+                    self.announce_failed(&keys);
+                }
+                // Who can be reached, and does not answer, is no better than one who is gone.
+                self.hang_up(peer);
+                self.is_away(peer);
+            }
+            Event::InboundFailure { .. } | Event::ResponseSent { .. } => {}
+        }
+    }
+
+    fn answer(&mut self, peer: PeerId, ask: Ask) -> Option<Answer> {
+        match ask {
+            Ask::Meet { card, known } => {
+                if !self.take_own_card(peer, &card) {
+                    self.hang_up(peer);
+                    return None;
+                }
+                // It has to answer us before it gets into the table.
+                if !self.met.contains(&peer) && !self.leaving {
+                    self.meet(peer);
+                }
+                Some(self.cards_for(&known))
+            }
+            Ask::Announce { seconds, keys } => {
+                Some(self.take_records(peer, Duration::from_secs(seconds.into()), &keys))
+            }
+            Ask::Withdraw { keys } => Some(self.forget_records(peer, &keys)),
+        }
+    }
+
+    fn on_answer(&mut self, peer: PeerId, id: OutboundRequestId, answer: Answer) {
+        match (self.sent.remove(&id), answer) {
+            (Some((_, Sent::Card)), Answer::Cards(cards)) => self.take_cards(peer, &cards),
+            (Some((_, Sent::Announced(_))), Answer::Done { taken, refused }) => {
+                self.announce_done(taken, refused);
+            }
+            (Some((_, Sent::Withdrawn)), Answer::Done { .. }) | (None, _) => {}
+            (Some(_), _) => self.hang_up(peer),
+        }
+    }
+
+    /// Shows a node our card, and asks for its own and for those that are new.
+    pub(super) fn meet(&mut self, peer: PeerId) {
+        let underway =
+            self.sent.values().any(|(to, sent)| *to == peer && matches!(sent, Sent::Card));
+        if !underway || self.leaving {
+            let known = self.directory.known();
+            self.send(peer, Ask::Meet { card: self.card.as_bytes().to_vec(), known }, Sent::Card);
+        }
+    }
+
+    pub(super) fn send(&mut self, peer: PeerId, ask: Ask, sent: Sent) {
+        let addresses = self.directory.card(&peer).map(|card| self.reachable(&card.addresses));
+        let talk = &mut self.net.behaviour_mut().talk;
+        let id = talk.send_request_with_addresses(&peer, ask, addresses.unwrap_or_default());
+        self.sent.insert(id, (peer, sent));
+    }
+
+    /// Meets the next of the connected nodes, in turn.
+    pub(super) fn meet_next(&mut self, now: Instant) {
+        if now.duration_since(self.met_at) < AGAIN {
+            return;
+        }
+        self.met_at = now;
+        if self.round.is_empty() {
+            self.round.extend(self.net.connected_peers().copied());
+        }
+        while let Some(peer) = self.round.pop_front() {
+            if self.net.is_connected(&peer) {
+                self.meet(peer);
+                return;
+            }
+        }
+    }
+
+    /// Signs our card anew and shows it to all who are connected.
+    pub(super) fn show_card(&mut self) {
+        self.sign_card();
+        let connected: Vec<PeerId> = self.net.connected_peers().copied().collect();
+        for peer in connected {
+            self.meet(peer);
+        }
+    }
+
+    pub(super) fn sign_card(&mut self) {
+        self.card_changed = false;
+        let issued = wall_clock().max(self.card.card.issued + 1);
+        // Who gives nothing names no place to get it from.
+        let gives = self.config.announce && !self.leaving;
+        let urls = if gives { &self.config.advertise[..] } else { &[] };
+        let addresses = if self.leaving { Vec::new() } else { self.own_addresses() };
+        let (site, filter) = (&self.config.site, self.filter);
+        let card = directory::own_card(&self.identity, issued, site, filter, urls, addresses);
+        self.card = directory::sign(&self.identity, card);
+    }
+
+    pub(super) fn card_is_old(&self) -> bool {
+        wall_clock().saturating_sub(self.card.card.issued) > millis(LIFE / 6)
+    }
+
+    /// Where we listen, and where we are told to be reached: a card has no room for what is of no use
+    /// elsewhere.
+    pub(super) fn own_addresses(&self) -> Vec<SocketAddr> {
+        let listening: Vec<SocketAddr> = self.net.listeners().filter_map(socket_address).collect();
+        let Some(port) = listening.first().map(SocketAddr::port) else { return Vec::new() };
+        let advertised = self.config.advertise.iter().filter_map(|url| host_address(url, port));
+        let permitted = listening.iter().filter(|address| self.reach.permits(address.ip()));
+        let mut addresses: Vec<SocketAddr> = Vec::new();
+        // What is advertised comes first: a card may not have room for all.
+        for address in advertised.chain(permitted.copied()) {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        // Better one that is hard to reach than none: this may be a machine that is all alone.
+        addresses.extend(listening.first().filter(|_| addresses.is_empty()));
+        addresses
+    }
+
+    fn cards_for(&self, known: &[Known]) -> Answer {
+        let mut cards = vec![self.card.as_bytes().to_vec()];
+        cards.extend(self.directory.lacking(known));
+        Answer::Cards(cards)
+    }
+
+    /// Takes the cards that a node answered with: its own, and others'.
+    fn take_cards(&mut self, peer: PeerId, cards: &[Vec<u8>]) {
+        let Some((own, others)) = cards.split_first() else { return };
+        if !self.take_own_card(peer, own) {
+            self.hang_up(peer);
+            return;
+        }
+        self.met.insert(peer);
+        for card in others.iter().filter_map(|card| Signed::parse(card)) {
+            self.take_card(card);
+        }
+        let addresses = self.directory.card(&peer).map(|card| self.reachable(&card.addresses));
+        for address in addresses.unwrap_or_default() {
+            self.net.behaviour_mut().kad.add_address(&peer, address);
+        }
+    }
+
+    /// Takes a node's card from its own hand; whether it is one, and its own.
+    fn take_own_card(&mut self, peer: PeerId, card: &[u8]) -> bool {
+        let Some(signed) = Signed::parse(card) else { return false };
+        let (whose, taken) = self.take_card(signed);
+        whose == Some(peer) && taken != Taken::Refused
+    }
+
+    fn take_card(&mut self, signed: Signed) -> (Option<PeerId>, Taken) {
+        let gone = signed.card.addresses.is_empty();
+        let (whose, taken) = self.directory.take(signed, wall_clock());
+        let Some(peer) = whose else { return (whose, taken) };
+        match taken {
+            Taken::New | Taken::Newer => {
+                let card = self.directory.card(&peer);
+                let addresses =
+                    card.map(|card| self.reachable(&card.addresses)).unwrap_or_default();
+                let kad = &mut self.net.behaviour_mut().kad;
+                kad.store_mut().set_addresses(&peer, &addresses);
+                if gone {
+                    kad.remove_peer(&peer);
+                }
+                if taken == Taken::New {
+                    self.announcing.joined(peer);
+                }
+                self.map = None;
+                self.card_came(&peer);
+            }
+            Taken::Refused => {
+                self.metrics.cards_refused.inc();
+                tracing::debug!(%peer, "a card was refused");
+            }
+            Taken::Known => {}
+        }
+        (whose, taken)
+    }
+
+    fn hang_up(&mut self, peer: PeerId) {
+        // It may have done so itself.
+        self.net.disconnect_peer_id(peer).ok();
+    }
+
+    fn reply(&mut self, channel: ResponseChannel<Answer>, answer: Option<Answer>) {
+        let Some(answer) = answer else { return };
+        // Who asked may be gone.
+        drop(self.net.behaviour_mut().talk.send_response(channel, answer));
+    }
+}
+
+/// The node is where the site's peer port is, if that is an address.
+fn host_address(url: &str, port: u16) -> Option<SocketAddr> {
+    match url::Url::parse(url).ok()?.host()? {
+        url::Host::Ipv4(ip) => Some((ip, port).into()),
+        url::Host::Ipv6(ip) => Some((ip, port).into()),
+        url::Host::Domain(_) => None,
+    }
+}
