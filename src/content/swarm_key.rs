@@ -58,6 +58,12 @@ impl SwarmKey {
         self.derive(b"aptmesh pre-shared key 1")
     }
 
+    /// By which a site shows that it is of the swarm when it asks another for a blob.
+    #[must_use]
+    pub fn token_secret(&self) -> [u8; 32] {
+        self.derive(b"aptmesh tokens 1")
+    }
+
     /// Tells keys apart without giving them away.
     #[must_use]
     pub fn fingerprint(&self) -> String {

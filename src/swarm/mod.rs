@@ -1,6 +1,7 @@
 //! Fetching blobs from other replicas. They are asked by digest alone; that the bytes are right is for
 //! who asks to see. Every wait is bounded, and who fails is left alone for a while.
 
+pub mod discovery;
 pub mod token;
 
 use std::collections::HashMap;
