@@ -24,8 +24,8 @@ use crate::engine::volume::promise::Staged;
 use crate::engine::{Ask, Engine, Sharing, without_index};
 use crate::index::{Entry, Expectation, Index, Presence, budget};
 use crate::store::{COMMIT_PATIENCE, StoreError};
+use crate::swarm::fellows::{self, Body};
 use crate::swarm::token::Secret;
-use crate::swarm::{Body, Swarm};
 use crate::telemetry::metrics::Metrics;
 
 /// How often fellows hear of each other.
@@ -55,7 +55,7 @@ pub struct Config {
 /// What is known of fellows, and the way to them.
 pub(super) struct Fellows {
     index: Arc<dyn Index>,
-    swarm: Swarm,
+    swarm: fellows::Fellows,
     here: Presence,
     met: ArcSwapOption<Met>,
     is_parting: AtomicBool,
@@ -109,7 +109,7 @@ impl Fellows {
         filled.map_err(|_unspecified| anyhow::anyhow!("this system has no random numbers"))?;
         Ok(Self {
             index: Arc::clone(index),
-            swarm: Swarm::new(metrics)?,
+            swarm: fellows::Fellows::new(metrics)?,
             here: Presence { process, url: config.advertise.clone(), new_secret },
             met: ArcSwapOption::empty(),
             is_parting: AtomicBool::new(false),

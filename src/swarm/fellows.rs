@@ -1,12 +1,8 @@
-//! Fetching blobs from other replicas. They are asked by digest alone; that the bytes are right is for
-//! who asks to see. Every wait is bounded, and who fails is left alone for a while.
-
-pub mod discovery;
-pub mod token;
+//! Fetching blobs from other replicas of this site.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use prometheus::{IntCounter, IntCounterVec};
@@ -16,6 +12,7 @@ use tokio::time::{Instant, timeout};
 use crate::content::digest::Sha256;
 use crate::content::range::parse_content_range;
 use crate::content::validators::Validators;
+use crate::swarm::client::{self, Pace, Paced, header, in_words, marks};
 use crate::telemetry::metrics::Metrics;
 
 /// For how long a connection may take to be made: they are near.
@@ -29,6 +26,10 @@ const SILENCE_MAX: Duration = Duration::from_secs(3);
 const MIRRORS_SILENCE_MAX: Duration = Duration::from_secs(20);
 /// A body that falls behind this pace, in bytes per second, is as good as silent: mirrors are faster.
 const PACE_MIN: u64 = 256 * 1024;
+/// As from a disk that is near.
+const OF_BLOBS: Pace = Pace { silence_max: SILENCE_MAX, least: Some(PACE_MIN) };
+/// As fast as the mirror that it comes from.
+const OF_MIRRORS: Pace = Pace { silence_max: MIRRORS_SILENCE_MAX, least: None };
 /// For how long one that failed is not asked.
 const BENCHED_FOR: Duration = Duration::from_secs(5);
 /// For how long one whose bytes were wrong is not asked.
@@ -49,7 +50,7 @@ pub struct SwarmError {
 }
 
 /// The client.
-pub struct Swarm {
+pub struct Fellows {
     client: reqwest::Client,
     bench: Arc<Bench>,
     requests: IntCounterVec,
@@ -79,22 +80,14 @@ impl Bench {
     }
 }
 
-impl Swarm {
+impl Fellows {
     /// Builds the client.
     ///
     /// # Errors
     /// When there is no TLS.
     pub fn new(metrics: &Metrics) -> Result<Self, reqwest::Error> {
-        let client = reqwest::Client::builder()
-            .user_agent(concat!("aptmesh/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .tcp_nodelay(true)
-            .no_proxy()
-            .build()?;
         Ok(Self {
-            client,
+            client: client::builder(CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX).build()?,
             bench: Arc::default(),
             requests: metrics.counters(
                 "aptmesh_swarm_requests_total",
@@ -142,7 +135,7 @@ impl Swarm {
         if whole.is_none() {
             return Err(failed("did not tell where the file ends".to_owned()));
         }
-        Ok(self.body(response, whole, url, Pace::OfBlobs))
+        Ok(self.body(response, whole, url, OF_BLOBS))
     }
 
     /// Asks the replica at `url` for what it is fetching itself, from the first byte on.
@@ -156,7 +149,7 @@ impl Swarm {
             return Err(SwarmError { url, reason: format!("answered {status}") });
         }
         let whole = response.content_length();
-        Ok(self.body(response, whole, url, Pace::OfMirrors))
+        Ok(self.body(response, whole, url, OF_MIRRORS))
     }
 
     fn body(
@@ -168,11 +161,8 @@ impl Swarm {
     ) -> Body {
         Body {
             marks: marks(&response),
-            response,
             whole,
-            pace,
-            received: 0,
-            waited: Duration::ZERO,
+            body: Paced::new(response, pace),
             url,
             bench: Arc::clone(&self.bench),
             bytes: self.bytes.clone(),
@@ -222,46 +212,15 @@ impl Swarm {
 
 /// The first byte of a range, and the size of the whole.
 fn rest_of(response: &reqwest::Response) -> Option<(u64, u64)> {
-    let (range, whole) =
-        parse_content_range(response.headers().get("content-range")?.to_str().ok()?)?;
+    let (range, whole) = parse_content_range(header(response, "content-range")?)?;
     Some((range.start, whole?))
-}
-
-fn marks(response: &reqwest::Response) -> Validators {
-    let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-    let date = text("last-modified").and_then(|date| httpdate::parse_http_date(date).ok());
-    let since = date.and_then(|date| date.duration_since(UNIX_EPOCH).ok());
-    Validators {
-        last_modified: since.and_then(|since| i64::try_from(since.as_secs()).ok()),
-        etag: text("etag").map(str::to_owned),
-    }
-}
-
-fn in_words(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let causes =
-        std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
-    causes.last().map(ToString::to_string).unwrap_or_default()
-}
-
-/// How fast a body has to come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pace {
-    /// As from a disk that is near.
-    OfBlobs,
-    /// As fast as the mirror that it comes from.
-    OfMirrors,
 }
 
 /// A blob, or the rest of one, on its way.
 pub struct Body {
-    response: reqwest::Response,
+    body: Paced,
     marks: Validators,
     whole: Option<u64>,
-    pace: Pace,
-    received: u64,
-    /// For how long it was waited for, in all.
-    waited: Duration,
     url: Arc<str>,
     bench: Arc<Bench>,
     bytes: IntCounter,
@@ -291,26 +250,12 @@ impl Body {
     /// # Errors
     /// When the body is silent, or too slow, or breaks off.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, SwarmError> {
-        let due = Duration::from_millis(self.received.saturating_mul(1000) / PACE_MIN);
-        let left = (due + SILENCE_MAX).saturating_sub(self.waited);
-        let begun = Instant::now();
-        let patience = match self.pace {
-            Pace::OfBlobs => left.min(SILENCE_MAX),
-            Pace::OfMirrors => MIRRORS_SILENCE_MAX,
-        };
-        let next = timeout(patience, self.response.chunk()).await;
-        self.waited += begun.elapsed();
-        let reason = match next {
-            Ok(Ok(chunk)) => {
-                let received = chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
-                self.received += received;
-                self.bytes.inc_by(received);
-                return Ok(chunk);
-            }
-            Ok(Err(error)) => in_words(error),
-            Err(_elapsed) => "too slow".to_owned(),
-        };
-        self.bench.put(&self.url, Instant::now() + BENCHED_FOR);
-        Err(SwarmError { url: Arc::clone(&self.url), reason })
+        let before = self.body.received();
+        let next = self.body.chunk().await;
+        self.bytes.inc_by(self.body.received() - before);
+        next.map_err(|reason| {
+            self.bench.put(&self.url, Instant::now() + BENCHED_FOR);
+            SwarmError { url: Arc::clone(&self.url), reason }
+        })
     }
 }

@@ -27,7 +27,7 @@ pub struct Borrowed {
 /// A body, whoever gives it.
 pub(in crate::engine) enum Incoming {
     Mirror(Box<mirror::Body>),
-    Fellow(Box<swarm::Body>),
+    Fellow(Box<swarm::fellows::Body>),
     /// There is no more of it.
     Ended,
 }

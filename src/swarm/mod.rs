@@ -1,0 +1,83 @@
+//! Finding the sites that have a blob, and fetching blobs from other sites and replicas. They are asked by
+//! digest alone; that the bytes are right is for who asks to see. Every wait is bounded, and who fails is
+//! left alone for a while.
+
+mod away;
+mod chance;
+pub mod claims;
+mod client;
+pub mod discovery;
+pub mod fellows;
+pub mod filters;
+pub mod peers;
+pub mod ranking;
+pub mod sidecar;
+pub mod token;
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use tokio_util::task::TaskTracker;
+use url::Url;
+
+use self::claims::Claims;
+use self::discovery::{Discovery, Nobody};
+use self::filters::Filters;
+use self::peers::Peers;
+use self::ranking::Ranking;
+use self::sidecar::Sidecar;
+use crate::content::swarm_key::SwarmKey;
+use crate::telemetry::metrics::Metrics;
+
+/// Which swarm this site is of.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its key.
+    pub key: SwarmKey,
+    /// Where the API of this site's node is.
+    pub sidecar: Url,
+    /// Networks of special addresses where other sites may be.
+    pub allow_private: Vec<IpNet>,
+}
+
+/// The other sites: who has what, the way to them, and what is known of them.
+pub struct Swarm {
+    /// Who has a blob.
+    pub discovery: Arc<dyn Discovery>,
+    /// The way to them.
+    pub peers: Arc<Peers>,
+    /// How they have been doing.
+    pub ranking: Arc<Ranking>,
+    /// Whether what their filters say is true.
+    pub claims: Arc<Claims>,
+}
+
+impl Swarm {
+    /// The swarm of this key, with what it needs to keep up running on `tasks`; without a key, one of
+    /// nobody else.
+    ///
+    /// # Errors
+    /// When there is no TLS.
+    pub fn new(
+        config: Option<&Config>,
+        metrics: &Metrics,
+        tasks: &TaskTracker,
+    ) -> Result<Self, reqwest::Error> {
+        let (claims, ranking) = (Arc::new(Claims::new(metrics)), Arc::new(Ranking::new(metrics)));
+        let Some(config) = config else {
+            let peers = Arc::new(Peers::new(&SwarmKey::open(), &[], metrics)?);
+            return Ok(Self { discovery: Arc::new(Nobody), peers, ranking, claims });
+        };
+        let peers = Arc::new(Peers::new(&config.key, &config.allow_private, metrics)?);
+        let sidecar = Sidecar::start(&config.sidecar, metrics, tasks)?;
+        let filters = Filters::start(
+            config.key.clone(),
+            sidecar,
+            Arc::clone(&peers),
+            Arc::clone(&claims),
+            metrics,
+            tasks,
+        );
+        Ok(Self { discovery: filters, peers, ranking, claims })
+    }
+}
