@@ -62,9 +62,9 @@ pub struct Listen {
     pub proxy: Vec<SocketAddr>,
     /// For operators.
     pub admin: SocketAddr,
-    /// For other replicas; `None`: they do not know of this one.
+    /// For other replicas and other sites; `None`: none of them knows of this one.
     pub peer: Option<SocketAddr>,
-    /// For the proxy of the sidecar.
+    /// For the proxy of the node.
     pub sidecar: SocketAddr,
     /// Connections at a time, per address.
     pub connections_max: usize,
@@ -96,11 +96,13 @@ impl Config {
         let folders = reader.folders("store.folders", &data);
         let advertise = reader.advertised("proxy.advertise");
         let peer = reader.value("listen.peer");
+        let dht = reader.dht(&data);
+        let gives = advertise.is_some() || (dht.key.is_some() && dht.announce);
         let config = Self {
             listen: Listen {
                 proxy: reader.list("listen.proxy"),
                 admin: reader.value("listen.admin"),
-                peer: advertise.is_some().then_some(peer),
+                peer: gives.then_some(peer),
                 sidecar: reader.value("listen.sidecar"),
                 connections_max: reader.number("listen.connections", CONNECTIONS_MAX),
                 drain_delay: reader.duration("listen.drain_delay"),
@@ -148,7 +150,7 @@ impl Config {
                 folders: engine::volume::folders::Config { roots: folders, own: data.clone() },
                 fellows: engine::fellows::Config { advertise },
             },
-            dht: reader.dht(&data),
+            dht,
             store: store::Config { dir: data },
             log: logs::Config {
                 format: reader.log_format("log.format"),
