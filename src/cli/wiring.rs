@@ -60,6 +60,7 @@ pub(super) async fn build(
         open_index(config, &metrics).await?,
         store,
         Arc::clone(&mirror),
+        None,
         &metrics,
         background,
     )?;

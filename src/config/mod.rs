@@ -149,6 +149,7 @@ impl Config {
                 },
                 folders: engine::volume::folders::Config { roots: folders, own: data.clone() },
                 fellows: engine::fellows::Config { advertise },
+                announced_from: reader.size("swarm.announce_min_size"),
             },
             dht,
             store: store::Config { dir: data },

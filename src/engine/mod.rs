@@ -36,6 +36,7 @@ use crate::engine::count::Count;
 use crate::engine::duties::Duties;
 use crate::engine::fellows::Fellows;
 use crate::engine::flight::follower::Follower;
+use crate::engine::flight::pace::Paces;
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
 use crate::engine::flight::{Boarding, Flights, Interest, Landing, NotBoarded};
@@ -62,6 +63,7 @@ use crate::engine::volume::uses::Uses;
 use crate::index::{Entry, Expectation, Index, IndexError, Totals, budget};
 use crate::mirror::{Answer, Framing, Mirror, Question};
 use crate::store::Store;
+use crate::swarm::Swarm;
 use crate::telemetry::metrics::Metrics;
 
 /// For how long a client waits for a confirmation while there is a stored copy to give it.
@@ -87,6 +89,8 @@ pub struct Config {
     pub folders: folders::Config,
     /// How other replicas reach this one.
     pub fellows: fellows::Config,
+    /// The smallest blob, in bytes, that sites tell each other of one by one.
+    pub announced_from: u64,
 }
 
 /// The engine: one for all surfaces.
@@ -111,6 +115,10 @@ pub struct Engine {
     leases: Arc<Leases>,
     duties: Arc<Duties>,
     fellows: Arc<Fellows>,
+    /// Other sites; `None`: this one is of no swarm.
+    swarm: Option<Swarm>,
+    announced_from: u64,
+    paces: Paces,
     findings: Findings,
     recheck_after_millis: AtomicU64,
     doubts: Arc<Doubts>,
@@ -131,6 +139,7 @@ impl Engine {
         index: Arc<dyn Index>,
         store: Arc<Store>,
         mirror: Arc<Mirror>,
+        swarm: Option<Swarm>,
         metrics: &Metrics,
         background: &TaskTracker,
     ) -> anyhow::Result<Arc<Self>> {
@@ -176,6 +185,9 @@ impl Engine {
             leases,
             fellows: Arc::new(fellows),
             duties: Arc::clone(&duties),
+            swarm,
+            announced_from: config.announced_from,
+            paces: Paces::default(),
             findings: Findings::default(),
             recheck_after_millis: AtomicU64::new(0),
             doubts: Doubts::new(&duties),
