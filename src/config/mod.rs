@@ -47,6 +47,8 @@ pub struct Config {
     pub engine: engine::Config,
     /// Which mirrors are one archive.
     pub groups: Groups,
+    /// Which swarm the proxy is of, if any.
+    pub swarm: Option<crate::swarm::Config>,
     /// How the node of the swarm's DHT runs.
     pub dht: dht::Config,
     /// What is logged.
@@ -150,6 +152,7 @@ impl Config {
                 folders: engine::volume::folders::Config { roots: folders, own: data.clone() },
                 fellows: engine::fellows::Config { advertise },
             },
+            swarm: reader.swarm(&dht),
             dht,
             store: store::Config { dir: data },
             log: logs::Config {

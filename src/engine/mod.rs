@@ -62,6 +62,8 @@ use crate::engine::volume::uses::Uses;
 use crate::index::{Entry, Expectation, Index, IndexError, Totals, budget};
 use crate::mirror::{Answer, Framing, Mirror, Question};
 use crate::store::Store;
+use crate::swarm::Swarm;
+use crate::swarm::ranking::Standing;
 use crate::telemetry::metrics::Metrics;
 
 /// For how long a client waits for a confirmation while there is a stored copy to give it.
@@ -111,6 +113,7 @@ pub struct Engine {
     leases: Arc<Leases>,
     duties: Arc<Duties>,
     fellows: Arc<Fellows>,
+    swarm: Arc<Swarm>,
     findings: Findings,
     recheck_after_millis: AtomicU64,
     doubts: Arc<Doubts>,
@@ -131,6 +134,7 @@ impl Engine {
         index: Arc<dyn Index>,
         store: Arc<Store>,
         mirror: Arc<Mirror>,
+        swarm: Arc<Swarm>,
         metrics: &Metrics,
         background: &TaskTracker,
     ) -> anyhow::Result<Arc<Self>> {
@@ -175,6 +179,7 @@ impl Engine {
             flights: Arc::default(),
             leases,
             fellows: Arc::new(fellows),
+            swarm,
             duties: Arc::clone(&duties),
             findings: Findings::default(),
             recheck_after_millis: AtomicU64::new(0),
@@ -570,6 +575,12 @@ impl Engine {
     #[must_use]
     pub fn duties(&self) -> Vec<&'static str> {
         self.duties.labels()
+    }
+
+    /// How other sites have been doing.
+    #[must_use]
+    pub fn peers(&self) -> Vec<Standing> {
+        self.swarm.ranking.snapshot()
     }
 
     /// Downloads under way.

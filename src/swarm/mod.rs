@@ -34,8 +34,8 @@ use crate::telemetry::metrics::Metrics;
 pub struct Config {
     /// Its key.
     pub key: SwarmKey,
-    /// Where the API of this site's node is.
-    pub sidecar: Url,
+    /// Where the API of this site's node is; `None`: the proxy runs the node itself.
+    pub sidecar: Option<Url>,
     /// Networks of special addresses where other sites may be.
     pub allow_private: Vec<IpNet>,
 }
@@ -53,23 +53,23 @@ pub struct Swarm {
 }
 
 impl Swarm {
-    /// The swarm of this key, with what it needs to keep up running on `tasks`; without a key, one of
-    /// nobody else.
+    /// The swarm of this key, and of the node whose API is there, with what it needs to keep up running on
+    /// `tasks`; one of nobody else, where there is none.
     ///
     /// # Errors
     /// When there is no TLS.
     pub fn new(
-        config: Option<&Config>,
+        of: Option<(&Config, &Url)>,
         metrics: &Metrics,
         tasks: &TaskTracker,
     ) -> Result<Self, reqwest::Error> {
         let (claims, ranking) = (Arc::new(Claims::new(metrics)), Arc::new(Ranking::new(metrics)));
-        let Some(config) = config else {
+        let Some((config, sidecar)) = of else {
             let peers = Arc::new(Peers::new(&SwarmKey::open(), &[], metrics)?);
             return Ok(Self { discovery: Arc::new(Nobody), peers, ranking, claims });
         };
         let peers = Arc::new(Peers::new(&config.key, &config.allow_private, metrics)?);
-        let sidecar = Sidecar::start(&config.sidecar, metrics, tasks)?;
+        let sidecar = Sidecar::start(sidecar, metrics, tasks)?;
         let filters = Filters::start(
             config.key.clone(),
             sidecar,
