@@ -58,7 +58,7 @@ pub(super) async fn build(
         config.groups.clone(),
         config.mirror.pseudonym.clone(),
     ));
-    let peer = Arc::new(Peer::new(Arc::clone(&engine), &metrics));
+    let peer = Arc::new(Peer::new(Arc::clone(&engine), config.upload_limit, &metrics, background));
     let admin = Arc::new(Admin::new(Arc::clone(&engine), metrics, phase.clone()));
     Ok(Parts { engine, mirror, proxy, admin, peer })
 }

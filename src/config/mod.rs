@@ -33,6 +33,8 @@ const POOL_MAX: usize = 1000;
 pub struct Config {
     /// Where clients and operators connect.
     pub listen: Listen,
+    /// How many bytes a second other sites get in all; 0: as many as they can take.
+    pub upload_limit: u64,
     /// Who may be a client.
     pub clients: Vec<IpNet>,
     /// Where blobs lie.
@@ -62,7 +64,7 @@ pub struct Listen {
     pub proxy: Vec<SocketAddr>,
     /// For operators.
     pub admin: SocketAddr,
-    /// For other replicas; `None`: they do not know of this one.
+    /// For other replicas and other sites; `None`: none of them knows of this one.
     pub peer: Option<SocketAddr>,
     /// For the proxy of the sidecar.
     pub sidecar: SocketAddr,
@@ -96,15 +98,18 @@ impl Config {
         let folders = reader.folders("store.folders", &data);
         let advertise = reader.advertised("proxy.advertise");
         let peer = reader.value("listen.peer");
+        let dht = reader.dht(&data);
+        let gives = advertise.is_some() || (dht.key.is_some() && dht.announce);
         let config = Self {
             listen: Listen {
                 proxy: reader.list("listen.proxy"),
                 admin: reader.value("listen.admin"),
-                peer: advertise.is_some().then_some(peer),
+                peer: gives.then_some(peer),
                 sidecar: reader.value("listen.sidecar"),
                 connections_max: reader.number("listen.connections", CONNECTIONS_MAX),
                 drain_delay: reader.duration("listen.drain_delay"),
             },
+            upload_limit: reader.upload_limit("swarm.upload_limit"),
             clients: reader.list("clients.allow"),
             index: reader.index("index.url", &data),
             patience: reader.some_time("index.patience"),
@@ -147,8 +152,9 @@ impl Config {
                 },
                 folders: engine::volume::folders::Config { roots: folders, own: data.clone() },
                 fellows: engine::fellows::Config { advertise },
+                give: engine::give::Config { swarm_key: dht.key.clone() },
             },
-            dht: reader.dht(&data),
+            dht,
             store: store::Config { dir: data },
             log: logs::Config {
                 format: reader.log_format("log.format"),

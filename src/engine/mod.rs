@@ -5,6 +5,7 @@ mod count;
 mod duties;
 pub mod fellows;
 pub mod flight;
+pub mod give;
 mod known;
 mod late;
 mod learn;
@@ -39,6 +40,7 @@ use crate::engine::flight::follower::Follower;
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
 use crate::engine::flight::{Boarding, Flights, Interest, Landing, NotBoarded};
+use crate::engine::give::Gate;
 use crate::engine::known::{Finding, Findings};
 use crate::engine::late::Late;
 use crate::engine::learn::Learner;
@@ -87,6 +89,8 @@ pub struct Config {
     pub folders: folders::Config,
     /// How other replicas reach this one.
     pub fellows: fellows::Config,
+    /// Who else may have what is public.
+    pub give: give::Config,
 }
 
 /// The engine: one for all surfaces.
@@ -111,6 +115,7 @@ pub struct Engine {
     leases: Arc<Leases>,
     duties: Arc<Duties>,
     fellows: Arc<Fellows>,
+    gate: Gate,
     findings: Findings,
     recheck_after_millis: AtomicU64,
     doubts: Arc<Doubts>,
@@ -175,6 +180,7 @@ impl Engine {
             flights: Arc::default(),
             leases,
             fellows: Arc::new(fellows),
+            gate: Gate::new(&config.give),
             duties: Arc::clone(&duties),
             findings: Findings::default(),
             recheck_after_millis: AtomicU64::new(0),

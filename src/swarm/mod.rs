@@ -53,7 +53,7 @@ pub struct Swarm {
     client: reqwest::Client,
     bench: Arc<Bench>,
     requests: IntCounterVec,
-    bytes: IntCounter,
+    received: IntCounterVec,
 }
 
 /// Who is not asked, and until when.
@@ -101,11 +101,18 @@ impl Swarm {
                 "Blobs asked of other replicas, by what came of it.",
                 &["answer"],
             ),
-            bytes: metrics.counter(
+            received: metrics.counters(
                 "aptmesh_swarm_received_bytes_total",
-                "Bytes of bodies received from other replicas.",
+                "Bytes of bodies received from other replicas and other sites (peers).",
+                &["from"],
             ),
         })
+    }
+
+    /// Bytes of bodies received, from replicas and from peers.
+    #[must_use]
+    pub fn received(&self) -> &IntCounterVec {
+        &self.received
     }
 
     /// Whether it is worth asking.
@@ -175,7 +182,7 @@ impl Swarm {
             waited: Duration::ZERO,
             url,
             bench: Arc::clone(&self.bench),
-            bytes: self.bytes.clone(),
+            bytes: self.received.with_label_values(&["replica"]),
         }
     }
 
