@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use prometheus::IntCounterVec;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
@@ -180,6 +181,11 @@ impl Fellows {
             }
         }
         None
+    }
+
+    /// Bytes of bodies received from others.
+    pub(super) fn received(&self) -> &IntCounterVec {
+        self.swarm.received()
     }
 
     /// Whether it is worth asking the replica at `url`.

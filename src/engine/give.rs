@@ -73,11 +73,7 @@ enum Swarm {
 impl Gate {
     pub(super) fn new(config: &Config) -> Self {
         let swarm = config.swarm_key.as_ref().map(|key| {
-            if *key == SwarmKey::open() {
-                Swarm::Open
-            } else {
-                Swarm::Keyed(Secret::of_swarm(key))
-            }
+            if *key == SwarmKey::open() { Swarm::Open } else { Swarm::Keyed(Secret::of_swarm(key)) }
         });
         let (named, look_ups) = (Cache::new(REMEMBERED_MAX), Semaphore::new(LOOK_UPS_MAX));
         Self { swarm, named, look_ups }

@@ -18,6 +18,7 @@ pub mod prefetch;
 pub mod relayed;
 pub mod suites;
 mod taint;
+mod traffic;
 pub mod volume;
 
 use std::sync::Arc;
@@ -55,6 +56,7 @@ use crate::engine::relayed::Relayed;
 use crate::engine::suites::Suites;
 use crate::engine::suites::judge::{self, Judge};
 use crate::engine::taint::Tainted;
+use crate::engine::traffic::{Counters, Meter};
 use crate::engine::volume::folders::{self, Folders};
 use crate::engine::volume::inspect::Inspector;
 use crate::engine::volume::proof::Checks;
@@ -116,6 +118,7 @@ pub struct Engine {
     duties: Arc<Duties>,
     fellows: Arc<Fellows>,
     gate: Gate,
+    meter: Arc<Meter>,
     findings: Findings,
     recheck_after_millis: AtomicU64,
     doubts: Arc<Doubts>,
@@ -162,6 +165,14 @@ impl Engine {
         let late = Arc::new(Late::new(room.unadopted(), metrics));
         let process = leases.owner().to_owned();
         let fellows = Fellows::new(&config.fellows, &index, process, metrics)?;
+        let counted = EngineMetrics::new(metrics);
+        let counters = Counters {
+            mirror: mirror.received().clone(),
+            received: fellows.received().clone(),
+            served: counted.served_bytes.clone(),
+            given: counted.given_bytes.clone(),
+        };
+        let meter = Arc::new(Meter::new(&index, counters));
         let engine = Arc::new(Self {
             index,
             store,
@@ -181,6 +192,7 @@ impl Engine {
             leases,
             fellows: Arc::new(fellows),
             gate: Gate::new(&config.give),
+            meter,
             duties: Arc::clone(&duties),
             findings: Findings::default(),
             recheck_after_millis: AtomicU64::new(0),
@@ -189,7 +201,7 @@ impl Engine {
             tainted: Tainted::default(),
             count: Count::default(),
             tasks: TaskTracker::new(),
-            metrics: EngineMetrics::new(metrics),
+            metrics: counted,
         });
         if let Some(errands) = errands {
             errands.start(&engine, background);
@@ -199,6 +211,7 @@ impl Engine {
         background.spawn(engine.tidying().keep_room(Arc::clone(&engine.duties)));
         background.spawn(Arc::clone(&engine.room).tell_fellows());
         background.spawn(Arc::clone(&engine.leases).run());
+        background.spawn(Arc::clone(&engine.meter).keep_telling());
         let (late, inspector) = (Arc::clone(&engine.late), Arc::clone(&engine.inspector));
         background.spawn(async move { late.tell(&inspector).await });
         background.spawn(upkeep::scrub(
@@ -605,6 +618,7 @@ impl Engine {
         let landed = timeout_at(until, self.tasks.wait()).await.is_ok();
         self.leases.release_all().await;
         self.tidying().tell().await;
+        drop(timeout_at(until, self.meter.tell()).await);
         // What is left is found by a walk over the volume.
         drop(timeout_at(until, self.late.tell_now(&self.inspector)).await);
         landed

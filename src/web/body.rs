@@ -121,22 +121,25 @@ impl Source {
     /// Bytes for another site: as fast as the line to others goes, while they have a slot.
     pub(super) fn given(self, slot: Slot, uplink: Arc<Uplink>) -> Self {
         let state = (self, None, slot);
-        Self::Stream(Box::pin(futures_util::stream::unfold(state, move |(mut source, rest, slot)| {
-            let uplink = Arc::clone(&uplink);
-            async move {
-                let next = match rest {
-                    Some(rest) => Ok(rest),
-                    None => poll_fn(|context| source.poll_chunk(context)).await?,
-                };
-                let mut chunk = match next {
-                    Ok(chunk) => chunk,
-                    Err(error) => return Some((Err(error), (Self::Empty, None, slot))),
-                };
-                let length = uplink.turn(slot.peer(), chunk.length()).await;
-                let rest = chunk.split_off(length);
-                Some((Ok(chunk), (source, rest, slot)))
-            }
-        })))
+        Self::Stream(Box::pin(futures_util::stream::unfold(
+            state,
+            move |(mut source, rest, slot)| {
+                let uplink = Arc::clone(&uplink);
+                async move {
+                    let next = match rest {
+                        Some(rest) => Ok(rest),
+                        None => poll_fn(|context| source.poll_chunk(context)).await?,
+                    };
+                    let mut chunk = match next {
+                        Ok(chunk) => chunk,
+                        Err(error) => return Some((Err(error), (Self::Empty, None, slot))),
+                    };
+                    let length = uplink.turn(slot.peer(), chunk.length()).await;
+                    let rest = chunk.split_off(length);
+                    Some((Ok(chunk), (source, rest, slot)))
+                }
+            },
+        )))
     }
 
     /// A mirror's bytes, as they come.
@@ -211,7 +214,9 @@ impl AnswerBody {
     /// The next bytes, of which those in files are in the page cache.
     fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, io::Error>>> {
         if self.reading.is_none() {
-            match ready!(self.source.poll_chunk(context)).map(|chunk| chunk.map_err(io::Error::other)) {
+            match ready!(self.source.poll_chunk(context))
+                .map(|chunk| chunk.map_err(io::Error::other))
+            {
                 Some(Ok(Chunk::Span(span))) if !span.is_cached() => {
                     self.reading = Some(Box::pin(cached(span)));
                 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::header::{self, HeaderValue};
 use http::{Method, StatusCode};
-use prometheus::{IntCounter, IntCounterVec};
+use prometheus::IntCounter;
 use tokio_util::task::TaskTracker;
 use warp::Filter as _;
 use warp::filters::BoxedFilter;
@@ -31,7 +31,6 @@ pub struct Peer {
     engine: Arc<Engine>,
     slots: Arc<Slots>,
     uplink: Arc<Uplink>,
-    served_bytes: IntCounterVec,
     refused: IntCounter,
     busy: IntCounter,
 }
@@ -79,11 +78,6 @@ impl Peer {
             engine,
             slots: Slots::new(slots),
             uplink,
-            served_bytes: metrics.counters(
-                "aptmesh_peer_served_bytes_total",
-                "Bytes of bodies handed to other replicas and to other sites (peers), by source.",
-                &["to", "source"],
-            ),
             refused: metrics.counter(
                 "aptmesh_peer_refused_total",
                 "Requests by strangers: without a token, or with one that does not hold.",
@@ -123,7 +117,8 @@ impl Peer {
 
     fn count(&self, to: &str, mut answer: Response) -> Response {
         if let Some(source) = answer.extensions().get::<Source>() {
-            let counter = self.served_bytes.with_label_values(&[to, source.label()]);
+            let given = &self.engine.metrics().given_bytes;
+            let counter = given.with_label_values(&[to, source.label()]);
             answer.extensions_mut().insert(Counted(counter));
         }
         answer
@@ -146,9 +141,7 @@ impl Peer {
     async fn give(&self, visit: &Visit, head_only: bool, blob: &Sha256) -> Response {
         let answer = match self.engine.give(blob).await {
             Gift::Stored(known) => reply::lent(&visit.headers, head_only, blob, &known),
-            Gift::Arriving(follower) => {
-                reply::arriving(&visit.headers, head_only, blob, follower)
-            }
+            Gift::Arriving(follower) => reply::arriving(&visit.headers, head_only, blob, follower),
             Gift::Nothing => return reply::refusal(StatusCode::NOT_FOUND, "not here"),
             Gift::Busy => return self.busy(blob),
         };
@@ -176,7 +169,10 @@ async fn answer(peer: Arc<Peer>, visit: Visit) -> Response {
     let Some((asker, asked)) = peer.asker(&visit) else {
         // Strangers do not even hear what there is to ask for.
         peer.refused.inc();
-        return reply::refusal(StatusCode::FORBIDDEN, "this is for replicas and sites of one swarm");
+        return reply::refusal(
+            StatusCode::FORBIDDEN,
+            "this is for replicas and sites of one swarm",
+        );
     };
     if !matches!(visit.method, Method::GET | Method::HEAD) {
         let mut answer =

@@ -98,11 +98,7 @@ impl Follower {
     }
 
     /// One that does not keep the flight going.
-    pub(in crate::engine) fn aside(
-        flow: Arc<Flow>,
-        flight: &Flight,
-        mirror: Arc<Mirror>,
-    ) -> Self {
+    pub(in crate::engine) fn aside(flow: Arc<Flow>, flight: &Flight, mirror: Arc<Mirror>) -> Self {
         let (progress, end) = (flight.progress(), flow.meta.size);
         Self { flow, progress, position: 0, end, mirror, spilled: None, _interest: None }
     }
