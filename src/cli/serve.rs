@@ -74,7 +74,7 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
         let surface = Surface {
             routes: parts.peer.routes(),
             proxy: None,
-            served_bytes: Some(parts.peer.served_bytes().clone()),
+            served_bytes: None,
             tasks: connections.clone(),
         };
         greeting.others.extend(places.peer.map(|address| format!("peer on http://{address}")));
@@ -224,6 +224,7 @@ async fn reload(parts: &Parts, current: &mut Config, sources: &Sources) {
     if let Err(error) = parts.engine.room().change(&next.engine.room).await {
         tracing::warn!(%error, source = %error.source, "what was pinned before may stay so");
     }
+    parts.peer.set_upload_limit(next.upload_limit);
     parts.proxy.set_clients(next.clients.clone());
     *current = next;
 }

@@ -80,7 +80,7 @@ pub(super) async fn build(
         config.groups.clone(),
         config.mirror.pseudonym.clone(),
     ));
-    let peer = Arc::new(Peer::new(Arc::clone(&engine), &metrics));
+    let peer = Arc::new(Peer::new(Arc::clone(&engine), config.upload_limit, &metrics, background));
     let node = match places.sidecar {
         Some(_) => {
             let dht = dht::Config { peer: places.peer, ..config.dht.clone() };

@@ -75,7 +75,7 @@ impl Key {
 }
 
 /// All settings.
-pub static KEYS: [Key; 46] = [
+pub static KEYS: [Key; 47] = [
     key(
         "listen.proxy",
         "127.0.0.1:9977",
@@ -359,6 +359,13 @@ pub static KEYS: [Key; 46] = [
          `http://203.0.113.5:9979`. Where the host is an address, the node is said to be there too. Empty: \
          `listen.peer` under the addresses of the machine.",
     ),
+    key(
+        "swarm.upload_limit",
+        "",
+        "The most bytes a second that other sites get from this process, as `5MiB/s`, in turns. Your own \
+         clients and replicas are not counted. Empty or 0: as many as they can take.",
+    )
+    .live(),
     key(
         "clients.allow",
         "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,169.254.0.0/16,fc00::/7,fe80::/10",

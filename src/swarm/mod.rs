@@ -17,6 +17,7 @@ pub mod token;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use prometheus::IntCounterVec;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
@@ -50,6 +51,8 @@ pub struct Swarm {
     pub ranking: Arc<Ranking>,
     /// Whether what their filters say is true.
     pub claims: Arc<Claims>,
+    /// Bytes of bodies received, `from` replicas and from peers.
+    pub received: IntCounterVec,
 }
 
 impl Swarm {
@@ -64,11 +67,18 @@ impl Swarm {
         tasks: &TaskTracker,
     ) -> Result<Self, reqwest::Error> {
         let (claims, ranking) = (Arc::new(Claims::new(metrics)), Arc::new(Ranking::new(metrics)));
+        let received = metrics.counters(
+            "aptmesh_swarm_received_bytes_total",
+            "Bytes of bodies received from other replicas and other sites (peers).",
+            &["from"],
+        );
+        let from_peers = received.with_label_values(&["peer"]);
         let Some((config, sidecar)) = of else {
-            let peers = Arc::new(Peers::new(&SwarmKey::open(), &[], metrics)?);
-            return Ok(Self { discovery: Arc::new(Nobody), peers, ranking, claims });
+            let peers = Arc::new(Peers::new(&SwarmKey::open(), &[], from_peers, metrics)?);
+            return Ok(Self { discovery: Arc::new(Nobody), peers, ranking, claims, received });
         };
-        let peers = Arc::new(Peers::new(&config.key, &config.allow_private, metrics)?);
+        let peers = Peers::new(&config.key, &config.allow_private, from_peers, metrics)?;
+        let peers = Arc::new(peers);
         let sidecar = Sidecar::start(sidecar, metrics, tasks)?;
         let filters = Filters::start(
             config.key.clone(),
@@ -78,6 +88,6 @@ impl Swarm {
             metrics,
             tasks,
         );
-        Ok(Self { discovery: filters, peers, ranking, claims })
+        Ok(Self { discovery: filters, peers, ranking, claims, received })
     }
 }

@@ -365,6 +365,7 @@ impl Transfer {
             source: Arc::clone(source.unwrap_or(&self.target)),
             borrowed: None,
             origin: note.origin.as_str().into(),
+            mirrored: None,
             is_abroad: true,
             joined_at: None,
         }

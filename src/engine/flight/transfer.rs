@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::archive::kind::Kind;
 use crate::archive::target::Target;
-use crate::content::digest::{Expected, Hasher};
+use crate::content::digest::{Expected, Hasher, Sha256};
 use crate::content::validators::http_date;
 use crate::engine::Engine;
 use crate::engine::flight::borrowed::{Borrowed, Incoming};
@@ -261,6 +261,14 @@ impl Transfer {
         self.expectation.map(|expectation| expectation.digest)
     }
 
+    /// What it must be by the best of digests.
+    fn named_best(&self) -> Option<Sha256> {
+        match self.expected() {
+            Some(Expected::Sha256(digest)) => Some(digest),
+            _ => None,
+        }
+    }
+
     fn begin(&self, source: &Arc<Target>, answer: Answer, first: Bytes) -> Result<Asked, Failure> {
         if !self.kind.can_begin_with(self.target.file_name(), &first) {
             let reason = if first.is_empty() { "sent an empty file" } else { WEB_PAGE };
@@ -332,6 +340,8 @@ impl Transfer {
             flight.land(Landing::Unstorable);
             return None;
         };
+        let is_mirrors = matches!(arrival.body, Incoming::Mirror(_));
+        let mirrored = self.named_best().filter(|_| is_mirrors);
         let flow = Arc::new(Flow {
             meta: arrival.meta,
             stored: arrival.provable,
@@ -339,6 +349,7 @@ impl Transfer {
             digest: None,
             source: Arc::clone(&arrival.source),
             origin: Arc::clone(&arrival.origin),
+            mirrored,
             borrowed: arrival.borrowed,
             is_abroad: arrival.is_abroad,
             joined_at: arrival.joined_at,
