@@ -17,10 +17,24 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("engine", &["archive", "content", "telemetry", "index", "store", "mirror", "swarm"]),
     ("dht", &["content", "telemetry"]),
     ("web", &["archive", "content", "telemetry", "mirror", "index", "engine", "dht"]),
-    ("config", &["archive", "content", "telemetry", "index", "store", "mirror", "engine", "dht"]),
+    (
+        "config",
+        &["archive", "content", "telemetry", "index", "store", "mirror", "swarm", "engine", "dht"],
+    ),
     (
         "cli",
-        &["content", "telemetry", "index", "store", "mirror", "engine", "dht", "web", "config"],
+        &[
+            "content",
+            "telemetry",
+            "index",
+            "store",
+            "mirror",
+            "swarm",
+            "engine",
+            "dht",
+            "web",
+            "config",
+        ],
     ),
 ];
 

@@ -60,6 +60,9 @@ pub enum Source {
 }
 
 impl Source {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Store, Self::Replica, Self::Mirror];
+
     /// The word for metric labels.
     #[must_use]
     pub fn label(self) -> &'static str {

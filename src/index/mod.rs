@@ -7,6 +7,7 @@ mod lease;
 mod metrics;
 pub mod postgres;
 pub mod sqlite;
+mod traffic;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use crate::content::digest::{Expected, Sha256};
 use crate::content::validators::Validators;
 pub use crate::index::fellow::{FELLOWS_MAX, Holders, Presence, Site};
 pub use crate::index::lease::{FencedOff, Holding, Lease, Renewal, Renewed, Taken, WANTED_SECONDS};
+pub use crate::index::traffic::Traffic;
 
 /// Which make, and where.
 #[derive(Clone, Debug)]
@@ -211,7 +213,7 @@ pub const ERRANDS_MAX: usize = 10_000;
 /// Facts by resource key. Where processes have volumes of their own, each has an index of its own as
 /// far as bytes go (blobs, what they are worth, pins, sums, files that lie elsewhere), and all have
 /// the same as far as names and lists go: a name is known while some volume has what it stands for.
-/// Every call may be repeated, but for [`Index::touch`], which counts.
+/// Every call may be repeated, but for [`Index::touch`] and [`Index::add_traffic`], which count.
 ///
 /// A blob is referenced while a list, learnt in full or in part, names its SHA-256, or was learnt from
 /// it.
@@ -452,6 +454,9 @@ pub trait Index: Send + Sync {
 
     /// Tells fellows that this process is going.
     async fn part(&self, here: &Presence) -> Result<(), IndexError>;
+
+    /// Counts what went through, for all volumes together; the sum since ever.
+    async fn add_traffic(&self, more: &Traffic) -> Result<Traffic, IndexError>;
 
     /// How much is known.
     async fn totals(&self) -> Result<Totals, IndexError>;

@@ -81,11 +81,11 @@ impl Bench {
 }
 
 impl Fellows {
-    /// Builds the client.
+    /// Builds the client, which counts the `bytes` of bodies that come.
     ///
     /// # Errors
     /// When there is no TLS.
-    pub fn new(metrics: &Metrics) -> Result<Self, reqwest::Error> {
+    pub fn new(bytes: IntCounter, metrics: &Metrics) -> Result<Self, reqwest::Error> {
         Ok(Self {
             client: client::builder(CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX).build()?,
             bench: Arc::default(),
@@ -94,10 +94,7 @@ impl Fellows {
                 "Blobs asked of other replicas, by what came of it.",
                 &["answer"],
             ),
-            bytes: metrics.counter(
-                "aptmesh_swarm_received_bytes_total",
-                "Bytes of bodies received from other replicas.",
-            ),
+            bytes,
         })
     }
 

@@ -17,6 +17,7 @@ pub mod token;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use prometheus::IntCounterVec;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
@@ -34,8 +35,8 @@ use crate::telemetry::metrics::Metrics;
 pub struct Config {
     /// Its key.
     pub key: SwarmKey,
-    /// Where the API of this site's node is.
-    pub sidecar: Url,
+    /// Where the API of this site's node is; `None`: the proxy runs the node itself.
+    pub sidecar: Option<Url>,
     /// Networks of special addresses where other sites may be.
     pub allow_private: Vec<IpNet>,
 }
@@ -50,26 +51,43 @@ pub struct Swarm {
     pub ranking: Arc<Ranking>,
     /// Whether what their filters say is true.
     pub claims: Arc<Claims>,
+    /// Bytes of bodies received, `from` replicas and from peers.
+    pub received: IntCounterVec,
+    is_alone: bool,
 }
 
 impl Swarm {
-    /// The swarm of this key, with what it needs to keep up running on `tasks`; without a key, one of
-    /// nobody else.
+    /// The swarm of this key, and of the node whose API is there, with what it needs to keep up running on
+    /// `tasks`; one of nobody else, where there is none.
     ///
     /// # Errors
     /// When there is no TLS.
     pub fn new(
-        config: Option<&Config>,
+        of: Option<(&Config, &Url)>,
         metrics: &Metrics,
         tasks: &TaskTracker,
     ) -> Result<Self, reqwest::Error> {
         let (claims, ranking) = (Arc::new(Claims::new(metrics)), Arc::new(Ranking::new(metrics)));
-        let Some(config) = config else {
-            let peers = Arc::new(Peers::new(&SwarmKey::open(), &[], metrics)?);
-            return Ok(Self { discovery: Arc::new(Nobody), peers, ranking, claims });
+        let received = metrics.counters(
+            "aptmesh_swarm_received_bytes_total",
+            "Bytes of bodies received from other replicas and other sites (peers).",
+            &["from"],
+        );
+        let from_peers = received.with_label_values(&["peer"]);
+        let Some((config, sidecar)) = of else {
+            let peers = Arc::new(Peers::new(&SwarmKey::open(), &[], from_peers, metrics)?);
+            return Ok(Self {
+                discovery: Arc::new(Nobody),
+                peers,
+                ranking,
+                claims,
+                received,
+                is_alone: true,
+            });
         };
-        let peers = Arc::new(Peers::new(&config.key, &config.allow_private, metrics)?);
-        let sidecar = Sidecar::start(&config.sidecar, metrics, tasks)?;
+        let peers = Peers::new(&config.key, &config.allow_private, from_peers, metrics)?;
+        let peers = Arc::new(peers);
+        let sidecar = Sidecar::start(sidecar, metrics, tasks)?;
         let filters = Filters::start(
             config.key.clone(),
             sidecar,
@@ -78,6 +96,12 @@ impl Swarm {
             metrics,
             tasks,
         );
-        Ok(Self { discovery: filters, peers, ranking, claims })
+        Ok(Self { discovery: filters, peers, ranking, claims, received, is_alone: false })
+    }
+
+    /// Whether there is nobody else in it.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.is_alone
     }
 }

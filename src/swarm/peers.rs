@@ -122,13 +122,15 @@ impl Resolve for Reach {
 const NOT_ALLOWED: &str = "sites are not to be there (swarm.allow_private)";
 
 impl Peers {
-    /// Builds the client of a site of the swarm with this key.
+    /// Builds the client of a site of the swarm with this key, which counts the `bytes` of blobs that
+    /// come.
     ///
     /// # Errors
     /// When there is no TLS.
     pub fn new(
         key: &SwarmKey,
         allow_private: &[IpNet],
+        bytes: IntCounter,
         metrics: &Metrics,
     ) -> Result<Self, reqwest::Error> {
         let reach = Reach(allow_private.into());
@@ -136,17 +138,14 @@ impl Peers {
         Ok(Self {
             client: client.dns_resolver(reach.clone()).build()?,
             reach,
-            secret: Secret::new(&key.token_secret()),
+            secret: Secret::of_swarm(key),
             doors: Mutex::default(),
             requests: metrics.counters(
                 "aptmesh_swarm_peer_requests_total",
                 "Requests to other sites, by what came of them.",
                 &["answer"],
             ),
-            bytes: metrics.counter(
-                "aptmesh_swarm_peer_received_bytes_total",
-                "Bytes of bodies received from other sites, filters not counted.",
-            ),
+            bytes,
         })
     }
 

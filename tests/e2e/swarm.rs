@@ -6,7 +6,7 @@ use std::time::Duration;
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
 const LEARNT: &str = "aptmesh_engine_learnt_lists_total{outcome=\"learnt\"}";
-pub const FROM_PEERS: &str = "aptmesh_swarm_peer_received_bytes_total";
+pub const FROM_PEERS: &str = "aptmesh_swarm_received_bytes_total{from=\"peer\"}";
 pub const TO_PEERS: &str = "aptmesh_peer_served_bytes_total";
 /// What the mirror may bring of a file so that its clients do not wait for a first byte.
 pub const MORSELS: u64 = 256 * 1024;
@@ -106,9 +106,7 @@ impl Swarm {
 
 /// Until a site has the filters of so many others, and they tell what these have now.
 fn wait_filters(site: &Site, sites: u64) {
-    wait_until(PATIENCE, "filters are there", || {
-        site.count("aptmesh_swarm_filters") >= sites
-    });
+    wait_until(PATIENCE, "filters are there", || site.count("aptmesh_swarm_filters") >= sites);
 }
 
 #[test]

@@ -367,6 +367,7 @@ impl Transfer {
             borrowed: None,
             origin: note.origin.as_str().into(),
             is_gathered: false,
+            mirrored: None,
             is_abroad: true,
             joined_at: None,
         }

@@ -12,7 +12,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::content::digest::Sha256;
-use crate::engine::flight::{Flow, Interest, Progress, State};
+use crate::engine::flight::{Flight, Flow, Interest, Progress, State};
 use crate::engine::outcome::Meta;
 use crate::mirror::{self, Framing, Mirror, Question};
 use crate::store;
@@ -26,6 +26,31 @@ pub enum Chunk {
     Bytes(Bytes),
     /// In a file: there already, and not to change.
     Span(Span),
+}
+
+impl Chunk {
+    /// How many.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Span(span) => span.length as u64,
+        }
+    }
+
+    /// Leaves what is beyond `length` to another; `None` where nothing is.
+    pub fn split_off(&mut self, length: u64) -> Option<Self> {
+        let at = usize::try_from(length).ok().filter(|_| length < self.length())?;
+        Some(match self {
+            Self::Bytes(bytes) => Self::Bytes(bytes.split_off(at)),
+            Self::Span(span) => {
+                let rest = Span { offset: span.offset + length, ..span.clone() };
+                let rest = Span { length: span.length - at, ..rest };
+                span.length = at;
+                Self::Span(rest)
+            }
+        })
+    }
 }
 
 /// Bytes of a file.
@@ -62,14 +87,26 @@ pub struct Follower {
     /// What the volume could not take is asked of the mirror, by each client alone.
     mirror: Arc<Mirror>,
     spilled: Option<mirror::Body>,
-    _interest: Interest,
+    /// Keeps the flight going; another site's does not.
+    _interest: Option<Interest>,
 }
 
 impl Follower {
     pub(in crate::engine) fn new(flow: Arc<Flow>, interest: Interest, mirror: Arc<Mirror>) -> Self {
-        let progress = interest.flight().progress();
-        let end = flow.meta.size;
-        Self { flow, progress, position: 0, end, mirror, spilled: None, _interest: interest }
+        let aside = Self::aside(flow, interest.flight(), mirror);
+        Self { _interest: Some(interest), ..aside }
+    }
+
+    /// One that does not keep the flight going.
+    pub(in crate::engine) fn aside(flow: Arc<Flow>, flight: &Flight, mirror: Arc<Mirror>) -> Self {
+        let (progress, end) = (flight.progress(), flow.meta.size);
+        Self { flow, progress, position: 0, end, mirror, spilled: None, _interest: None }
+    }
+
+    /// Bytes that are there, from the first on.
+    #[must_use]
+    pub fn have(&self) -> u64 {
+        self.progress.borrow().readable
     }
 
     /// What is arriving.

@@ -75,6 +75,8 @@ pub struct Flow {
     pub borrowed: Option<Borrowed>,
     /// Whether peers brought all of them, or nearly all.
     pub is_gathered: bool,
+    /// What they must be, where they come from a mirror: other sites may have them.
+    pub mirrored: Option<Sha256>,
     /// Whether another replica began to fetch them.
     pub is_abroad: bool,
     /// Set where a fellow with another volume is fetching them: when it was asked for them, in seconds
@@ -360,6 +362,15 @@ impl Flights {
         let table = self.table();
         let flight = table.iter().find(|(key, _)| Sha256::of(key.as_bytes()) == *digest);
         flight.map(|(_, flight)| Interest::new(flight))
+    }
+
+    /// The flight that brings `blob` from a mirror, where bytes are coming.
+    pub(super) fn bringing(&self, blob: &Sha256) -> Option<(Arc<Flight>, Arc<Flow>)> {
+        let table = self.table();
+        table.values().find_map(|flight| {
+            let flow = flight.flow().filter(|flow| flow.mirrored.as_ref() == Some(blob))?;
+            (!flight.is_cut()).then(|| (Arc::clone(flight), flow))
+        })
     }
 
     /// How many are under way.

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::archive::kind::Kind;
 use crate::archive::target::Target;
-use crate::content::digest::{Expected, Hasher};
+use crate::content::digest::{Expected, Hasher, Sha256};
 use crate::content::validators::http_date;
 use crate::engine::Engine;
 use crate::engine::flight::borrowed::{Borrowed, Incoming};
@@ -294,6 +294,14 @@ impl Transfer {
         self.expectation.map(|expectation| expectation.digest)
     }
 
+    /// What it must be by the best of digests.
+    pub(super) fn named_best(&self) -> Option<Sha256> {
+        match self.expected() {
+            Some(Expected::Sha256(digest)) => Some(digest),
+            _ => None,
+        }
+    }
+
     fn begin(
         &self,
         source: &Arc<Target>,
@@ -373,6 +381,8 @@ impl Transfer {
             flight.land(Landing::Unstorable);
             return None;
         };
+        let is_mirrors = matches!(arrival.body, Incoming::Mirror(_));
+        let mirrored = self.named_best().filter(|_| is_mirrors);
         let flow = Arc::new(Flow {
             meta: arrival.meta,
             stored: arrival.provable,
@@ -380,6 +390,7 @@ impl Transfer {
             digest: None,
             source: Arc::clone(&arrival.source),
             origin: Arc::clone(&arrival.origin),
+            mirrored,
             borrowed: arrival.borrowed,
             is_gathered: false,
             is_abroad: arrival.is_abroad,

@@ -14,6 +14,7 @@ mod resources;
 mod rows;
 pub mod schema;
 mod tls;
+mod traffic;
 mod trouble;
 mod url;
 mod volumes;
@@ -30,7 +31,8 @@ pub use self::url::Config;
 use crate::content::digest::Sha256;
 use crate::index::{
     Change, Class, Entry, Errand, Expectation, Found, HashedFile, Holders, Holding, Index,
-    IndexError, Lease, Names, Presence, Renewal, Renewed, Site, Stored, Taken, Totals, Use, Volume,
+    IndexError, Lease, Names, Presence, Renewal, Renewed, Site, Stored, Taken, Totals, Traffic,
+    Use, Volume,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -341,6 +343,10 @@ impl Index for PostgresIndex {
 
     async fn part(&self, here: &Presence) -> Result<(), IndexError> {
         volumes::part(&self.calls, here).await
+    }
+
+    async fn add_traffic(&self, more: &Traffic) -> Result<Traffic, IndexError> {
+        traffic::add(&self.calls, more).await
     }
 
     async fn totals(&self) -> Result<Totals, IndexError> {

@@ -7,6 +7,7 @@ mod expectations;
 mod files;
 mod leases;
 mod schema;
+mod traffic;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,8 +22,8 @@ use crate::content::validators::Validators;
 use crate::index::metrics::IndexMetrics;
 use crate::index::{
     Change, Class, Entry, Errand, Expectation, Found, HashedFile, Holders, Holding, Index,
-    IndexError, Lease, Names, Presence, Renewal, Renewed, Site, Stored, Taken, Totals, Use, Volume,
-    bounds_of,
+    IndexError, Lease, Names, Presence, Renewal, Renewed, Site, Stored, Taken, Totals, Traffic,
+    Use, Volume, bounds_of,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -560,6 +561,11 @@ impl Index for SqliteIndex {
 
     async fn part(&self, _here: &Presence) -> Result<(), IndexError> {
         Ok(())
+    }
+
+    async fn add_traffic(&self, more: &Traffic) -> Result<Traffic, IndexError> {
+        let more = *more;
+        self.writer.call("count traffic", move |c| traffic::add(c, &more)).await
     }
 
     async fn totals(&self) -> Result<Totals, IndexError> {

@@ -224,9 +224,7 @@ impl Givers {
         if let Some(one) = self.all.get_mut(giver) {
             one.stand = Stand::Gone;
             engine.metrics.verify_failures.with_label_values(&["peer"]).inc();
-            if let Some(swarm) = &engine.swarm {
-                swarm.ranking.blame(&one.holder);
-            }
+            engine.swarm.ranking.blame(&one.holder);
         }
     }
 
@@ -235,10 +233,9 @@ impl Givers {
         for culprit in culprits {
             self.blame(*culprit, engine);
         }
-        let Some(swarm) = &engine.swarm else { return };
         for (giver, one) in self.all.iter().enumerate() {
             if one.brought > 0 && !culprits.contains(&giver) && !one.is_suspect {
-                swarm.ranking.prove(&one.holder, one.brought);
+                engine.swarm.ranking.prove(&one.holder, one.brought);
             }
         }
     }

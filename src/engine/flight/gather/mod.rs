@@ -101,15 +101,10 @@ impl Transfer {
 
     /// Whom to ask, and for what.
     fn gatherable(&self) -> Option<(&Swarm, Sha256)> {
-        let swarm = self.engine.swarm.as_ref()?;
-        match self.expectation?.digest {
-            Expected::Sha256(blob)
-                if self.known.is_none() && self.may_borrow && is_lasting(self.kind) =>
-            {
-                Some((swarm, blob))
-            }
-            _ => None,
-        }
+        let swarm = &*self.engine.swarm;
+        let is_public = self.known.is_none() && self.may_borrow && is_lasting(self.kind);
+        let blob = self.named_best().filter(|_| is_public && !swarm.is_alone())?;
+        Some((swarm, blob))
     }
 
     /// Bytes of the whole: as a list says, or else as one of those says who have it.
@@ -132,7 +127,7 @@ impl Transfer {
         deadline: Instant,
     ) -> Result<Arc<Flow>, Unled> {
         let (hand, leash) = Leash::held();
-        let mut by_mirror = pin!(self.by_mirror(flight, writer, gathering.size(), leash, deadline));
+        let mut by_mirror = pin!(self.by_mirror(flight, writer, gathering, leash, deadline));
         let mut by_peers = pin!(gathering.run(claimed, hand));
         let mut unled = None;
         loop {
@@ -164,10 +159,11 @@ impl Transfer {
         &self,
         flight: &Arc<Flight>,
         writer: &Writer,
-        size: u64,
+        gathering: &Gathering<'_>,
         mut leash: Leash,
         deadline: Instant,
     ) -> Result<Arc<Flow>, Unled> {
+        let size = gathering.size();
         leash.reaches_beyond(0).await;
         let asked = self.ask(deadline, leash.end()).await.map_err(Unled::NotBegun)?;
         let Asked::Bytes(arrival) = asked else {
@@ -186,6 +182,7 @@ impl Transfer {
             source,
             origin,
             borrowed: None,
+            mirrored: Some(gathering.blob()),
             is_gathered: false,
             is_abroad: false,
             joined_at: None,
@@ -207,6 +204,7 @@ impl Transfer {
             source: Arc::clone(&self.target),
             origin: "peers".into(),
             borrowed: None,
+            mirrored: None,
             is_gathered: true,
             is_abroad: false,
             joined_at: None,

@@ -113,6 +113,10 @@ impl<'a> Gathering<'a> {
         self.size
     }
 
+    pub(super) fn blob(&self) -> Sha256 {
+        self.blob
+    }
+
     /// The mirror brings nothing more.
     pub(super) fn mirror_is_out(&self) {
         self.mirror_is_out.store(true, Ordering::Relaxed);
