@@ -13,6 +13,7 @@ mod fleet;
 mod flights;
 mod folders;
 mod freshness;
+mod give;
 mod groups;
 mod guard;
 mod heal;
