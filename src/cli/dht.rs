@@ -1,23 +1,20 @@
 //! `aptmesh dht`: a node of the swarm's DHT in a process of its own.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
+use crate::cli::surfaces::open;
+use crate::cli::wiring::{self, Node};
 use crate::config::Config;
-use crate::dht::Dht;
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
 use crate::web::connection::Surface;
-use crate::web::listener::Listener;
 use crate::web::phase::Phase;
-use crate::web::sidecar::Sidecar;
 
 /// For how long requests under way are waited for.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -36,21 +33,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (phase, phases) = watch::channel(Phase::Serving);
     let (background, connections) = (TaskTracker::new(), TaskTracker::new());
     let metrics = Metrics::default();
-    let dht = Dht::start(config.dht.clone(), &metrics, &background).await?;
-    let sidecar = Arc::new(Sidecar::new(dht.clone(), metrics, phases.clone()));
-    let open = async |address, key: &str, routes| -> anyhow::Result<SocketAddr> {
-        let surface =
-            Surface { routes, proxy: None, served_bytes: None, tasks: connections.clone() };
-        let listener = Listener::bind(address, config.listen.connections_max)
-            .await
-            .with_context(|| format!("could not listen on {address} ({key})"))?;
-        let address = listener.address()?;
-        connections.spawn(listener.serve(surface.into(), phases.clone(), connections.clone()));
-        Ok(address)
-    };
-    let api = Arc::clone(&sidecar).api_routes();
-    let api = open(config.listen.sidecar, "listen.sidecar", api).await?;
-    let admin = open(config.listen.admin, "listen.admin", sidecar.admin_routes()).await?;
+    let Node { dht, sidecar } =
+        wiring::node(config.dht.clone(), &metrics, &phases, &background).await?;
+    let api = Surface::inner(Arc::clone(&sidecar).api_routes(), &connections);
+    let api = open(api, config.listen.sidecar, "listen.sidecar", &config, &phases).await?;
+    let admin = Surface::inner(sidecar.admin_routes(), &connections);
+    let admin = open(admin, config.listen.admin, "listen.admin", &config, &phases).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     super::print_out(&format!(

@@ -11,6 +11,7 @@ mod progress;
 mod scrub;
 mod serve;
 mod status;
+mod surfaces;
 mod wiring;
 
 use std::path::PathBuf;
@@ -96,7 +97,7 @@ struct SettingFlags {
     /// Address for operators.
     #[arg(long, global = true, value_name = "ADDRESS:PORT")]
     admin_listen: Option<String>,
-    /// Address for other replicas, if they are told of it (`proxy.advertise`).
+    /// Address for other sites of the swarm, and other replicas (`proxy.advertise`).
     #[arg(long, global = true, value_name = "ADDRESS:PORT")]
     peer_listen: Option<String>,
     /// Address for other sites' nodes; may be repeated.

@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::TaskTracker;
 
+use crate::cli::surfaces::{self, open};
 use crate::cli::wiring::{self, Parts};
 use crate::config::{Config, Sources};
 use crate::telemetry::logs;
@@ -42,10 +42,16 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     let (phase, phases) = watch::channel(Phase::Serving);
     // Operators look on while clients are seen off, and lists are learnt: nobody waits for these.
     let background = TaskTracker::new();
-    let parts = wiring::build(&config, &phases, &background).await?;
     let connections = TaskTracker::new();
+    // The node tells others where it is.
+    let peer = match config.listen.peer {
+        Some(address) => Some(surfaces::bind(address, "listen.peer", &config).await?),
+        None => None,
+    };
+    let peer_address = peer.as_ref().map(Listener::address).transpose()?;
+    let parts = wiring::build(&config, &phases, &background, peer_address).await?;
 
-    let mut proxy_addresses = Vec::new();
+    let mut greeting = Greeting::default();
     for address in &config.listen.proxy {
         let surface = Surface {
             routes: parts.proxy.routes(),
@@ -53,46 +59,33 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
             served_bytes: Some(parts.engine.metrics().served_bytes.clone()),
             tasks: connections.clone(),
         };
-        let listener = bind(*address, "listen.proxy", &config).await?;
-        proxy_addresses.push(listener.address()?);
-        connections.spawn(listener.serve(surface.into(), phases.clone(), connections.clone()));
+        let address = open(surface, *address, "listen.proxy", &config, &phases).await?;
+        greeting.proxies.push(address);
     }
-    let surface = Surface {
-        routes: Arc::clone(&parts.admin).routes(),
-        proxy: None,
-        served_bytes: None,
-        tasks: connections.clone(),
-    };
-    let listener = bind(config.listen.admin, "listen.admin", &config).await?;
-    let admin_address = listener.address()?;
+    if let Some(peer) = peer {
+        let surface = Surface::inner(parts.peer.routes(), &connections);
+        greeting.others.extend(peer_address.map(|address| format!("peer on http://{address}")));
+        surfaces::serve(peer, surface, &phases);
+    }
+    if let Some(node) = &parts.node {
+        let api = Surface::inner(Arc::clone(&node.sidecar).api_routes(), &connections);
+        let api = open(api, config.listen.sidecar, "listen.sidecar", &config, &phases).await?;
+        greeting.others.push(format!("dht on {}", node.dht.address()));
+        greeting.others.push(format!("sidecar on http://{api}"));
+    }
     let (_stop_admin, admin_phases) = watch::channel(Phase::Serving);
-    background.spawn(listener.serve(surface.into(), admin_phases, background.clone()));
-
-    let peer_address = match config.listen.peer {
-        None => None,
-        Some(address) => {
-            let surface = Surface {
-                routes: parts.peer.routes(),
-                proxy: None,
-                served_bytes: None,
-                tasks: connections.clone(),
-            };
-            let listener = bind(address, "listen.peer", &config).await?;
-            let bound = listener.address()?;
-            let stop = phases.clone();
-            connections.spawn(listener.serve(surface.into(), stop, connections.clone()));
-            Some(bound)
-        }
-    };
+    let admin = Surface::inner(Arc::clone(&parts.admin).routes(), &background);
+    let admin = open(admin, config.listen.admin, "listen.admin", &config, &admin_phases).await?;
+    greeting.others.push(format!("admin on http://{admin}"));
     parts.engine.meet_fellows(&background).await;
 
     // Before anybody can know that it runs: until then a signal would just kill it.
     let mut signals = Signals::listen()?;
-    super::print_out(&greeting(&config, &proxy_addresses, admin_address, peer_address))?;
+    super::print_out(&greeting.text(&config))?;
     let told = wait_for_stop(&mut signals, &parts, &config, &sources).await;
     let until = Instant::now() + DRAIN_MAX;
     phase.send_replace(Phase::Leaving);
-    parts.engine.leave_fellows().await;
+    tokio::join!(parts.engine.leave_fellows(), leave_swarm(&parts));
     if told == Told::ToTerminate && parts.admin.is_watched(WATCHED_WITHIN) {
         let delay = config.listen.drain_delay;
         tracing::info!("not ready any more; newcomers are served for another {delay:?}");
@@ -109,35 +102,37 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn bind(address: SocketAddr, key: &str, config: &Config) -> anyhow::Result<Listener> {
-    Listener::bind(address, config.listen.connections_max)
-        .await
-        .with_context(|| format!("could not listen on {address} ({key})"))
+async fn leave_swarm(parts: &Parts) {
+    if let Some(node) = &parts.node {
+        node.dht.leave().await;
+    }
 }
 
-fn greeting(
-    config: &Config,
-    proxies: &[SocketAddr],
-    admin: SocketAddr,
-    peer: Option<SocketAddr>,
-) -> String {
-    let mut listening: Vec<String> =
-        proxies.iter().map(|address| format!("  proxy on http://{address}")).collect();
-    listening.extend(peer.map(|address| format!("  peer on http://{address}")));
-    let example = proxies.first().map(ToString::to_string).unwrap_or_default();
-    format!(
-        "aptmesh {}
-{}
-  admin on http://{admin}
+/// What is told when all runs.
+#[derive(Default)]
+struct Greeting {
+    proxies: Vec<SocketAddr>,
+    others: Vec<String>,
+}
+
+impl Greeting {
+    fn text(&self, config: &Config) -> String {
+        let proxies = self.proxies.iter().map(|address| format!("proxy on http://{address}"));
+        let listening: Vec<String> = proxies.chain(self.others.iter().cloned()).collect();
+        let example = self.proxies.first().map(ToString::to_string).unwrap_or_default();
+        format!(
+            "aptmesh {}
+  {}
   data in {}
 
 Point apt at it:
   echo 'Acquire::http::Proxy \"http://{example}\";' | sudo tee /etc/apt/apt.conf.d/30aptmesh
 ",
-        env!("CARGO_PKG_VERSION"),
-        listening.join("\n"),
-        config.store.dir.display(),
-    )
+            env!("CARGO_PKG_VERSION"),
+            listening.join("\n  "),
+            config.store.dir.display(),
+        )
+    }
 }
 
 /// The signals that are obeyed.

@@ -1,5 +1,6 @@
 //! Puts the components together: the one place that names concrete backends.
 
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::dht::{self, Dht};
 use crate::engine::Engine;
 use crate::engine::volume::import::Importer;
 use crate::engine::volume::inspect::Inspector;
@@ -24,6 +26,7 @@ use crate::web::admin::Admin;
 use crate::web::peer::Peer;
 use crate::web::phase::Phase;
 use crate::web::proxy::Proxy;
+use crate::web::sidecar::Sidecar;
 
 /// The running parts.
 pub(super) struct Parts {
@@ -32,13 +35,21 @@ pub(super) struct Parts {
     pub(super) proxy: Arc<Proxy>,
     pub(super) admin: Arc<Admin>,
     pub(super) peer: Arc<Peer>,
+    pub(super) node: Option<Node>,
 }
 
-/// What nobody waits for when the process stops runs on `background`.
+/// The node of the swarm, and its surfaces.
+pub(super) struct Node {
+    pub(super) dht: Dht,
+    pub(super) sidecar: Arc<Sidecar>,
+}
+
+/// What nobody waits for when the process stops runs on `background`; other sites find us at `peer`.
 pub(super) async fn build(
     config: &Config,
     phase: &watch::Receiver<Phase>,
     background: &TaskTracker,
+    peer_address: Option<SocketAddr>,
 ) -> anyhow::Result<Parts> {
     budget::set(config.patience);
     let metrics = Metrics::default();
@@ -59,8 +70,28 @@ pub(super) async fn build(
         config.mirror.pseudonym.clone(),
     ));
     let peer = Arc::new(Peer::new(Arc::clone(&engine), config.upload_limit, &metrics, background));
-    let admin = Arc::new(Admin::new(Arc::clone(&engine), metrics, phase.clone()));
-    Ok(Parts { engine, mirror, proxy, admin, peer })
+    let node = match &config.dht.key {
+        Some(_) => {
+            let dht = dht::Config { peer: peer_address, ..config.dht.clone() };
+            Some(node(dht, &metrics, phase, background).await?)
+        }
+        None => None,
+    };
+    let dht = node.as_ref().map(|node| node.dht.clone());
+    let admin = Arc::new(Admin::new(Arc::clone(&engine), dht, metrics, phase.clone()));
+    Ok(Parts { engine, mirror, proxy, admin, peer, node })
+}
+
+/// Starts the node of the swarm.
+pub(super) async fn node(
+    config: dht::Config,
+    metrics: &Metrics,
+    phase: &watch::Receiver<Phase>,
+    background: &TaskTracker,
+) -> anyhow::Result<Node> {
+    let dht = Dht::start(config, metrics, background).await?;
+    let sidecar = Arc::new(Sidecar::new(dht.clone(), metrics.clone(), phase.clone()));
+    Ok(Node { dht, sidecar })
 }
 
 /// Who tells good blobs from bad, without a cache around.

@@ -93,8 +93,9 @@ pub static KEYS: [Key; 46] = [
     key(
         "listen.peer",
         "[::]:9979",
-        "Address for other replicas of the site, which fetch blobs here; used if `proxy.advertise` is \
-         set. Who does not know the site's secret, which is in the index, gets 403.",
+        "Address for other sites of the swarm, unless `swarm.announce` is false, and for other replicas \
+         of the site, if `proxy.advertise` is set: they fetch blobs here. Who does not know the swarm's \
+         key or the site's secret, which is in the index, gets 403.",
     )
     .flag("--peer-listen"),
     key(
@@ -107,8 +108,9 @@ pub static KEYS: [Key; 46] = [
     key(
         "listen.sidecar",
         "127.0.0.1:9981",
-        "Address for the proxy of a node that `aptmesh dht` runs. It has no access control of its own: \
-         whoever reaches it may announce and look up.",
+        "Address for the proxy of a node of the swarm, be it that of `aptmesh dht` or the one that the \
+         proxy itself runs with a `swarm.key`. It has no access control of its own: whoever reaches it \
+         may announce and look up.",
     ),
     key(
         "listen.connections",
@@ -347,7 +349,8 @@ pub static KEYS: [Key; 46] = [
         "swarm.advertise",
         "",
         "URLs under which other sites fetch blobs from this one, a list of four at most, such as \
-         `http://203.0.113.5:9979`. Where the host is an address, the node is said to be there too.",
+         `http://203.0.113.5:9979`. Where the host is an address, the node is said to be there too. Empty: \
+         `listen.peer` under the addresses of the machine.",
     ),
     key(
         "swarm.upload_limit",

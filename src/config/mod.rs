@@ -66,7 +66,7 @@ pub struct Listen {
     pub admin: SocketAddr,
     /// For other replicas and other sites; `None`: none of them knows of this one.
     pub peer: Option<SocketAddr>,
-    /// For the proxy of the sidecar.
+    /// For the proxy of the node.
     pub sidecar: SocketAddr,
     /// Connections at a time, per address.
     pub connections_max: usize,
@@ -113,19 +113,7 @@ impl Config {
             clients: reader.list("clients.allow"),
             index: reader.index("index.url", &data),
             patience: reader.some_time("index.patience"),
-            mirror: mirror::Config {
-                guard: mirror::guard::Guard {
-                    allow: reader.list("mirror.allow"),
-                    allow_private: reader.list("mirror.allow_private"),
-                },
-                ca_file: reader.optional("mirror.ca_file"),
-                proxy: reader.proxy("mirror.proxy"),
-                timeout: reader.some_time("mirror.timeout"),
-                connect_ports: reader.list("mirror.connect_ports"),
-                groups: groups.clone(),
-                offline: reader.flag("mirror.offline"),
-                pseudonym: values::pseudonym(),
-            },
+            mirror: mirror_of(&mut reader, &groups),
             groups: groups.clone(),
             engine: engine::Config {
                 recheck_after: reader.duration("mirror.recheck_after"),
@@ -166,5 +154,21 @@ impl Config {
                 .collect(),
         };
         if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
+    }
+}
+
+fn mirror_of(reader: &mut values::Reader<'_>, groups: &Groups) -> mirror::Config {
+    mirror::Config {
+        guard: mirror::guard::Guard {
+            allow: reader.list("mirror.allow"),
+            allow_private: reader.list("mirror.allow_private"),
+        },
+        ca_file: reader.optional("mirror.ca_file"),
+        proxy: reader.proxy("mirror.proxy"),
+        timeout: reader.some_time("mirror.timeout"),
+        connect_ports: reader.list("mirror.connect_ports"),
+        groups: groups.clone(),
+        offline: reader.flag("mirror.offline"),
+        pseudonym: values::pseudonym(),
     }
 }

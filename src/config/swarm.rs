@@ -28,6 +28,7 @@ impl Reader<'_> {
             announce_min_size: self.size("swarm.announce_min_size"),
             announce_ttl: self.ttl("swarm.announce_ttl"),
             advertise: self.peer_urls("swarm.advertise"),
+            peer: None,
             site: host_name(),
         }
     }

@@ -58,6 +58,9 @@ pub struct Config {
     pub announce_ttl: Duration,
     /// Where other sites fetch blobs from this one.
     pub advertise: Vec<String>,
+    /// Where the peer port beside this node listens: where nothing is advertised, others fetch from
+    /// there, under the node's own addresses.
+    pub peer: Option<SocketAddr>,
     /// The site's name, for people.
     pub site: String,
 }

@@ -11,6 +11,7 @@ use warp::filters::BoxedFilter;
 use warp::reply::Response;
 use warp::{Filter as _, Reply as _};
 
+use crate::dht::Dht;
 use crate::engine::Engine;
 use crate::index::Traffic;
 use crate::telemetry::metrics::Metrics;
@@ -22,6 +23,7 @@ const COUNT_PATIENCE: Duration = Duration::from_secs(2);
 /// What the admin surface needs to answer.
 pub struct Admin {
     engine: Arc<Engine>,
+    dht: Option<Dht>,
     metrics: Metrics,
     started: Instant,
     phase: tokio::sync::watch::Receiver<Phase>,
@@ -33,11 +35,12 @@ impl Admin {
     #[must_use]
     pub fn new(
         engine: Arc<Engine>,
+        dht: Option<Dht>,
         metrics: Metrics,
         phase: tokio::sync::watch::Receiver<Phase>,
     ) -> Self {
         let watched_at = Mutex::default();
-        Self { engine, metrics, started: Instant::now(), phase, watched_at }
+        Self { engine, dht, metrics, started: Instant::now(), phase, watched_at }
     }
 
     /// Whether somebody asked within this time if it is ready, as balancers do again and again.
@@ -102,6 +105,10 @@ fn by_way(bytes: Traffic) -> serde_json::Value {
 
 async fn status(admin: Arc<Admin>) -> Response {
     let totals = timeout(COUNT_PATIENCE, admin.engine.totals()).await.ok().flatten();
+    let swarm = match &admin.dht {
+        Some(dht) => dht.status().await,
+        None => None,
+    };
     let (session, all_time) = admin.engine.traffic().await;
     let bytes = &admin.engine.metrics().served_bytes;
     let served = |source| bytes.with_label_values(&[source]).get();
@@ -117,6 +124,7 @@ async fn status(admin: Arc<Admin>) -> Response {
             "resources": totals.resources, "blobs": totals.blobs, "bytes": totals.bytes,
             "expectations": totals.expectations, "quota": admin.engine.room().limits().quota,
         })),
+        "swarm": swarm,
         "duties": admin.engine.duties(),
         "trouble": trouble(&admin.engine),
     }))

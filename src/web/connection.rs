@@ -68,6 +68,14 @@ pub struct Surface {
     pub tasks: TaskTracker,
 }
 
+impl Surface {
+    /// One for programs of ours or for operators, whose connections live on `tasks`.
+    #[must_use]
+    pub fn inner(routes: BoxedFilter<(warp::reply::Response,)>, tasks: &TaskTracker) -> Self {
+        Self { routes, proxy: None, served_bytes: None, tasks: tasks.clone() }
+    }
+}
+
 /// A request, as routes see it.
 #[derive(Clone)]
 pub struct Visit {

@@ -6,9 +6,7 @@ use crate::kit::*;
 use aptmesh::content::digest::Sha256;
 use aptmesh::content::swarm_key::SwarmKey;
 use aptmesh::swarm::token::Secret;
-use std::net::SocketAddr;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,22 +18,19 @@ const BUSY: &str = "aptmesh_peer_busy_total";
 const SLOTS_USED: &str = "aptmesh_peer_slots_used";
 const LARGE: usize = 5_000_000;
 
-/// Sites of this module so far.
-static SITES: AtomicU8 = AtomicU8::new(1);
-
 /// A site that gives, with a mirror of its own.
 struct Giver {
-    proxy: Proxy,
-    peer: SocketAddr,
+    site: Site,
     mirror: Mirror,
+    /// `None`: the swarm is open.
     key: Option<SwarmKey>,
 }
 
 impl Deref for Giver {
-    type Target = Proxy;
+    type Target = Site;
 
-    fn deref(&self) -> &Proxy {
-        &self.proxy
+    fn deref(&self) -> &Site {
+        &self.site
     }
 }
 
@@ -44,33 +39,21 @@ impl Giver {
         Self::with(&[])
     }
 
-    /// In a swarm with a key, with these settings besides.
+    /// With these settings besides.
     fn with(settings: &[(&str, &str)]) -> Self {
         let key = swarm_key();
-        let settings = [&[("APTMESH_SWARM_KEY", key.as_str())], settings].concat();
-        Self { key: Some(key.parse().unwrap()), ..Self::start(&settings) }
+        let build = settings.iter().fold(Site::build(&key), |build, (name, value)| {
+            match name.strip_prefix("--") {
+                None => build.env(name, *value),
+                Some(_) => build.arg(name).arg(value),
+            }
+        });
+        Self { site: build.start(), mirror: Mirror::start(), key: Some(key.parse().unwrap()) }
     }
 
     fn open() -> Self {
-        Self::start(&[("APTMESH_SWARM_OPEN", "true")])
-    }
-
-    fn start(settings: &[(&str, &str)]) -> Self {
-        let test = std::process::id() % 200 + 40;
-        let ip = format!("127.{test}.250.{}", SITES.fetch_add(1, Ordering::Relaxed));
-        let mut build = Proxy::build().at(ip.parse().unwrap());
-        for (name, port) in [("PEER", 9979), ("DHT", 9980), ("SIDECAR", 9981)] {
-            build = build.env(&format!("APTMESH_LISTEN_{name}"), format!("{ip}:{port}"));
-        }
-        for (name, value) in settings {
-            build = if name.starts_with("--") {
-                build.arg(name).arg(value)
-            } else {
-                build.env(name, *value)
-            };
-        }
-        let peer = format!("{ip}:9979").parse().unwrap();
-        Self { proxy: build.start(), peer, mirror: Mirror::start(), key: None }
+        let build = Site::build("").env("SWARM_OPEN", "true");
+        Self { site: build.start(), mirror: Mirror::start(), key: None }
     }
 
     /// Its clients' lists are those of this archive.
@@ -109,7 +92,7 @@ impl Giver {
 
     /// What another site hears that asks for a blob.
     fn asked(&self, method: &str, blob: &str, headers: &[(&str, &str)]) -> Reply {
-        self.asked_on(&mut Connection::open(self.peer), method, blob, headers)
+        self.asked_on(&mut Connection::open(self.peer()), method, blob, headers)
     }
 
     fn asked_on(
@@ -186,7 +169,7 @@ fn a_site_of_the_swarm_gets_what_is_public() {
     let same = site.asked("GET", &blob, &[("If-None-Match", &etag)]);
     assert_eq!((same.status, same.body.len()), (304, 0));
     // On one connection, one after the other, none of them is in another's way.
-    let mut connection = Connection::open(site.peer);
+    let mut connection = Connection::open(site.peer());
     for _ in 0..50 {
         let range = site.asked_on(&mut connection, "GET", &blob, &[("Range", "bytes=0-99999")]);
         assert_eq!(range.status, 206);
@@ -229,7 +212,7 @@ fn strangers_hear_nothing() {
                 {
                     continue;
                 }
-                let reply = request(site.peer, method, path, &headers);
+                let reply = request(site.peer(), method, path, &headers);
                 assert_eq!(reply.status, 403, "{method} {path} {token:?}");
                 assert!(!reply.body.windows(64).any(|part| part == &bytes[..64]));
                 for told in ["etag", "aptmesh-have", "allow", "retry-after", "x-aptmesh-source"] {
@@ -245,7 +228,7 @@ fn strangers_hear_nothing() {
     // Some minutes either way are borne with; after that, a token that was overheard is of no use.
     for at in [now() - 240, now(), now() + 240] {
         let token = token(&key, &blob, at);
-        assert_eq!(request(site.peer, "GET", &stored, &[("Authorization", &token)]).status, 200);
+        assert_eq!(request(site.peer(), "GET", &stored, &[("Authorization", &token)]).status, 200);
     }
 }
 
@@ -255,17 +238,17 @@ fn an_open_swarm_asks_for_no_token() {
     let blob = sha256_hex(&bytes);
     let reply = site.asked("GET", &blob, &[]);
     assert!(reply.status == 200 && reply.body == bytes);
-    assert_eq!(get(site.peer, &format!("/blob/sha256/{}", sha256_hex(b"another"))).status, 404);
-    assert_eq!(get(site.peer, "/status.json").status, 404);
+    assert_eq!(get(site.peer(), &format!("/blob/sha256/{}", sha256_hex(b"another"))).status, 404);
+    assert_eq!(get(site.peer(), "/status.json").status, 404);
     let flight = format!("/flight/{}", sha256_hex(b"any"));
-    assert_eq!(get(site.peer, &flight).status, 404, "that is for replicas");
+    assert_eq!(get(site.peer(), &flight).status, 404, "that is for replicas");
     assert_eq!(site.count(REFUSED), 0);
 }
 
 #[test]
 fn who_announces_nothing_gives_nothing() {
-    let site = Giver::with(&[("APTMESH_SWARM_ANNOUNCE", "false")]);
-    assert_eq!(get(site.peer, "/").status, 0, "nobody listens there");
+    let site = Giver::with(&[("SWARM_ANNOUNCE", "false")]);
+    assert_eq!(get(site.peer(), "/").status, 0, "nobody listens there");
 }
 
 #[test]
@@ -326,7 +309,7 @@ fn questions_for_what_is_not_here_cost_little() {
         for asker in 0..8_usize {
             let site = &site;
             scope.spawn(move || {
-                let mut connection = Connection::open_from(&other(asker), site.peer);
+                let mut connection = Connection::open_from(&other(asker), site.peer());
                 for number in 0..250 {
                     let blob = sha256_hex(format!("{asker} {number}").as_bytes());
                     let reply = site.asked_on(&mut connection, "GET", &blob, &[]);
@@ -358,7 +341,7 @@ fn a_flight_is_given_while_it_comes() {
     client.read_body_some(300_000);
     let is_coming = || site.mirror.requests(&at).iter().any(|seen| seen.open);
 
-    let mut peer = Connection::open(site.peer);
+    let mut peer = Connection::open(site.peer());
     site.ask_on(&mut peer, "GET", &blob, &[]);
     let head = peer.read_head();
     let have = |head: Option<&str>| head.and_then(|have| have.parse::<usize>().ok());
@@ -369,7 +352,7 @@ fn a_flight_is_given_while_it_comes() {
     assert!(is_coming(), "bytes arrive before the mirror has sent all");
 
     // A part that is a little ahead streams as it comes; one that is far ahead is for later.
-    let mut ahead = Connection::open_from(&other(1), site.peer);
+    let mut ahead = Connection::open_from(&other(1), site.peer());
     site.ask_on(&mut ahead, "GET", &blob, &[("Range", "bytes=3000000-4999999")]);
     assert_eq!(ahead.read_head().status, 206);
     let far = site.asked("GET", &blob, &[("Range", "bytes=11900000-")]);
@@ -419,7 +402,7 @@ fn another_site_keeps_no_flight_going() {
     let mut client = Connection::open(site.addr());
     client.send("GET", &site.path(&path), &[]);
     assert_eq!(client.read_head().status, 200);
-    let mut peer = Connection::open(site.peer);
+    let mut peer = Connection::open(site.peer());
     peer.set_read_timeout(PATIENCE);
     site.ask_on(&mut peer, "GET", &blob, &[]);
     assert_eq!(peer.read_head().status, 200);
@@ -434,11 +417,10 @@ fn another_site_keeps_no_flight_going() {
 #[test]
 fn slots_are_shared_and_clients_need_none() {
     // So slow that no body ends by itself.
-    let (site, bytes) =
-        Giver::with(&[("APTMESH_SWARM_UPLOAD_LIMIT", "100kB/s")]).with_package(LARGE);
+    let (site, bytes) = Giver::with(&[("SWARM_UPLOAD_LIMIT", "100kB/s")]).with_package(LARGE);
     let blob = sha256_hex(&bytes);
     let begin = |ip: &str| {
-        let mut connection = Connection::open_from(ip, site.peer);
+        let mut connection = Connection::open_from(ip, site.peer());
         site.ask_on(&mut connection, "GET", &blob, &[]);
         let head = connection.read_head();
         (connection, head)
@@ -478,10 +460,10 @@ fn slots_are_shared_and_clients_need_none() {
 
 #[test]
 fn the_upload_limit_is_kept_and_shared() {
-    let (site, bytes) =
-        Giver::with(&[("APTMESH_SWARM_UPLOAD_LIMIT", "400kB/s")]).with_package(LARGE);
+    let (site, bytes) = Giver::with(&[("SWARM_UPLOAD_LIMIT", "400kB/s")]).with_package(LARGE);
     let blob = sha256_hex(&bytes);
-    let mut greedy: Vec<_> = (0..2).map(|_| Connection::open_from(&other(1), site.peer)).collect();
+    let mut greedy: Vec<_> =
+        (0..2).map(|_| Connection::open_from(&other(1), site.peer())).collect();
     for connection in &mut greedy {
         site.ask_on(connection, "GET", &blob, &[]);
         assert_eq!(connection.read_head().status, 200);
@@ -494,7 +476,7 @@ fn the_upload_limit_is_kept_and_shared() {
     wait_until(PATIENCE, "the greedy ones' turns", || site.count(GIVEN) > 300_000);
 
     let (before, begun) = (site.count(GIVEN), std::time::Instant::now());
-    let mut modest = Connection::open_from(&other(2), site.peer);
+    let mut modest = Connection::open_from(&other(2), site.peer());
     let part = site.asked_on(&mut modest, "GET", &blob, &[("Range", "bytes=0-999999")]);
     let (took, given) = (begun.elapsed(), site.count(GIVEN) - before);
     assert_eq!((part.status, part.complete), (206, true));
@@ -525,7 +507,7 @@ fn the_upload_limit_is_changed_while_it_runs() {
     std::fs::write(&config, "[swarm]\nupload_limit = \"20kB/s\"\n").unwrap();
     let config_of = config.to_str().unwrap();
     let (site, bytes) = Giver::with(&[("--config", config_of)]).with_package(LARGE);
-    let mut peer = Connection::open(site.peer);
+    let mut peer = Connection::open(site.peer());
     site.ask_on(&mut peer, "GET", &sha256_hex(&bytes), &[]);
     assert_eq!(peer.read_head().status, 200);
     let begun = peer.read_body_some(50_000);
@@ -554,7 +536,7 @@ fn what_went_through_is_told_since_the_start_and_since_ever() {
     });
     assert_eq!(site.traffic("all_time/from_mirrors"), fetched);
 
-    site.proxy.restart_in_place();
+    site.site.restart();
     wait_until(PATIENCE, "the sums of all time", || {
         site.status().pointer("/traffic/all_time/to_peers").is_some()
     });
@@ -598,7 +580,7 @@ fn nonsense_is_answered_or_hung_up_on() {
     ];
     for path in paths {
         let token = site.token(&blob);
-        let reply = request(site.peer, "GET", path, &[("Authorization", &token)]);
+        let reply = request(site.peer(), "GET", path, &[("Authorization", &token)]);
         let is_known = path.ends_with("?x") || path.contains(&blob.to_uppercase());
         let expected: &[u16] = if is_known { &[200, 403] } else { &[0, 400, 403, 404, 414, 431] };
         assert!(expected.contains(&reply.status), "{path:?}: {} {}", reply.status, reply.reason);
@@ -626,7 +608,7 @@ fn nonsense_is_answered_or_hung_up_on() {
         "\0\u{16}\u{3}\u{1}".repeat(1000),
         format!("GET /blob/sha256/{blob} HTTP/1.1\r\nAuthorization: \u{80}\r\n\r\n"),
     ] {
-        let mut connection = Connection::open(site.peer);
+        let mut connection = Connection::open(site.peer());
         connection.send_raw(head.as_bytes());
         let answer = connection.read_head();
         assert!(matches!(answer.status, 0 | 400 | 403 | 431 | 505), "{answer:?}");
@@ -638,7 +620,7 @@ fn nonsense_is_answered_or_hung_up_on() {
 #[test]
 fn who_never_ends_a_request_is_hung_up_on() {
     let (site, bytes) = Giver::new().with_package(100_000);
-    let mut slow = Connection::open(site.peer);
+    let mut slow = Connection::open(site.peer());
     slow.set_read_timeout(PATIENCE);
     slow.send_raw(b"GET /blob/sha256/");
     let dripping = thread::spawn(move || {

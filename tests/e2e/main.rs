@@ -2,6 +2,7 @@
 
 mod kit;
 
+mod announce;
 mod apt;
 mod consistency;
 mod database_away;

@@ -1,13 +1,13 @@
 //! Meeting other nodes: cards go both ways, and with each meeting those of others.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
 use libp2p::request_response::{Event, Message, OutboundRequestId, ResponseChannel};
 
 use super::{Node, Sent, wall_clock};
-use crate::content::card::Signed;
+use crate::content::card::{Signed, URLS_MAX};
 use crate::dht::directory::{self, LIFE, Taken, millis};
 use crate::dht::message::{Answer, Ask, Known};
 use crate::dht::network::Talk;
@@ -123,15 +123,35 @@ impl Node {
         let issued = wall_clock().max(self.card.card.issued + 1);
         // Who gives nothing names no place to get it from.
         let gives = self.config.announce && !self.leaving;
-        let urls = if gives { &self.config.advertise[..] } else { &[] };
+        let urls = if gives { self.peer_urls() } else { Vec::new() };
         let addresses = if self.leaving { Vec::new() } else { self.own_addresses() };
         let (site, filter) = (&self.config.site, self.filter);
-        let card = directory::own_card(&self.identity, issued, site, filter, urls, addresses);
+        let card = directory::own_card(&self.identity, issued, site, filter, &urls, addresses);
         self.card = directory::sign(&self.identity, card);
     }
 
     pub(super) fn card_is_old(&self) -> bool {
         wall_clock().saturating_sub(self.card.card.issued) > millis(LIFE / 6)
+    }
+
+    /// Where others fetch from this site: as advertised, else from the peer port wherever the node is
+    /// found.
+    fn peer_urls(&self) -> Vec<String> {
+        let Some(peer) = self.config.peer.filter(|_| self.config.advertise.is_empty()) else {
+            return self.config.advertise.clone();
+        };
+        if !peer.ip().is_unspecified() {
+            return vec![format!("http://{peer}")];
+        }
+        let mut hosts: Vec<IpAddr> = Vec::new();
+        for ip in self.own_addresses().iter().map(SocketAddr::ip) {
+            // Who listens on `[::]` is there over IPv4 too.
+            if (ip.is_ipv4() || peer.is_ipv6()) && !hosts.contains(&ip) {
+                hosts.push(ip);
+            }
+        }
+        let urls = hosts.iter().map(|ip| format!("http://{}", SocketAddr::new(*ip, peer.port())));
+        urls.take(URLS_MAX).collect()
     }
 
     /// Where we listen, and where we are told to be reached: a card has no room for what is of no use

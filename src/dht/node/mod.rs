@@ -16,6 +16,7 @@ use libp2p::request_response::OutboundRequestId;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, kad, mdns};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
@@ -512,6 +513,9 @@ impl Node {
 
 /// Listens there, and tells the first address, which may have been left to the system.
 async fn listen(net: &mut Swarm<Net>, addresses: &[SocketAddr]) -> anyhow::Result<SocketAddr> {
+    for address in addresses {
+        ensure_free(*address).await?;
+    }
     let mut waits = 0;
     for address in addresses {
         match net.listen_on(multiaddr(*address)) {
@@ -541,6 +545,18 @@ async fn listen(net: &mut Swarm<Net>, addresses: &[SocketAddr]) -> anyhow::Resul
     timeout(LISTEN_MAX, listening).await.context("no address to listen on (listen.dht)")??;
     let first = net.listeners().find_map(socket_address);
     first.context("no address to listen on (listen.dht)")
+}
+
+/// libp2p shares its port with whoever wants to (`SO_REUSEPORT`, so that it may dial from it): a second
+/// node there would take half of the first one's visitors.
+async fn ensure_free(address: SocketAddr) -> anyhow::Result<()> {
+    match TcpListener::bind(address).await {
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            Err(error).with_context(|| format!("could not listen on {address} (listen.dht)"))
+        }
+        // What else may be in the way is seen when it listens.
+        _ => Ok(()),
+    }
 }
 
 /// Milliseconds since 1970.

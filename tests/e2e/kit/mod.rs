@@ -20,6 +20,7 @@ pub mod proxy;
 pub mod remote;
 mod selftest;
 pub mod signer;
+pub mod site;
 
 pub use apt::{Apt, HostArchive, LocalArchive, Run};
 pub use balancer::Balancer;
@@ -33,6 +34,7 @@ pub use postgres::{PgBouncer, Postgres};
 pub use proxy::{Proxy, aptmesh};
 pub use remote::Remote;
 pub use signer::Signer;
+pub use site::Site;
 
 use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};

@@ -7,6 +7,7 @@ use serde_json::Value;
 use std::fs;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
+use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -56,6 +57,7 @@ impl Build {
     pub fn start(self) -> Node {
         let data = TempDir::new().expect("a folder for the data");
         let Running { child, log, admin, api, dht } = Running::start(&self, data.path());
+        let api = Api::at(api);
         Node { ip: self.ip.clone(), build: self, data, child, log, admin, api, dht }
     }
 
@@ -93,17 +95,14 @@ pub struct Node {
     child: Child,
     log: Captured,
     admin: SocketAddr,
-    api: SocketAddr,
+    api: Api,
     dht: SocketAddr,
 }
 
 impl Node {
     /// A node of the swarm with this key.
     pub fn build(key: &str) -> Build {
-        let number = NODES.fetch_add(1, Ordering::Relaxed);
-        // Apart from the tests of other processes, too.
-        let test = std::process::id() % 200 + 40;
-        let ip = format!("127.{test}.{}.{}", number / 200, number % 200 + 1);
+        let ip = own_ip();
         let advertise = format!("http://{ip}:9979");
         Build { ip, listen: None, hosts: None, env: Vec::new() }
             .env("SWARM_KEY", key)
@@ -129,7 +128,7 @@ impl Node {
 
     /// Where its proxy talks to.
     pub fn api(&self) -> SocketAddr {
-        self.api
+        self.api.address()
     }
 
     pub fn data(&self) -> &Path {
@@ -165,51 +164,8 @@ impl Node {
         self.kill9();
         let running = Running::start(&self.build, self.data.path());
         let Running { child, log, admin, api, dht } = running;
-        (self.child, self.log, self.admin, self.api, self.dht) = (child, log, admin, api, dht);
-    }
-
-    pub fn get(&self, target: &str) -> Value {
-        json(&client::get(self.api, target))
-    }
-
-    pub fn post(&self, target: &str, body: &Value) -> Value {
-        json(&self.try_post(target, &body.to_string()))
-    }
-
-    pub fn try_post(&self, target: &str, body: &str) -> Reply {
-        let mut connection = client::Connection::open(self.api);
-        let head =
-            format!("POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
-        connection.send_raw(&[head.as_bytes(), body.as_bytes()].concat());
-        connection.read_reply("POST")
-    }
-
-    pub fn status(&self, field: &str) -> Value {
-        self.get("/status")[field].clone()
-    }
-
-    pub fn count(&self, field: &str) -> u64 {
-        self.status(field).as_u64().unwrap_or_else(|| panic!("a number: {field}"))
-    }
-
-    /// Announces blobs, all of 2 MB.
-    pub fn announce(&self, blobs: &[String]) -> Value {
-        let blobs: Vec<Value> = blobs
-            .iter()
-            .map(|blob| serde_json::json!({ "sha256": blob, "size": 2_000_000 }))
-            .collect();
-        self.post("/announce", &serde_json::json!({ "blobs": blobs }))
-    }
-
-    pub fn withdraw(&self, blobs: &[String]) -> Value {
-        self.post("/withdraw", &serde_json::json!({ "blobs": blobs }))
-    }
-
-    /// URLs where the blob is to be had, in order.
-    pub fn look_up(&self, blob: &str) -> Vec<String> {
-        let mut urls = urls(&self.get(&format!("/lookup/{blob}?budget_ms=3000"))["peers"]);
-        urls.sort();
-        urls
+        (self.child, self.log, self.admin, self.dht) = (child, log, admin, dht);
+        self.api = Api::at(api);
     }
 
     /// The URL under which its blobs are said to be had.
@@ -222,12 +178,6 @@ impl Node {
         wanted.sort();
         wait_until(Duration::from_secs(30), "the right answer to a look-up", || {
             self.look_up(blob) == wanted
-        });
-    }
-
-    pub fn wait_connected(&self, nodes: usize) {
-        wait_until(Duration::from_secs(30), "connections to other nodes", || {
-            self.count("table") >= nodes as u64
         });
     }
 
@@ -264,6 +214,87 @@ impl Node {
             heard.extend_from_slice(&buffer[..count]);
         }
         heard
+    }
+}
+
+/// The API of a node, be it in a process of its own or within a proxy.
+pub struct Api {
+    address: SocketAddr,
+}
+
+impl Api {
+    pub fn at(address: SocketAddr) -> Self {
+        Self { address }
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn get(&self, target: &str) -> Value {
+        json(&client::get(self.address, target))
+    }
+
+    pub fn post(&self, target: &str, body: &Value) -> Value {
+        json(&self.try_post(target, &body.to_string()))
+    }
+
+    pub fn try_post(&self, target: &str, body: &str) -> Reply {
+        let mut connection = client::Connection::open(self.address);
+        let head =
+            format!("POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+        connection.send_raw(&[head.as_bytes(), body.as_bytes()].concat());
+        connection.read_reply("POST")
+    }
+
+    pub fn status(&self, field: &str) -> Value {
+        self.get("/status")[field].clone()
+    }
+
+    pub fn count(&self, field: &str) -> u64 {
+        self.status(field).as_u64().unwrap_or_else(|| panic!("a number: {field}"))
+    }
+
+    /// Announces blobs, all of 2 MB.
+    pub fn announce(&self, blobs: &[String]) -> Value {
+        let blobs: Vec<Value> = blobs
+            .iter()
+            .map(|blob| serde_json::json!({ "sha256": blob, "size": 2_000_000 }))
+            .collect();
+        self.post("/announce", &serde_json::json!({ "blobs": blobs }))
+    }
+
+    pub fn withdraw(&self, blobs: &[String]) -> Value {
+        self.post("/withdraw", &serde_json::json!({ "blobs": blobs }))
+    }
+
+    /// URLs where the blob is to be had, in order.
+    pub fn look_up(&self, blob: &str) -> Vec<String> {
+        let mut urls = urls(&self.get(&format!("/lookup/{blob}?budget_ms=3000"))["peers"]);
+        urls.sort();
+        urls
+    }
+
+    pub fn wait_connected(&self, nodes: usize) {
+        wait_until(Duration::from_secs(30), "connections to other nodes", || {
+            self.count("table") >= nodes as u64
+        });
+    }
+
+    /// All sites that it knows: URLs of each.
+    pub fn peers(&self) -> Vec<Vec<String>> {
+        let told = self.get("/peers");
+        let peers = told["peers"].as_array().expect("a list of peers").iter();
+        peers.map(|peer| urls(&Value::Array(vec![peer.clone()]))).collect()
+    }
+}
+
+impl Deref for Node {
+    type Target = Api;
+
+    fn deref(&self) -> &Api {
+        &self.api
     }
 }
 
@@ -327,6 +358,14 @@ pub fn on_a_network_of_its_own(what: impl FnOnce() + Send + 'static) {
     if let Err(trouble) = done {
         std::panic::resume_unwind(trouble);
     }
+}
+
+/// A loopback address that nobody else has.
+pub(super) fn own_ip() -> String {
+    let number = NODES.fetch_add(1, Ordering::Relaxed);
+    // Apart from the tests of other processes, too.
+    let test = std::process::id() % 200 + 40;
+    format!("127.{test}.{}.{}", number / 200, number % 200 + 1)
 }
 
 /// A new swarm's key.

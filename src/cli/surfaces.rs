@@ -1,0 +1,43 @@
+//! Opening surfaces.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::web::connection::Surface;
+use crate::web::listener::Listener;
+use crate::web::phase::Phase;
+
+/// Offers a surface at the address that the setting `key` names, until the process is closing.
+pub(super) async fn open(
+    surface: Surface,
+    address: SocketAddr,
+    key: &str,
+    config: &Config,
+    phase: &watch::Receiver<Phase>,
+) -> anyhow::Result<SocketAddr> {
+    let listener = bind(address, key, config).await?;
+    let address = listener.address()?;
+    serve(listener, surface, phase);
+    Ok(address)
+}
+
+/// Takes the address that the setting `key` names.
+pub(super) async fn bind(
+    address: SocketAddr,
+    key: &str,
+    config: &Config,
+) -> anyhow::Result<Listener> {
+    Listener::bind(address, config.listen.connections_max)
+        .await
+        .with_context(|| format!("could not listen on {address} ({key})"))
+}
+
+/// Offers a surface at an address that was taken before.
+pub(super) fn serve(listener: Listener, surface: Surface, phase: &watch::Receiver<Phase>) {
+    let tasks = surface.tasks.clone();
+    tasks.spawn(listener.serve(Arc::new(surface), phase.clone(), tasks.clone()));
+}
