@@ -68,12 +68,7 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
         greeting.proxies.push(address);
     }
     if let Some(peer) = peer {
-        let surface = Surface {
-            routes: parts.peer.routes(),
-            proxy: None,
-            served_bytes: None,
-            tasks: connections.clone(),
-        };
+        let surface = Surface::inner(parts.peer.routes(), &connections);
         greeting.others.extend(places.peer.map(|address| format!("peer on http://{address}")));
         surfaces::serve(peer, surface, &phases);
     }

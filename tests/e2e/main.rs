@@ -15,6 +15,7 @@ mod fleet;
 mod flights;
 mod folders;
 mod freshness;
+mod give;
 mod groups;
 mod guard;
 mod heal;
