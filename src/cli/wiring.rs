@@ -9,6 +9,7 @@ use anyhow::{anyhow, ensure};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
+use crate::announce::{self, Announcer};
 use crate::config::Config;
 use crate::dht::{self, Dht};
 use crate::engine::Engine;
@@ -42,6 +43,7 @@ pub(super) struct Parts {
 pub(super) struct Node {
     pub(super) dht: Dht,
     pub(super) sidecar: Arc<Sidecar>,
+    announcer: Option<Announcer>,
 }
 
 /// What nobody waits for when the process stops runs on `background`; other sites find us at `peer`.
@@ -55,9 +57,10 @@ pub(super) async fn build(
     let metrics = Metrics::default();
     let store = Arc::new(Store::open(&config.store));
     let mirror = Arc::new(Mirror::new(&config.mirror, &metrics)?);
+    let index = open_index(config, &metrics).await?;
     let engine = Engine::new(
         &config.engine,
-        open_index(config, &metrics).await?,
+        Arc::clone(&index),
         store,
         Arc::clone(&mirror),
         &metrics,
@@ -73,7 +76,7 @@ pub(super) async fn build(
     let node = match &config.dht.key {
         Some(_) => {
             let dht = dht::Config { peer: peer_address, ..config.dht.clone() };
-            Some(node(dht, &metrics, phase, background).await?)
+            Some(node(dht, Some(index), &metrics, phase, background).await?)
         }
         None => None,
     };
@@ -82,16 +85,43 @@ pub(super) async fn build(
     Ok(Parts { engine, mirror, proxy, admin, peer, node })
 }
 
-/// Starts the node of the swarm.
+/// Starts the node of the swarm; with an index, it tells what is in there.
 pub(super) async fn node(
     config: dht::Config,
+    index: Option<Arc<dyn Index>>,
     metrics: &Metrics,
     phase: &watch::Receiver<Phase>,
     background: &TaskTracker,
 ) -> anyhow::Result<Node> {
+    let (key, announce) = (config.key.clone(), config.announce);
     let dht = Dht::start(config, metrics, background).await?;
     let sidecar = Arc::new(Sidecar::new(dht.clone(), metrics.clone(), phase.clone()));
-    Ok(Node { dht, sidecar })
+    let start =
+        |(index, key)| Announcer::start(index, dht.clone(), announce::Config { key, announce });
+    let announcer = index.zip(key).map(start);
+    Ok(Node { dht, sidecar, announcer })
+}
+
+impl Node {
+    /// Has other nodes take over what is told of the site, and says goodbye to the swarm.
+    pub(super) async fn leave(&self) {
+        if let Some(announcer) = &self.announcer {
+            announcer.leave().await;
+        }
+        self.dht.leave().await;
+    }
+}
+
+/// The index of the site that a node in a process of its own belongs to: a database, if one is named; a
+/// file is that of another process.
+pub(super) async fn index_of_site(
+    config: &Config,
+    metrics: &Metrics,
+) -> anyhow::Result<Option<Arc<dyn Index>>> {
+    match &config.index {
+        index::Config::Sqlite(_) => Ok(None),
+        index::Config::Postgres(_) => open_index(config, metrics).await.map(Some),
+    }
 }
 
 /// Who tells good blobs from bad, without a cache around.

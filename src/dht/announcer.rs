@@ -33,6 +33,10 @@ impl Announcer {
         is_new
     }
 
+    pub(super) fn has(&self, key: &DhtKey) -> bool {
+        self.due.contains_key(key)
+    }
+
     /// Lets go of a key; whether it was there.
     pub(super) fn remove(&mut self, key: &DhtKey) -> bool {
         match self.due.remove(key) {
