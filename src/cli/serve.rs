@@ -109,7 +109,7 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
 
 async fn leave_swarm(parts: &Parts) {
     if let Some(node) = &parts.node {
-        node.dht.leave().await;
+        node.leave().await;
     }
 }
 
