@@ -7,6 +7,7 @@ mod lease;
 mod metrics;
 pub mod postgres;
 pub mod sqlite;
+mod telling;
 mod traffic;
 
 use std::error::Error;
@@ -20,6 +21,9 @@ use crate::content::digest::{Expected, Sha256};
 use crate::content::validators::Validators;
 pub use crate::index::fellow::{FELLOWS_MAX, Holders, Presence, Site};
 pub use crate::index::lease::{FencedOff, Holding, Lease, Renewal, Renewed, Taken, WANTED_SECONDS};
+pub use crate::index::telling::{
+    CHANGES_MAX, Changes, DELTAS_KEPT, KeptFilter, NewFilter, Tellable,
+};
 pub use crate::index::traffic::Traffic;
 
 /// Which make, and where.
@@ -454,6 +458,28 @@ pub trait Index: Send + Sync {
 
     /// Tells fellows that this process is going.
     async fn part(&self, here: &Presence) -> Result<(), IndexError>;
+
+    /// At most `limit` of the blobs that other sites may be told of, with a greater digest than `after`,
+    /// by digest; all, page by page. They lie on any volume of the site.
+    async fn tellable_after(
+        &self,
+        after: Option<Sha256>,
+        limit: usize,
+    ) -> Result<Vec<Tellable>, IndexError>;
+
+    /// What of that has changed since the mark of the last look; `None`: from when on to look. Changes
+    /// may be missed, after a long time and by a crash of the server: all are to be looked through now
+    /// and then.
+    async fn changes_since(&self, mark: Option<u64>) -> Result<Changes, IndexError>;
+
+    /// The site's have-filter; `None`: it has none.
+    async fn filter(&self) -> Result<Option<KeptFilter>, IndexError>;
+
+    /// Its generation; 0: there is none.
+    async fn filter_generation(&self) -> Result<u64, IndexError>;
+
+    /// Keeps a new generation of it. What is no whole filter needs one that is kept.
+    async fn keep_filter(&self, under: &Lease, new: NewFilter<'_>) -> Result<(), IndexError>;
 
     /// Counts what went through, for all volumes together; the sum since ever.
     async fn add_traffic(&self, more: &Traffic) -> Result<Traffic, IndexError>;

@@ -10,7 +10,7 @@ use aptmesh::index::{
     Identity, Index, Names, ROUND_TRIP, Stored, Totals, Traffic, Use, Volume,
 };
 
-use crate::leases;
+use crate::{leases, tellings};
 
 /// Runs every test, each on an index of its own.
 pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {
@@ -53,6 +53,9 @@ pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {
     ));
     wait(leases::tells_what_is_held_of_a_kind(&open()));
     wait(leases::who_lost_a_lease_records_nothing_under_it(&open(), &entry("old"), &entry("new")));
+    wait(tellings::tells_what_a_list_names(&open()));
+    wait(tellings::says_when_there_are_too_many_changes(&open()));
+    wait(tellings::keeps_the_filter(&open()));
 }
 
 /// Everything that reads first and then writes, many times.
@@ -602,7 +605,7 @@ async fn blob(index: &impl Index, body: &str) -> Stored {
     index.blob(&Sha256::of(body.as_bytes())).await.unwrap().expect("a known blob")
 }
 
-async fn learn(index: &impl Index, list: &str, says: &[(&str, &str)], now: i64) {
+pub(crate) async fn learn(index: &impl Index, list: &str, says: &[(&str, &str)], now: i64) {
     let set = says.iter().map(|(key, body)| ((*key).to_owned(), expectation(body))).collect();
     leases::learn(index, list, Change { set, unset: Vec::new() }, now).await.unwrap();
     let blob = Sha256::of(format!("list {now}").as_bytes());

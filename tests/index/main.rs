@@ -4,6 +4,7 @@ mod conformance;
 mod kit;
 mod leases;
 mod postgres;
+mod tellings;
 mod volumes;
 
 use std::panic::AssertUnwindSafe;

@@ -13,6 +13,7 @@ mod link;
 mod resources;
 mod rows;
 pub mod schema;
+mod tellings;
 mod tls;
 mod traffic;
 mod trouble;
@@ -30,9 +31,9 @@ pub use self::trouble::NotAsked;
 pub use self::url::Config;
 use crate::content::digest::Sha256;
 use crate::index::{
-    Change, Class, Entry, Errand, Expectation, Found, HashedFile, Holders, Holding, Index,
-    IndexError, Lease, Names, Presence, Renewal, Renewed, Site, Stored, Taken, Totals, Traffic,
-    Use, Volume,
+    Change, Changes, Class, Entry, Errand, Expectation, Found, HashedFile, Holders, Holding, Index,
+    IndexError, KeptFilter, Lease, Names, NewFilter, Presence, Renewal, Renewed, Site, Stored,
+    Taken, Tellable, Totals, Traffic, Use, Volume,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -343,6 +344,30 @@ impl Index for PostgresIndex {
 
     async fn part(&self, here: &Presence) -> Result<(), IndexError> {
         volumes::part(&self.calls, here).await
+    }
+
+    async fn tellable_after(
+        &self,
+        after: Option<Sha256>,
+        limit: usize,
+    ) -> Result<Vec<Tellable>, IndexError> {
+        tellings::tellable_after(&self.calls, after, limit).await
+    }
+
+    async fn changes_since(&self, mark: Option<u64>) -> Result<Changes, IndexError> {
+        tellings::changes_since(&self.calls, mark).await
+    }
+
+    async fn filter(&self) -> Result<Option<KeptFilter>, IndexError> {
+        tellings::filter(&self.calls).await
+    }
+
+    async fn filter_generation(&self) -> Result<u64, IndexError> {
+        tellings::generation(&self.calls).await
+    }
+
+    async fn keep_filter(&self, under: &Lease, new: NewFilter<'_>) -> Result<(), IndexError> {
+        tellings::keep(&self.calls, under, new).await
     }
 
     async fn add_traffic(&self, more: &Traffic) -> Result<Traffic, IndexError> {

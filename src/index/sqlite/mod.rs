@@ -7,6 +7,7 @@ mod expectations;
 mod files;
 mod leases;
 mod schema;
+mod tellings;
 mod traffic;
 
 use std::path::{Path, PathBuf};
@@ -21,9 +22,9 @@ use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::index::metrics::IndexMetrics;
 use crate::index::{
-    Change, Class, Entry, Errand, Expectation, Found, HashedFile, Holders, Holding, Index,
-    IndexError, Lease, Names, Presence, Renewal, Renewed, Site, Stored, Taken, Totals, Traffic,
-    Use, Volume, bounds_of,
+    Change, Changes, Class, Entry, Errand, Expectation, Found, HashedFile, Holders, Holding, Index,
+    IndexError, KeptFilter, Lease, Names, NewFilter, Presence, Renewal, Renewed, Site, Stored,
+    Taken, Tellable, Totals, Traffic, Use, Volume, bounds_of,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -561,6 +562,42 @@ impl Index for SqliteIndex {
 
     async fn part(&self, _here: &Presence) -> Result<(), IndexError> {
         Ok(())
+    }
+
+    async fn tellable_after(
+        &self,
+        after: Option<Sha256>,
+        limit: usize,
+    ) -> Result<Vec<Tellable>, IndexError> {
+        self.reader
+            .call("page through what may be told", move |c| {
+                tellings::tellable_after(c, after, limit)
+            })
+            .await
+    }
+
+    async fn changes_since(&self, mark: Option<u64>) -> Result<Changes, IndexError> {
+        self.reader.call("look up changes", move |c| tellings::changes_since(c, mark)).await
+    }
+
+    async fn filter(&self) -> Result<Option<KeptFilter>, IndexError> {
+        self.reader.call("read the have-filter", |c| tellings::filter(c)).await
+    }
+
+    async fn filter_generation(&self) -> Result<u64, IndexError> {
+        self.reader.call("look up the have-filter's generation", |c| tellings::generation(c)).await
+    }
+
+    async fn keep_filter(&self, under: &Lease, new: NewFilter<'_>) -> Result<(), IndexError> {
+        self.leases.admit("keep the have-filter", under)?;
+        let (generation, whole) = (new.generation, new.whole.map(<[u8]>::to_vec));
+        let delta = new.delta.map(<[u8]>::to_vec);
+        self.writer
+            .call("keep the have-filter", move |connection| {
+                let (whole, delta) = (whole.as_deref(), delta.as_deref());
+                tellings::keep(connection, NewFilter { generation, whole, delta })
+            })
+            .await
     }
 
     async fn add_traffic(&self, more: &Traffic) -> Result<Traffic, IndexError> {
