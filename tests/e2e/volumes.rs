@@ -548,7 +548,7 @@ fn strangers_get_nothing() {
                 assert_eq!(request(peer, "HEAD", target, token).status, 403);
             }
         }
-        assert_eq!(request(peer, "POST", &blob, &[]).status, 405);
+        assert_eq!(request(peer, "POST", &blob, &[]).status, 403);
         assert_eq!(first.count(GIVEN), 0);
         // Nor does the proxy surface have it.
         assert_ne!(get(first.addr(), &blob).status, 200);
