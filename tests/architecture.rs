@@ -17,10 +17,24 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("engine", &["archive", "content", "telemetry", "index", "store", "mirror", "swarm"]),
     ("dht", &["content", "telemetry"]),
     ("web", &["archive", "content", "telemetry", "mirror", "index", "engine", "dht"]),
-    ("config", &["archive", "content", "telemetry", "index", "store", "mirror", "engine", "dht"]),
+    (
+        "config",
+        &["archive", "content", "telemetry", "index", "store", "mirror", "swarm", "engine", "dht"],
+    ),
     (
         "cli",
-        &["content", "telemetry", "index", "store", "mirror", "engine", "dht", "web", "config"],
+        &[
+            "content",
+            "telemetry",
+            "index",
+            "store",
+            "mirror",
+            "swarm",
+            "engine",
+            "dht",
+            "web",
+            "config",
+        ],
     ),
 ];
 
@@ -38,7 +52,7 @@ const ONLY_IN: [(&str, &[&str]); 14] = [
     ("tokio", &["telemetry", "index", "store", "mirror", "swarm", "engine", "dht", "web", "cli"]),
     ("libp2p", &["dht"]),
     ("std::fs", &["store", "index", "engine", "dht/home.rs", "web", "config", "mirror", "cli"]),
-    ("SystemTime::now", &["store", "engine", "dht/node/mod.rs", "cli/evict.rs"]),
+    ("SystemTime::now", &["store", "engine", "swarm/peers.rs", "dht/node/mod.rs", "cli/evict.rs"]),
     ("SqliteIndex", &["index/sqlite", "cli/wiring.rs"]),
     ("StatusCode", &["web", "mirror", "engine/outcome.rs", "engine/relayed.rs"]),
 ];

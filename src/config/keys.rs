@@ -75,7 +75,7 @@ impl Key {
 }
 
 /// All settings.
-pub static KEYS: [Key; 46] = [
+pub static KEYS: [Key; 47] = [
     key(
         "listen.proxy",
         "127.0.0.1:9977",
@@ -297,6 +297,13 @@ pub static KEYS: [Key; 46] = [
          `http://aptmesh-0.aptmesh:9979`; for replicas that share an index in PostgreSQL, each with a \
          volume of its own (`data.dir`). They fetch from each other what one of them has, before any \
          mirror is asked. Empty: this one fetches from the others, but none can fetch from it.",
+    ),
+    key(
+        "proxy.sidecar",
+        "",
+        "URL of the API of the swarm's node that finds blobs for this proxy (`aptmesh dht`, \
+         `listen.sidecar`), such as `http://127.0.0.1:9981`; for a node in a process of its own. Empty: \
+         the proxy runs a node itself, if there is a `swarm.key`.",
     ),
     key(
         "swarm.key",

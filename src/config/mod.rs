@@ -49,6 +49,8 @@ pub struct Config {
     pub engine: engine::Config,
     /// Which mirrors are one archive.
     pub groups: Groups,
+    /// Which swarm the proxy is of, if any.
+    pub swarm: Option<crate::swarm::Config>,
     /// How the node of the swarm's DHT runs.
     pub dht: dht::Config,
     /// What is logged.
@@ -140,8 +142,10 @@ impl Config {
                 },
                 folders: engine::volume::folders::Config { roots: folders, own: data.clone() },
                 fellows: engine::fellows::Config { advertise },
+                announced_from: reader.size("swarm.announce_min_size"),
                 give: engine::give::Config { swarm_key: dht.key.clone() },
             },
+            swarm: reader.swarm(&dht),
             dht,
             store: store::Config { dir: data },
             log: logs::Config {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use prometheus::IntCounterVec;
+use prometheus::IntCounter;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
@@ -23,8 +23,8 @@ use crate::engine::volume::promise::Staged;
 use crate::engine::{Ask, Engine, Sharing, without_index};
 use crate::index::{Entry, Expectation, Index, Presence, budget};
 use crate::store::{COMMIT_PATIENCE, StoreError};
+use crate::swarm::fellows::{self, Body};
 use crate::swarm::token::Secret;
-use crate::swarm::{Body, Swarm};
 use crate::telemetry::metrics::Metrics;
 
 /// How often fellows hear of each other.
@@ -54,7 +54,7 @@ pub struct Config {
 /// What is known of fellows, and the way to them.
 pub(super) struct Fellows {
     index: Arc<dyn Index>,
-    swarm: Swarm,
+    swarm: fellows::Fellows,
     here: Presence,
     met: ArcSwapOption<Met>,
     is_parting: AtomicBool,
@@ -101,6 +101,7 @@ impl Fellows {
         config: &Config,
         index: &Arc<dyn Index>,
         process: String,
+        received: IntCounter,
         metrics: &Metrics,
     ) -> anyhow::Result<Self> {
         let mut new_secret = vec![0; 32];
@@ -108,7 +109,7 @@ impl Fellows {
         filled.map_err(|_unspecified| anyhow::anyhow!("this system has no random numbers"))?;
         Ok(Self {
             index: Arc::clone(index),
-            swarm: Swarm::new(metrics)?,
+            swarm: fellows::Fellows::new(received, metrics)?,
             here: Presence { process, url: config.advertise.clone(), new_secret },
             met: ArcSwapOption::empty(),
             is_parting: AtomicBool::new(false),
@@ -181,11 +182,6 @@ impl Fellows {
             }
         }
         None
-    }
-
-    /// Bytes of bodies received from others.
-    pub(super) fn received(&self) -> &IntCounterVec {
-        self.swarm.received()
     }
 
     /// Whether it is worth asking the replica at `url`.

@@ -38,6 +38,7 @@ use crate::engine::count::Count;
 use crate::engine::duties::Duties;
 use crate::engine::fellows::Fellows;
 use crate::engine::flight::follower::Follower;
+use crate::engine::flight::pace::Paces;
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
 use crate::engine::flight::{Boarding, Flights, Interest, Landing, NotBoarded};
@@ -66,6 +67,8 @@ use crate::engine::volume::uses::Uses;
 use crate::index::{Entry, Expectation, Index, IndexError, Totals, budget};
 use crate::mirror::{Answer, Framing, Mirror, Question};
 use crate::store::Store;
+use crate::swarm::Swarm;
+use crate::swarm::ranking::Standing;
 use crate::telemetry::metrics::Metrics;
 
 /// For how long a client waits for a confirmation while there is a stored copy to give it.
@@ -91,6 +94,8 @@ pub struct Config {
     pub folders: folders::Config,
     /// How other replicas reach this one.
     pub fellows: fellows::Config,
+    /// The smallest blob, in bytes, that sites tell each other of one by one.
+    pub announced_from: u64,
     /// Who else may have what is public.
     pub give: give::Config,
 }
@@ -117,6 +122,9 @@ pub struct Engine {
     leases: Arc<Leases>,
     duties: Arc<Duties>,
     fellows: Arc<Fellows>,
+    announced_from: u64,
+    paces: Paces,
+    swarm: Arc<Swarm>,
     gate: Gate,
     meter: Arc<Meter>,
     findings: Findings,
@@ -139,6 +147,7 @@ impl Engine {
         index: Arc<dyn Index>,
         store: Arc<Store>,
         mirror: Arc<Mirror>,
+        swarm: Arc<Swarm>,
         metrics: &Metrics,
         background: &TaskTracker,
     ) -> anyhow::Result<Arc<Self>> {
@@ -164,9 +173,10 @@ impl Engine {
         let folders = Folders::new(&config.folders, &index, &inspector, metrics);
         let late = Arc::new(Late::new(room.unadopted(), metrics));
         let process = leases.owner().to_owned();
-        let fellows = Fellows::new(&config.fellows, &index, process, metrics)?;
+        let from_fellows = swarm.received.with_label_values(&["replica"]);
+        let fellows = Fellows::new(&config.fellows, &index, process, from_fellows, metrics)?;
         let counted = EngineMetrics::new(metrics);
-        let meter = Meter::new(&index, &mirror, &fellows, &counted);
+        let meter = Meter::new(&index, &mirror, &swarm, &counted);
         let engine = Arc::new(Self {
             index,
             store,
@@ -185,9 +195,12 @@ impl Engine {
             flights: Arc::default(),
             leases,
             fellows: Arc::new(fellows),
+            swarm,
             gate: Gate::new(&config.give),
             meter,
             duties: Arc::clone(&duties),
+            announced_from: config.announced_from,
+            paces: Paces::default(),
             findings: Findings::default(),
             recheck_after_millis: AtomicU64::new(0),
             doubts: Doubts::new(&duties),
@@ -588,6 +601,12 @@ impl Engine {
     #[must_use]
     pub fn duties(&self) -> Vec<&'static str> {
         self.duties.labels()
+    }
+
+    /// How other sites have been doing.
+    #[must_use]
+    pub fn peers(&self) -> Vec<Standing> {
+        self.swarm.ranking.snapshot()
     }
 
     /// Downloads under way.

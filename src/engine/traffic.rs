@@ -8,11 +8,11 @@ use prometheus::{IntCounter, IntCounterVec};
 use tokio::sync::Mutex;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::engine::fellows::Fellows;
 use crate::engine::outcome::Source;
 use crate::engine::{Engine, EngineMetrics};
 use crate::index::{Index, Traffic};
 use crate::mirror::Mirror;
+use crate::swarm::Swarm;
 
 /// How often the index is told: so much a crash loses.
 const TELL_EVERY: Duration = Duration::from_secs(10);
@@ -47,12 +47,12 @@ impl Meter {
     pub(super) fn new(
         index: &Arc<dyn Index>,
         mirror: &Mirror,
-        fellows: &Fellows,
+        swarm: &Swarm,
         metrics: &EngineMetrics,
     ) -> Arc<Self> {
         let counters = Counters {
             mirror: mirror.received().clone(),
-            received: fellows.received().clone(),
+            received: swarm.received.clone(),
             served: metrics.served_bytes.clone(),
             given: metrics.given_bytes.clone(),
         };

@@ -125,6 +125,7 @@ async fn status(admin: Arc<Admin>) -> Response {
             "expectations": totals.expectations, "quota": admin.engine.room().limits().quota,
         })),
         "swarm": swarm,
+        "peers": admin.engine.peers(),
         "duties": admin.engine.duties(),
         "trouble": trouble(&admin.engine),
     }))

@@ -8,10 +8,10 @@ use libp2p::PeerId;
 
 use super::{Node, Sent};
 use crate::content::swarm_key::DhtKey;
-use crate::dht::Announced;
 use crate::dht::announcer::Announcer;
 use crate::dht::message::{Answer, Ask, KEYS_MAX};
 use crate::dht::place::{COPIES, Map};
+use crate::dht::{Announced, PROVISIONAL_TTL};
 
 /// Keys announced in a tick: 5,000 a second, if so many are due at once.
 const PACE: usize = 500;
@@ -77,7 +77,12 @@ impl Node {
         let announcer = &mut self.announcing.announcer;
         let gone: Vec<DhtKey> = keys.iter().filter(|key| announcer.remove(key)).copied().collect();
         self.note(&gone, false);
-        for (peer, keys) in self.spread(&gone) {
+        self.tell_gone(&gone);
+        gone.len()
+    }
+
+    fn tell_gone(&mut self, gone: &[DhtKey]) {
+        for (peer, keys) in self.spread(gone) {
             if peer == self.me {
                 self.forget_records(peer, &keys);
                 continue;
@@ -86,7 +91,40 @@ impl Node {
                 self.send(peer, Ask::Withdraw { keys: keys.to_vec() }, Sent::Withdrawn);
             }
         }
+    }
+
+    /// Announces once, and for a short time, what is not announced anyway: it is being fetched. Nothing
+    /// of that is kept here, so that it can neither be renewed nor survive a restart.
+    pub(super) fn promise(&mut self, keys: Vec<DhtKey>) -> Announced {
+        let asked = keys.len();
+        let keys = self.not_announced(keys);
+        let known = asked - keys.len();
+        if self.sent.len() >= UNDERWAY_MAX {
+            return Announced { known, refused: keys.len(), ..Announced::default() };
+        }
+        let seconds = u32::try_from(PROVISIONAL_TTL.as_secs()).unwrap_or(u32::MAX);
+        for (peer, keys) in self.spread(&keys) {
+            if peer == self.me {
+                self.take_records(peer, PROVISIONAL_TTL, &keys);
+                continue;
+            }
+            for keys in keys.chunks(KEYS_MAX) {
+                self.send(peer, Ask::Announce { seconds, keys: keys.to_vec() }, Sent::Promised);
+            }
+        }
+        Announced { new: keys.len(), known, ..Announced::default() }
+    }
+
+    /// It came to nothing.
+    pub(super) fn take_back(&mut self, keys: Vec<DhtKey>) -> usize {
+        let gone = self.not_announced(keys);
+        self.tell_gone(&gone);
         gone.len()
+    }
+
+    fn not_announced(&self, mut keys: Vec<DhtKey>) -> Vec<DhtKey> {
+        keys.retain(|key| !self.announcing.announcer.has(key));
+        keys
     }
 
     /// Writes down what is announced, so that a restart resumes.

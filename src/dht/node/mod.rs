@@ -63,6 +63,8 @@ pub(super) enum Order {
     LookUp { key: DhtKey, budget: Duration, reply: oneshot::Sender<Found> },
     Announce { keys: Vec<DhtKey>, reply: oneshot::Sender<Announced> },
     Withdraw { keys: Vec<DhtKey>, reply: oneshot::Sender<usize> },
+    Promise { keys: Vec<DhtKey>, reply: oneshot::Sender<Announced> },
+    TakeBack { keys: Vec<DhtKey>, reply: oneshot::Sender<usize> },
     SetFilter { generation: u64, reply: oneshot::Sender<()> },
     Status { reply: oneshot::Sender<Status> },
     Peers { reply: oneshot::Sender<Vec<Peer>> },
@@ -73,6 +75,7 @@ pub(super) enum Order {
 enum Sent {
     Card,
     Announced(Vec<DhtKey>),
+    Promised,
     Withdrawn,
 }
 
@@ -228,6 +231,8 @@ impl Node {
             Order::LookUp { key, budget, reply } => self.look_up(key, budget, reply),
             Order::Announce { keys, reply } => drop(reply.send(self.announce(keys))),
             Order::Withdraw { keys, reply } => drop(reply.send(self.withdraw(&keys))),
+            Order::Promise { keys, reply } => drop(reply.send(self.promise(keys))),
+            Order::TakeBack { keys, reply } => drop(reply.send(self.take_back(keys))),
             Order::SetFilter { generation, reply } => {
                 self.card_changed |= self.filter != generation;
                 self.filter = generation;
