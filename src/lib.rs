@@ -18,6 +18,8 @@ pub mod engine;
 
 pub mod dht;
 
+pub mod announce;
+
 pub mod web;
 
 pub mod config;

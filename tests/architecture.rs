@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module and the modules of this crate that it may use.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("content", &[]),
     ("archive", &["content"]),
     ("telemetry", &[]),
@@ -16,6 +16,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("swarm", &["content", "telemetry"]),
     ("engine", &["archive", "content", "telemetry", "index", "store", "mirror", "swarm"]),
     ("dht", &["content", "telemetry"]),
+    ("announce", &["content", "telemetry", "index", "dht"]),
     ("web", &["archive", "content", "telemetry", "mirror", "index", "engine", "dht"]),
     (
         "config",
@@ -32,6 +33,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
             "swarm",
             "engine",
             "dht",
+            "announce",
             "web",
             "config",
         ],
@@ -49,10 +51,34 @@ const ONLY_IN: [(&str, &[&str]); 14] = [
     ("warp", &["web"]),
     ("hyper", &["web"]),
     ("reqwest", &["mirror", "swarm"]),
-    ("tokio", &["telemetry", "index", "store", "mirror", "swarm", "engine", "dht", "web", "cli"]),
+    (
+        "tokio",
+        &[
+            "telemetry",
+            "index",
+            "store",
+            "mirror",
+            "swarm",
+            "engine",
+            "dht",
+            "announce",
+            "web",
+            "cli",
+        ],
+    ),
     ("libp2p", &["dht"]),
     ("std::fs", &["store", "index", "engine", "dht/home.rs", "web", "config", "mirror", "cli"]),
-    ("SystemTime::now", &["store", "engine", "swarm/peers.rs", "dht/node/mod.rs", "cli/evict.rs"]),
+    (
+        "SystemTime::now",
+        &[
+            "store",
+            "engine",
+            "swarm/peers.rs",
+            "dht/node/mod.rs",
+            "announce/filter.rs",
+            "cli/evict.rs",
+        ],
+    ),
     ("SqliteIndex", &["index/sqlite", "cli/wiring.rs"]),
     ("StatusCode", &["web", "mirror", "engine/outcome.rs", "engine/relayed.rs"]),
 ];

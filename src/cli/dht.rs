@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::cli::surfaces::open;
-use crate::cli::wiring::{self, Node};
+use crate::cli::wiring;
 use crate::config::Config;
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
@@ -33,18 +33,19 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (phase, phases) = watch::channel(Phase::Serving);
     let (background, connections) = (TaskTracker::new(), TaskTracker::new());
     let metrics = Metrics::default();
-    let Node { dht, sidecar } =
-        wiring::node(config.dht.clone(), &metrics, &phases, &background).await?;
-    let api = Surface::inner(Arc::clone(&sidecar).api_routes(), &connections);
+    let index = wiring::index_of_site(&config, &metrics).await?;
+    let node = wiring::node(config.dht.clone(), index, &metrics, &phases, &background).await?;
+    let sidecar = &node.sidecar;
+    let api = Surface::inner(Arc::clone(sidecar).api_routes(), &connections);
     let api = open(api, config.listen.sidecar, "listen.sidecar", &config, &phases).await?;
-    let admin = Surface::inner(sidecar.admin_routes(), &connections);
+    let admin = Surface::inner(Arc::clone(sidecar).admin_routes(), &connections);
     let admin = open(admin, config.listen.admin, "listen.admin", &config, &phases).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     super::print_out(&format!(
         "aptmesh {}\n  dht on {}\n  sidecar on http://{api}\n  admin on http://{admin}\n  data in {}\n",
         env!("CARGO_PKG_VERSION"),
-        dht.address(),
+        node.dht.address(),
         config.dht.data.display(),
     ))?;
     tokio::select! {
@@ -53,7 +54,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     tracing::info!("stopping: telling the other nodes");
     phase.send_replace(Phase::Leaving);
-    dht.leave().await;
+    node.leave().await;
     phase.send_replace(Phase::Closing);
     connections.close();
     if timeout(DRAIN_MAX, connections.wait()).await.is_err() {

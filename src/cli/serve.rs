@@ -48,14 +48,11 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
         Some(address) => Some(surfaces::bind(address, "listen.peer", &config).await?),
         None => None,
     };
-    let runs_node = config.swarm.as_ref().is_some_and(|swarm| swarm.sidecar.is_none());
-    let sidecar = match config.listen.sidecar {
-        address if runs_node => Some(surfaces::bind(address, "listen.sidecar", &config).await?),
-        _ => None,
+    let sidecar = match config.own_api() {
+        Some(address) => Some(surfaces::bind(address, "listen.sidecar", &config).await?),
+        None => None,
     };
-    let address_of = |listener: &Option<Listener>| -> std::io::Result<Option<SocketAddr>> {
-        listener.as_ref().map(Listener::address).transpose()
-    };
+    let address_of = |door: &Option<Listener>| door.as_ref().map(Listener::address).transpose();
     let places = Places { peer: address_of(&peer)?, sidecar: address_of(&sidecar)? };
     let parts = wiring::build(&config, &phases, &background, &places).await?;
 
@@ -112,7 +109,7 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
 
 async fn leave_swarm(parts: &Parts) {
     if let Some(node) = &parts.node {
-        node.dht.leave().await;
+        node.leave().await;
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
+use crate::announce::{self, Announcer};
 use crate::config::Config;
 use crate::dht::{self, Dht};
 use crate::engine::Engine;
@@ -44,6 +45,7 @@ pub(super) struct Parts {
 pub(super) struct Node {
     pub(super) dht: Dht,
     pub(super) sidecar: Arc<Sidecar>,
+    announcer: Option<Announcer>,
 }
 
 /// Addresses that were taken before the parts that have to know them.
@@ -65,9 +67,10 @@ pub(super) async fn build(
     let metrics = Metrics::default();
     let store = Arc::new(Store::open(&config.store));
     let mirror = Arc::new(Mirror::new(&config.mirror, &metrics)?);
+    let index = open_index(config, &metrics).await?;
     let engine = Engine::new(
         &config.engine,
-        open_index(config, &metrics).await?,
+        Arc::clone(&index),
         store,
         Arc::clone(&mirror),
         Arc::new(swarm(config, places.sidecar, &metrics, background)?),
@@ -84,7 +87,7 @@ pub(super) async fn build(
     let node = match places.sidecar {
         Some(_) => {
             let dht = dht::Config { peer: places.peer, ..config.dht.clone() };
-            Some(node(dht, &metrics, phase, background).await?)
+            Some(node(dht, Some(index), &metrics, phase, background).await?)
         }
         None => None,
     };
@@ -118,16 +121,43 @@ fn local_url(address: SocketAddr) -> anyhow::Result<Url> {
     Ok(Url::parse(&format!("http://{}", SocketAddr::new(ip, address.port())))?)
 }
 
-/// Starts the node of the swarm.
+/// Starts the node of the swarm; with an index, it tells what is in there.
 pub(super) async fn node(
     config: dht::Config,
+    index: Option<Arc<dyn Index>>,
     metrics: &Metrics,
     phase: &watch::Receiver<Phase>,
     background: &TaskTracker,
 ) -> anyhow::Result<Node> {
+    let (key, announce) = (config.key.clone(), config.announce);
     let dht = Dht::start(config, metrics, background).await?;
     let sidecar = Arc::new(Sidecar::new(dht.clone(), metrics.clone(), phase.clone()));
-    Ok(Node { dht, sidecar })
+    let start =
+        |(index, key)| Announcer::start(index, dht.clone(), announce::Config { key, announce });
+    let announcer = index.zip(key).map(start);
+    Ok(Node { dht, sidecar, announcer })
+}
+
+impl Node {
+    /// Has other nodes take over what is told of the site, and says goodbye to the swarm.
+    pub(super) async fn leave(&self) {
+        if let Some(announcer) = &self.announcer {
+            announcer.leave().await;
+        }
+        self.dht.leave().await;
+    }
+}
+
+/// The index of the site that a node in a process of its own belongs to: a database, if one is named; a
+/// file is that of another process.
+pub(super) async fn index_of_site(
+    config: &Config,
+    metrics: &Metrics,
+) -> anyhow::Result<Option<Arc<dyn Index>>> {
+    match &config.index {
+        index::Config::Sqlite(_) => Ok(None),
+        index::Config::Postgres(_) => open_index(config, metrics).await.map(Some),
+    }
 }
 
 /// Who tells good blobs from bad, without a cache around.

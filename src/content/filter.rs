@@ -124,7 +124,58 @@ impl Filter {
     }
 }
 
+/// A filter, and how it came to be: for peers that have an earlier generation.
+pub struct History {
+    filter: Filter,
+    deltas: Vec<Delta>,
+}
+
+impl History {
+    /// What a site keeps: its filter as it was built, and the deltas before and since, in order. `None`
+    /// for what is none.
+    #[must_use]
+    pub fn read(whole: &[u8], deltas: &[Vec<u8>]) -> Option<Self> {
+        let mut filter = Filter::parse(whole)?;
+        let deltas: Vec<Delta> = deltas.iter().filter_map(|delta| Delta::parse(delta)).collect();
+        for delta in &deltas {
+            if delta.to > filter.generation && !filter.apply(delta) {
+                return None;
+            }
+        }
+        Some(Self { filter, deltas })
+    }
+
+    /// As it is now.
+    #[must_use]
+    pub const fn filter(&self) -> &Filter {
+        &self.filter
+    }
+
+    /// What leads from `generation` to the present one, if that is known, and less than the whole.
+    #[must_use]
+    pub fn since(&self, generation: u64) -> Option<Delta> {
+        let at = self.deltas.iter().position(|delta| delta.from == generation)?;
+        let mut joined = Delta { from: generation, to: generation, patch: Patch::default() };
+        for delta in self.deltas.get(at..).unwrap_or_default() {
+            if delta.from != joined.to {
+                return None;
+            }
+            joined = Delta { to: delta.to, patch: joined.patch.then(&delta.patch), ..joined };
+        }
+        let is_good = joined.to == self.filter.generation
+            && joined.patch.is_bounded()
+            && joined.patch.len() * 8 < self.filter.fuse.size();
+        is_good.then_some(joined)
+    }
+}
+
 impl Delta {
+    /// Whether peers take it.
+    #[must_use]
+    pub fn is_bounded(&self) -> bool {
+        self.patch.is_bounded()
+    }
+
     /// As it is sent.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -171,8 +222,16 @@ impl Patch {
         Self::new(came, went)
     }
 
-    fn len(&self) -> usize {
+    /// Entries that came or went.
+    #[must_use]
+    pub fn len(&self) -> usize {
         self.came.len() + self.went.len()
+    }
+
+    /// Whether nothing changes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     fn is_bounded(&self) -> bool {
@@ -254,6 +313,46 @@ mod tests {
         let back = Patch::new(entries(0..1), Vec::new());
         assert!(filter.apply(&Delta { from: 2, to: 3, patch: back }));
         assert!(filter.has(entries(0..1)[0]));
+    }
+
+    #[test]
+    fn who_has_an_earlier_generation_is_brought_to_the_present_one() {
+        let step = |from: u64| {
+            let patch = Patch::new(entries(1_000 + from..1_001 + from), entries(from..from + 1));
+            Delta { from, to: from + 1, patch }
+        };
+        let mut built = Filter::of(1, entries(0..1_000)).unwrap();
+        let deltas: Vec<Vec<u8>> = (1..9).map(|from| step(from).to_bytes()).collect();
+        // Built anew at the fourth generation.
+        let mut early = built.clone();
+        assert!((1..4).all(|from| built.apply(&step(from))));
+        let history = History::read(&built.to_bytes(), &deltas).unwrap();
+        assert_eq!(history.filter().generation(), 9);
+        let delta = history.since(1).unwrap();
+        assert_eq!((delta.from, delta.to), (1, 9));
+        assert!(early.apply(&delta));
+        assert!(entries(1_001..1_009).iter().all(|entry| early.has(*entry)));
+        assert!(!entries(1..9).iter().any(|entry| early.has(*entry)));
+        assert_eq!(history.since(8).unwrap(), step(8));
+        for unknown in [0, 9, 100] {
+            assert_eq!(history.since(unknown), None);
+        }
+        // A delta is missing: the whole still leads on, where it is later.
+        let gap = [&deltas[..1], &deltas[4..]].concat();
+        let history = History::read(&built.to_bytes(), &deltas[4..]);
+        assert!(history.is_none(), "from 4 to 5");
+        built.apply(&step(4));
+        let history = History::read(&built.to_bytes(), &gap).unwrap();
+        assert_eq!((history.since(1), history.since(5).is_some()), (None, true));
+    }
+
+    #[test]
+    fn a_delta_larger_than_the_whole_is_not_told() {
+        let mut built = Filter::of(1, entries(0..100)).unwrap();
+        let delta = Delta { from: 1, to: 2, patch: Patch::new(entries(100..400), Vec::new()) };
+        let deltas = [delta.to_bytes()];
+        assert!(built.apply(&delta));
+        assert_eq!(History::read(&built.to_bytes(), &deltas).unwrap().since(1), None);
     }
 
     #[test]

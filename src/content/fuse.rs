@@ -78,7 +78,7 @@ impl Fuse {
         Some(fuse)
     }
 
-    fn size(&self) -> usize {
+    pub(super) fn size(&self) -> usize {
         (self.segments as usize + 2) << self.segment
     }
 

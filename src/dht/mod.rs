@@ -209,7 +209,8 @@ impl Dht {
         self.order(|reply| Order::LookUp { key, budget, reply }).await
     }
 
-    /// Announces blobs of these sizes, from now on.
+    /// Announces blobs of these sizes, from now on; or, if all that a site has is told by
+    /// [`Dht::announce_only`], for a while, as they may be on their way to it.
     pub async fn announce(&self, blobs: &[(Sha256, u64)]) -> Option<Announced> {
         self.announce_as(blobs, |keys, reply| Order::Announce { keys, reply }).await
     }
@@ -232,6 +233,22 @@ impl Dht {
         let too_small = blobs.len() - keys.len();
         let announced = self.order(|reply| order(keys, reply)).await?;
         Some(Announced { too_small, ..announced })
+    }
+
+    /// Announces these blobs, and no others but those that somebody else asked for lately: see
+    /// [`Dht::announce`].
+    pub async fn announce_only(
+        &self,
+        blobs: impl Iterator<Item = (Sha256, u64)>,
+    ) -> Option<Announced> {
+        let worth = blobs.filter(|(_, size)| self.announces && *size >= self.min_size);
+        let keys = worth.map(|(blob, _)| self.key.dht_key(&blob)).collect();
+        self.order(|reply| Order::AnnounceOnly { keys, reply }).await
+    }
+
+    /// Looks for other nodes there: they are the site's own.
+    pub async fn find(&self, nodes: Vec<SocketAddr>) -> Option<()> {
+        self.order(|reply| Order::Find { nodes, reply }).await
     }
 
     /// Announces them no more, and has the others forget; tells how many were announced.

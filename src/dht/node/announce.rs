@@ -17,6 +17,8 @@ use crate::dht::{Announced, PROVISIONAL_TTL};
 const PACE: usize = 500;
 /// How often what is due is looked for: keys that come one by one travel together.
 const EVERY: Duration = Duration::from_millis(500);
+/// For how long a blob may be on its way to the site: an hour for a large one on a slow line.
+const ARRIVAL_MAX: Duration = Duration::from_hours(1);
 /// After how long an announcement that failed is tried again.
 const RETRY: Duration = Duration::from_secs(10);
 /// After how long, where a node is still to be met.
@@ -30,6 +32,8 @@ const UNDERWAY_MAX: usize = 256;
 pub(super) struct Announcing {
     announcer: Announcer,
     announced_at: Instant,
+    /// Keys that somebody asked for, and when: they may not be stored yet.
+    asked: HashMap<DhtKey, Instant>,
     /// Nodes that came and have not been seen to yet.
     joined: Vec<PeerId>,
     /// Nodes for which all keys are being looked through, and the last key that was.
@@ -42,7 +46,8 @@ impl Announcing {
         for key in keys {
             announcer.add(key, now);
         }
-        Self { announcer, announced_at: now, joined: Vec::new(), search: None }
+        let asked = HashMap::new();
+        Self { announcer, announced_at: now, asked, joined: Vec::new(), search: None }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -62,6 +67,32 @@ impl Announcing {
 
 impl Node {
     pub(super) fn announce(&mut self, keys: Vec<DhtKey>) -> Announced {
+        let now = Instant::now();
+        let announcing = &mut self.announcing;
+        let new = keys.iter().filter(|key| !announcing.announcer.has(key));
+        announcing.asked.extend(new.map(|key| (*key, now)));
+        let announced = self.add(keys);
+        // Those for which there was no room are not.
+        let Announcing { asked, announcer, .. } = &mut self.announcing;
+        if announced.refused > 0 {
+            asked.retain(|key, _| announcer.has(key));
+        }
+        announced
+    }
+
+    /// Announces these keys, and withdraws all others but those that were asked for lately.
+    pub(super) fn announce_only(&mut self, keys: BTreeSet<DhtKey>) -> Announced {
+        let now = Instant::now();
+        let Announcing { announcer, asked, .. } = &mut self.announcing;
+        asked.retain(|key, at| !keys.contains(key) && now.duration_since(*at) < ARRIVAL_MAX);
+        let all = announcer.after(None, usize::MAX).into_iter();
+        let others: Vec<DhtKey> =
+            all.filter(|key| !keys.contains(key) && !asked.contains_key(key)).collect();
+        self.withdraw(&others);
+        self.add(keys.into_iter().collect())
+    }
+
+    fn add(&mut self, keys: Vec<DhtKey>) -> Announced {
         let (now, asked) = (Instant::now(), keys.len());
         let announcer = &mut self.announcing.announcer;
         let before: Vec<DhtKey> = keys.into_iter().filter(|key| announcer.add(*key, now)).collect();
@@ -76,6 +107,9 @@ impl Node {
     pub(super) fn withdraw(&mut self, keys: &[DhtKey]) -> usize {
         let announcer = &mut self.announcing.announcer;
         let gone: Vec<DhtKey> = keys.iter().filter(|key| announcer.remove(key)).copied().collect();
+        for key in &gone {
+            self.announcing.asked.remove(key);
+        }
         self.note(&gone, false);
         self.tell_gone(&gone);
         gone.len()

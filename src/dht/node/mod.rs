@@ -5,7 +5,7 @@ mod announce;
 mod look_up;
 mod meet;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -62,10 +62,12 @@ const GOODBYE_MAX: Duration = Duration::from_millis(1_500);
 pub(super) enum Order {
     LookUp { key: DhtKey, budget: Duration, reply: oneshot::Sender<Found> },
     Announce { keys: Vec<DhtKey>, reply: oneshot::Sender<Announced> },
+    AnnounceOnly { keys: BTreeSet<DhtKey>, reply: oneshot::Sender<Announced> },
     Withdraw { keys: Vec<DhtKey>, reply: oneshot::Sender<usize> },
     Promise { keys: Vec<DhtKey>, reply: oneshot::Sender<Announced> },
     TakeBack { keys: Vec<DhtKey>, reply: oneshot::Sender<usize> },
     SetFilter { generation: u64, reply: oneshot::Sender<()> },
+    Find { nodes: Vec<SocketAddr>, reply: oneshot::Sender<()> },
     Status { reply: oneshot::Sender<Status> },
     Peers { reply: oneshot::Sender<Vec<Peer>> },
     Leave { reply: oneshot::Sender<()> },
@@ -154,7 +156,7 @@ impl Node {
         let address = listen(&mut net, &config.listen).await?;
         let announced = match &mut home {
             Some(home) if config.announce => home.announced(&swarm_name)?,
-            _ => std::collections::BTreeSet::new(),
+            _ => BTreeSet::new(),
         };
         let places = home.as_ref().and_then(|home| home.places().ok()).unwrap_or_default();
         let (alone, is_alone) = watch::channel(true);
@@ -230,12 +232,17 @@ impl Node {
         match order {
             Order::LookUp { key, budget, reply } => self.look_up(key, budget, reply),
             Order::Announce { keys, reply } => drop(reply.send(self.announce(keys))),
+            Order::AnnounceOnly { keys, reply } => drop(reply.send(self.announce_only(keys))),
             Order::Withdraw { keys, reply } => drop(reply.send(self.withdraw(&keys))),
             Order::Promise { keys, reply } => drop(reply.send(self.promise(keys))),
             Order::TakeBack { keys, reply } => drop(reply.send(self.take_back(keys))),
             Order::SetFilter { generation, reply } => {
                 self.card_changed |= self.filter != generation;
                 self.filter = generation;
+                reply.send(()).ok();
+            }
+            Order::Find { nodes, reply } => {
+                self.find(nodes);
                 reply.send(()).ok();
             }
             Order::Status { reply } => drop(reply.send(self.status())),
@@ -336,10 +343,14 @@ impl Node {
     }
 
     fn on_seeds(&mut self, found: Vec<SocketAddr>) {
+        self.seeds_known = found.is_empty() || found.iter().any(|seed| !self.selves.contains(seed));
+        self.find(found);
+    }
+
+    fn find(&mut self, found: Vec<SocketAddr>) {
         for address in &found {
             self.reach.allow(address.ip());
         }
-        self.seeds_known = found.is_empty() || found.iter().any(|seed| !self.selves.contains(seed));
         for address in found {
             self.dial_place(address);
         }
