@@ -156,6 +156,7 @@ impl Config {
                 },
                 folders: engine::volume::folders::Config { roots: folders, own: data.clone() },
                 fellows: engine::fellows::Config { advertise },
+                announced_from: reader.size("swarm.announce_min_size"),
                 give: engine::give::Config { swarm_key: dht.key.clone() },
             },
             swarm: reader.swarm(&dht),

@@ -105,7 +105,7 @@ impl Reader<'_> {
     }
 
     /// Bytes, with a unit.
-    fn size(&mut self, key: &str) -> u64 {
+    pub(super) fn size(&mut self, key: &str) -> u64 {
         let text = self.text(key);
         let parsed = text.parse().unwrap_or_else(|why| {
             self.fault(key, &text, why);

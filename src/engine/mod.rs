@@ -38,6 +38,7 @@ use crate::engine::count::Count;
 use crate::engine::duties::Duties;
 use crate::engine::fellows::Fellows;
 use crate::engine::flight::follower::Follower;
+use crate::engine::flight::pace::Paces;
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
 use crate::engine::flight::{Boarding, Flights, Interest, Landing, NotBoarded};
@@ -93,6 +94,8 @@ pub struct Config {
     pub folders: folders::Config,
     /// How other replicas reach this one.
     pub fellows: fellows::Config,
+    /// The smallest blob, in bytes, that sites tell each other of one by one.
+    pub announced_from: u64,
     /// Who else may have what is public.
     pub give: give::Config,
 }
@@ -119,6 +122,8 @@ pub struct Engine {
     leases: Arc<Leases>,
     duties: Arc<Duties>,
     fellows: Arc<Fellows>,
+    announced_from: u64,
+    paces: Paces,
     swarm: Arc<Swarm>,
     gate: Gate,
     meter: Arc<Meter>,
@@ -194,6 +199,8 @@ impl Engine {
             gate: Gate::new(&config.give),
             meter,
             duties: Arc::clone(&duties),
+            announced_from: config.announced_from,
+            paces: Paces::default(),
             findings: Findings::default(),
             recheck_after_millis: AtomicU64::new(0),
             doubts: Doubts::new(&duties),

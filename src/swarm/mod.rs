@@ -53,6 +53,7 @@ pub struct Swarm {
     pub claims: Arc<Claims>,
     /// Bytes of bodies received, `from` replicas and from peers.
     pub received: IntCounterVec,
+    is_alone: bool,
 }
 
 impl Swarm {
@@ -75,7 +76,14 @@ impl Swarm {
         let from_peers = received.with_label_values(&["peer"]);
         let Some((config, sidecar)) = of else {
             let peers = Arc::new(Peers::new(&SwarmKey::open(), &[], from_peers, metrics)?);
-            return Ok(Self { discovery: Arc::new(Nobody), peers, ranking, claims, received });
+            return Ok(Self {
+                discovery: Arc::new(Nobody),
+                peers,
+                ranking,
+                claims,
+                received,
+                is_alone: true,
+            });
         };
         let peers = Peers::new(&config.key, &config.allow_private, from_peers, metrics)?;
         let peers = Arc::new(peers);
@@ -88,6 +96,12 @@ impl Swarm {
             metrics,
             tasks,
         );
-        Ok(Self { discovery: filters, peers, ranking, claims, received })
+        Ok(Self { discovery: filters, peers, ranking, claims, received, is_alone: false })
+    }
+
+    /// Whether there is nobody else in it.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.is_alone
     }
 }

@@ -235,7 +235,7 @@ fn head(meta: &Meta, portion: &Portion, status: &str, origin: outcome::Source) -
 fn told(origin: outcome::Source) -> HeaderValue {
     HeaderValue::from_static(match origin {
         outcome::Source::Store => "store",
-        outcome::Source::Replica => "peer",
+        outcome::Source::Replica | outcome::Source::Peer => "peer",
         outcome::Source::Mirror => "mirror",
     })
 }

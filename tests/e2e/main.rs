@@ -33,5 +33,6 @@ mod quota;
 mod replicas;
 mod signatures;
 mod streaming;
+mod swarm;
 mod volume;
 mod volumes;

@@ -73,6 +73,7 @@ impl Transfer {
             origin,
             first,
             body,
+            asked: None,
             provable: true,
             borrowed: Some(Borrowed { digest: entry.blob, checked_at: entry.checked_at }),
             is_abroad: false,

@@ -127,6 +127,12 @@ impl Follower {
         self.flow.borrowed.is_some()
     }
 
+    /// Whether peers gave all of it that clients have to wait for.
+    #[must_use]
+    pub fn is_gathered(&self) -> bool {
+        self.flow.is_gathered
+    }
+
     /// Whether it will be stored.
     #[must_use]
     pub fn is_stored(&self) -> bool {
@@ -237,7 +243,7 @@ impl Follower {
 /// Headers that ask for the rest of the version described by `meta`, and only of that one; `None`
 /// if it has no mark that tells it from others.
 pub(in crate::engine) fn resume_headers(position: u64, meta: &Meta) -> Option<HeaderMap> {
-    let mut headers = range_from(position);
+    let mut headers = range_of(position, None);
     if position > 0 {
         let mark = meta.validators.for_if_range()?;
         headers.insert(header::IF_RANGE, HeaderValue::try_from(mark).ok()?);
@@ -245,12 +251,15 @@ pub(in crate::engine) fn resume_headers(position: u64, meta: &Meta) -> Option<He
     Some(headers)
 }
 
-/// Headers that ask for the rest of whatever version there is.
-pub(in crate::engine) fn range_from(position: u64) -> HeaderMap {
+/// Headers that ask for the rest of whatever version there is, up to byte `until` if that is enough.
+pub(in crate::engine) fn range_of(position: u64, until: Option<u64>) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    let range = HeaderValue::try_from(format!("bytes={position}-"));
-    if let Some(range) = range.ok().filter(|_| position > 0) {
-        headers.insert(header::RANGE, range);
+    let range = match until {
+        Some(until) => format!("bytes={position}-{}", until.saturating_sub(1)),
+        None => format!("bytes={position}-"),
+    };
+    if position > 0 || until.is_some() {
+        headers.extend(HeaderValue::try_from(range).ok().map(|range| (header::RANGE, range)));
     }
     headers
 }

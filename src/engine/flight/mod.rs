@@ -4,7 +4,9 @@
 mod abroad;
 pub mod borrowed;
 pub mod follower;
+mod gather;
 mod note;
+pub(super) mod pace;
 mod resume;
 pub(super) mod transfer;
 pub(super) mod writer;
@@ -71,6 +73,8 @@ pub struct Flow {
     pub origin: Arc<str>,
     /// Set where a fellow gave them first.
     pub borrowed: Option<Borrowed>,
+    /// Whether peers brought all of them, or nearly all.
+    pub is_gathered: bool,
     /// What they must be, where they come from a mirror: other sites may have them.
     pub mirrored: Option<Sha256>,
     /// Whether another replica began to fetch them.
@@ -115,6 +119,13 @@ pub enum State {
     Cut(Arc<str>),
     /// More, but the volume could not take it.
     Spilled,
+}
+
+impl Flow {
+    /// Whether a mirror gives it, as far as this process knows.
+    pub(super) fn is_from_mirror(&self) -> bool {
+        self.borrowed.is_none() && !self.is_gathered && !self.is_abroad && self.joined_at.is_none()
+    }
 }
 
 impl Progress {
