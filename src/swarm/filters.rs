@@ -189,6 +189,10 @@ impl Filters {
 
 #[async_trait]
 impl Discovery for Filters {
+    fn me(&self) -> Option<Arc<str>> {
+        self.sidecar.me()
+    }
+
     /// Whose filters say so; where there are many, others each time.
     fn claimed(&self, blob: &Sha256) -> Vec<Holder> {
         let kept = self.kept.load();
