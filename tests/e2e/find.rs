@@ -7,6 +7,8 @@ use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const FETCHES: &str = "aptmesh_swarm_filter_fetches_total";
+const LOOK_UPS: &str = "aptmesh_swarm_lookups_total";
+const WAITED: &str = "aptmesh_swarm_lookup_duration_seconds_count";
 const AWAY: &str = "aptmesh_swarm_sidecar_away";
 
 /// How often filters came to that.
@@ -118,6 +120,8 @@ fn proxy_at(key: &str, api: &str) -> Proxy {
     Proxy::build()
         .env("APTMESH_SWARM_KEY", key)
         .env("APTMESH_SWARM_ANNOUNCE", "false")
+        // All that is fetched is looked up.
+        .env("APTMESH_SWARM_ANNOUNCE_MIN_SIZE", "1KiB")
         .env("APTMESH_SWARM_ALLOW_PRIVATE", "127.0.0.0/8")
         .env("APTMESH_PROXY_SIDECAR", api)
         .start()
@@ -131,6 +135,8 @@ fn a_node_that_dies_hangs_and_comes_back_does_not_disturb_apt() {
     let mut clients = Clients::of(&proxy);
     clients.try_apt();
     assert_eq!(proxy.count(AWAY), 0);
+    let look_ups = |outcome| proxy.count(&format!("{LOOK_UPS}{{outcome=\"{outcome}\"}}"));
+    assert_eq!((look_ups("none") + look_ups("late") > 0, look_ups("away")), (true, 0));
     let wait_away = |away| {
         wait_until(PATIENCE, "that it is noticed", || proxy.count(AWAY) == away);
     };
@@ -138,6 +144,7 @@ fn a_node_that_dies_hangs_and_comes_back_does_not_disturb_apt() {
     node.kill9();
     wait_away(1);
     clients.try_apt();
+    assert!(look_ups("away") > 0, "nobody waited for it");
     node.restart();
     wait_away(0);
     clients.try_apt();
@@ -149,6 +156,8 @@ fn a_node_that_dies_hangs_and_comes_back_does_not_disturb_apt() {
     wait_away(0);
     clients.try_apt();
 
+    let (asked, waited) = (proxy.count(LOOK_UPS), proxy.count(WAITED));
+    assert_eq!(asked, waited, "each is timed");
     let said = |what: &str| proxy.log().matches(what).count();
     assert_eq!((said("node is away"), said("node is back")), (2, 2), "{}", proxy.log());
 }
