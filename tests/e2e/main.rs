@@ -19,6 +19,7 @@ mod give;
 mod groups;
 mod guard;
 mod heal;
+mod hostile;
 mod http;
 mod https;
 mod import;

@@ -39,6 +39,7 @@ struct One {
     since: Instant,
     failures: u32,
     is_suspect: bool,
+    is_blamed: bool,
     /// Its filter says so.
     is_claimed: bool,
 }
@@ -80,6 +81,7 @@ impl Givers {
             since: Instant::now(),
             failures: 0,
             is_suspect: false,
+            is_blamed: false,
             is_claimed: by_filter,
         }));
     }
@@ -239,8 +241,8 @@ impl Givers {
 
     /// It gave wrong bytes.
     pub(super) fn blame(&mut self, giver: Giver, engine: &Engine) {
-        if let Some(one) = self.all.get_mut(giver) {
-            one.stand = Stand::Gone;
+        if let Some(one) = self.all.get_mut(giver).filter(|one| !one.is_blamed) {
+            (one.stand, one.is_blamed) = (Stand::Gone, true);
             engine.metrics.verify_failures.with_label_values(&["peer"]).inc();
             engine.swarm.ranking.blame(&one.holder);
         }
