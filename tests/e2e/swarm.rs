@@ -27,12 +27,17 @@ pub struct Swarm {
 impl Swarm {
     /// With packages of these names and sizes.
     pub fn of(packages: &[(&str, usize)]) -> Self {
+        Self::at("127.0.0.1", packages)
+    }
+
+    /// With a mirror at this address.
+    pub fn at(ip: &str, packages: &[(&str, usize)]) -> Self {
         let archive = LocalArchive::new("demo");
         let add = |archive: LocalArchive, (name, size): &(&str, usize)| {
             archive.package(name, "1.0", *size)
         };
         let archive = packages.iter().fold(archive, add);
-        let swarm = Self { key: node::swarm_key(), mirror: Mirror::start(), archive };
+        let swarm = Self { key: node::swarm_key(), mirror: Mirror::start_at(ip), archive };
         swarm.publish(|file| file);
         swarm
     }
@@ -57,7 +62,7 @@ impl Swarm {
         site
     }
 
-    pub fn learn(&self, site: &Site) {
+    pub fn learn(&self, site: &Proxy) {
         for path in ["dists/demo/Release".to_owned(), self.archive.index_path()] {
             let reply = get(site.addr(), &site.url_for(&self.mirror, &format!("/debian/{path}")));
             assert_eq!(reply.status, 200, "{path}: {}", reply.reason);
@@ -70,7 +75,7 @@ impl Swarm {
     }
 
     /// A package through a site.
-    pub fn fetch(&self, site: &Site, name: &str) -> Reply {
+    pub fn fetch(&self, site: &Proxy, name: &str) -> Reply {
         let reply = get(site.addr(), &site.url_for(&self.mirror, &self.path(name)));
         assert_eq!(reply.status, 200, "{}", reply.reason);
         assert!(reply.body == self.archive.deb(name), "other bytes of {name}");
