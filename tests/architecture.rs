@@ -18,7 +18,10 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     ("dht", &["content", "telemetry"]),
     ("announce", &["content", "telemetry", "index", "dht"]),
     ("web", &["archive", "content", "telemetry", "mirror", "index", "engine", "dht"]),
-    ("config", &["archive", "content", "telemetry", "index", "store", "mirror", "engine", "dht"]),
+    (
+        "config",
+        &["archive", "content", "telemetry", "index", "store", "mirror", "swarm", "engine", "dht"],
+    ),
     (
         "cli",
         &[
@@ -27,6 +30,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
             "index",
             "store",
             "mirror",
+            "swarm",
             "engine",
             "dht",
             "announce",
@@ -66,7 +70,14 @@ const ONLY_IN: [(&str, &[&str]); 14] = [
     ("std::fs", &["store", "index", "engine", "dht/home.rs", "web", "config", "mirror", "cli"]),
     (
         "SystemTime::now",
-        &["store", "engine", "dht/node/mod.rs", "announce/filter.rs", "cli/evict.rs"],
+        &[
+            "store",
+            "engine",
+            "swarm/peers.rs",
+            "dht/node/mod.rs",
+            "announce/filter.rs",
+            "cli/evict.rs",
+        ],
     ),
     ("SqliteIndex", &["index/sqlite", "cli/wiring.rs"]),
     ("StatusCode", &["web", "mirror", "engine/outcome.rs", "engine/relayed.rs"]),

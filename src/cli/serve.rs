@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use crate::cli::surfaces::{self, open};
-use crate::cli::wiring::{self, Parts};
+use crate::cli::wiring::{self, Parts, Places};
 use crate::config::{Config, Sources};
 use crate::telemetry::logs;
 use crate::web::connection::Surface;
@@ -43,13 +43,21 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     // Operators look on while clients are seen off, and lists are learnt: nobody waits for these.
     let background = TaskTracker::new();
     let connections = TaskTracker::new();
-    // The node tells others where it is.
+    // The node tells others where we are, and the proxy asks its node.
     let peer = match config.listen.peer {
         Some(address) => Some(surfaces::bind(address, "listen.peer", &config).await?),
         None => None,
     };
-    let peer_address = peer.as_ref().map(Listener::address).transpose()?;
-    let parts = wiring::build(&config, &phases, &background, peer_address).await?;
+    let runs_node = config.swarm.as_ref().is_some_and(|swarm| swarm.sidecar.is_none());
+    let sidecar = match config.listen.sidecar {
+        address if runs_node => Some(surfaces::bind(address, "listen.sidecar", &config).await?),
+        _ => None,
+    };
+    let address_of = |listener: &Option<Listener>| -> std::io::Result<Option<SocketAddr>> {
+        listener.as_ref().map(Listener::address).transpose()
+    };
+    let places = Places { peer: address_of(&peer)?, sidecar: address_of(&sidecar)? };
+    let parts = wiring::build(&config, &phases, &background, &places).await?;
 
     let mut greeting = Greeting::default();
     for address in &config.listen.proxy {
@@ -66,17 +74,17 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
         let surface = Surface {
             routes: parts.peer.routes(),
             proxy: None,
-            served_bytes: Some(parts.peer.served_bytes().clone()),
+            served_bytes: None,
             tasks: connections.clone(),
         };
-        greeting.others.extend(peer_address.map(|address| format!("peer on http://{address}")));
+        greeting.others.extend(places.peer.map(|address| format!("peer on http://{address}")));
         surfaces::serve(peer, surface, &phases);
     }
-    if let Some(node) = &parts.node {
+    if let Some((node, sidecar)) = parts.node.as_ref().zip(sidecar) {
         let api = Surface::inner(Arc::clone(&node.sidecar).api_routes(), &connections);
-        let api = open(api, config.listen.sidecar, "listen.sidecar", &config, &phases).await?;
         greeting.others.push(format!("dht on {}", node.dht.address()));
-        greeting.others.push(format!("sidecar on http://{api}"));
+        greeting.others.push(format!("sidecar on http://{}", sidecar.address()?));
+        surfaces::serve(sidecar, api, &phases);
     }
     let (_stop_admin, admin_phases) = watch::channel(Phase::Serving);
     let admin = Surface::inner(Arc::clone(&parts.admin).routes(), &background);
@@ -216,6 +224,7 @@ async fn reload(parts: &Parts, current: &mut Config, sources: &Sources) {
     if let Err(error) = parts.engine.room().change(&next.engine.room).await {
         tracing::warn!(%error, source = %error.source, "what was pinned before may stay so");
     }
+    parts.peer.set_upload_limit(next.upload_limit);
     parts.proxy.set_clients(next.clients.clone());
     *current = next;
 }

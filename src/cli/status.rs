@@ -12,6 +12,15 @@ use crate::config::Config;
 
 /// For how long an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What went through, by way.
+const WAYS: [(&str, &str); 6] = [
+    ("fetched from mirrors:", "from_mirrors"),
+    ("fetched from peers:", "from_peers"),
+    ("fetched from replicas:", "from_replicas"),
+    ("served from the store:", "from_store"),
+    ("given to peers:", "to_peers"),
+    ("given to replicas:", "to_replicas"),
+];
 /// More than any answer has.
 const ANSWER_MAX: u64 = 1024 * 1024;
 
@@ -57,8 +66,12 @@ fn render(status: &Value) -> anyhow::Result<String> {
 
     let mut text = String::new();
     writeln!(text, "aptmesh {version}, up {}", humantime::format_duration(up))?;
-    writeln!(text, "served from the store:   {}", megabytes("/served_bytes/store"))?;
-    writeln!(text, "served from the mirrors: {}", megabytes("/served_bytes/mirror"))?;
+    writeln!(text, "                         since its start        all time")?;
+    for (name, way) in WAYS {
+        let [session, all_time] =
+            ["session", "all_time"].map(|span| megabytes(&format!("/traffic/{span}/{way}")));
+        writeln!(text, "{name:<24} {session:>15} {all_time:>15}")?;
+    }
     let (blobs, bytes) = (count("/stored/blobs"), megabytes("/stored/bytes"));
     let quota = number("/stored/quota").map(|_| format!(" of {}", megabytes("/stored/quota")));
     let quota = quota.unwrap_or_default();

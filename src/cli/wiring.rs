@@ -1,6 +1,6 @@
 //! Puts the components together: the one place that names concrete backends.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{anyhow, ensure};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
+use url::Url;
 
 use crate::announce::{self, Announcer};
 use crate::config::Config;
@@ -22,6 +23,7 @@ use crate::index::sqlite::{self, SqliteIndex};
 use crate::index::{self, Index, IndexError, budget};
 use crate::mirror::Mirror;
 use crate::store::{self, Store};
+use crate::swarm::Swarm;
 use crate::telemetry::metrics::Metrics;
 use crate::web::admin::Admin;
 use crate::web::peer::Peer;
@@ -46,12 +48,20 @@ pub(super) struct Node {
     announcer: Option<Announcer>,
 }
 
-/// What nobody waits for when the process stops runs on `background`; other sites find us at `peer`.
+/// Addresses that were taken before the parts that have to know them.
+pub(super) struct Places {
+    /// Where other sites find us.
+    pub(super) peer: Option<SocketAddr>,
+    /// Where the API of our own node will be.
+    pub(super) sidecar: Option<SocketAddr>,
+}
+
+/// What nobody waits for when the process stops runs on `background`.
 pub(super) async fn build(
     config: &Config,
     phase: &watch::Receiver<Phase>,
     background: &TaskTracker,
-    peer_address: Option<SocketAddr>,
+    places: &Places,
 ) -> anyhow::Result<Parts> {
     budget::set(config.patience);
     let metrics = Metrics::default();
@@ -63,6 +73,7 @@ pub(super) async fn build(
         Arc::clone(&index),
         store,
         Arc::clone(&mirror),
+        Arc::new(swarm(config, places.sidecar, &metrics, background)?),
         &metrics,
         background,
     )?;
@@ -72,10 +83,10 @@ pub(super) async fn build(
         config.groups.clone(),
         config.mirror.pseudonym.clone(),
     ));
-    let peer = Arc::new(Peer::new(Arc::clone(&engine), &metrics));
-    let node = match &config.dht.key {
+    let peer = Arc::new(Peer::new(Arc::clone(&engine), config.upload_limit, &metrics, background));
+    let node = match places.sidecar {
         Some(_) => {
-            let dht = dht::Config { peer: peer_address, ..config.dht.clone() };
+            let dht = dht::Config { peer: places.peer, ..config.dht.clone() };
             Some(node(dht, Some(index), &metrics, phase, background).await?)
         }
         None => None,
@@ -83,6 +94,31 @@ pub(super) async fn build(
     let dht = node.as_ref().map(|node| node.dht.clone());
     let admin = Arc::new(Admin::new(Arc::clone(&engine), dht, metrics, phase.clone()));
     Ok(Parts { engine, mirror, proxy, admin, peer, node })
+}
+
+/// The other sites, found by the node in a process of its own or by ours, whose API is at `own`.
+fn swarm(
+    config: &Config,
+    own: Option<SocketAddr>,
+    metrics: &Metrics,
+    background: &TaskTracker,
+) -> anyhow::Result<Swarm> {
+    let of_swarm = config.swarm.as_ref();
+    let sidecar = match of_swarm.and_then(|swarm| swarm.sidecar.clone()) {
+        Some(url) => Some(url),
+        None => own.map(local_url).transpose()?,
+    };
+    Ok(Swarm::new(of_swarm.zip(sidecar.as_ref()), metrics, background)?)
+}
+
+/// Where this machine reaches what listens at `address`.
+fn local_url(address: SocketAddr) -> anyhow::Result<Url> {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    Ok(Url::parse(&format!("http://{}", SocketAddr::new(ip, address.port())))?)
 }
 
 /// Starts the node of the swarm; with an index, it tells what is in there.

@@ -75,7 +75,7 @@ impl Key {
 }
 
 /// All settings.
-pub static KEYS: [Key; 45] = [
+pub static KEYS: [Key; 47] = [
     key(
         "listen.proxy",
         "127.0.0.1:9977",
@@ -299,6 +299,13 @@ pub static KEYS: [Key; 45] = [
          mirror is asked. Empty: this one fetches from the others, but none can fetch from it.",
     ),
     key(
+        "proxy.sidecar",
+        "",
+        "URL of the API of the swarm's node that finds blobs for this proxy (`aptmesh dht`, \
+         `listen.sidecar`), such as `http://127.0.0.1:9981`; for a node in a process of its own. Empty: \
+         the proxy runs a node itself, if there is a `swarm.key`.",
+    ),
+    key(
         "swarm.key",
         "",
         "The secret that makes sites a swarm, as `aptmesh key` prints it: the same on all of them.",
@@ -352,6 +359,13 @@ pub static KEYS: [Key; 45] = [
          `http://203.0.113.5:9979`. Where the host is an address, the node is said to be there too. Empty: \
          `listen.peer` under the addresses of the machine.",
     ),
+    key(
+        "swarm.upload_limit",
+        "",
+        "The most bytes a second that other sites get from this process, as `5MiB/s`, in turns. Your own \
+         clients and replicas are not counted. Empty or 0: as many as they can take.",
+    )
+    .live(),
     key(
         "clients.allow",
         "127.0.0.0/8,::1/128,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,169.254.0.0/16,fc00::/7,fe80::/10",

@@ -33,6 +33,8 @@ const POOL_MAX: usize = 1000;
 pub struct Config {
     /// Where clients and operators connect.
     pub listen: Listen,
+    /// How many bytes a second other sites get in all; 0: as many as they can take.
+    pub upload_limit: u64,
     /// Who may be a client.
     pub clients: Vec<IpNet>,
     /// Where blobs lie.
@@ -47,6 +49,8 @@ pub struct Config {
     pub engine: engine::Config,
     /// Which mirrors are one archive.
     pub groups: Groups,
+    /// Which swarm the proxy is of, if any.
+    pub swarm: Option<crate::swarm::Config>,
     /// How the node of the swarm's DHT runs.
     pub dht: dht::Config,
     /// What is logged.
@@ -107,6 +111,7 @@ impl Config {
                 connections_max: reader.number("listen.connections", CONNECTIONS_MAX),
                 drain_delay: reader.duration("listen.drain_delay"),
             },
+            upload_limit: reader.upload_limit("swarm.upload_limit"),
             clients: reader.list("clients.allow"),
             index: reader.index("index.url", &data),
             patience: reader.some_time("index.patience"),
@@ -149,7 +154,10 @@ impl Config {
                 },
                 folders: engine::volume::folders::Config { roots: folders, own: data.clone() },
                 fellows: engine::fellows::Config { advertise },
+                announced_from: reader.size("swarm.announce_min_size"),
+                give: engine::give::Config { swarm_key: dht.key.clone() },
             },
+            swarm: reader.swarm(&dht),
             dht,
             store: store::Config { dir: data },
             log: logs::Config {

@@ -10,7 +10,7 @@ use crate::config::bytes::Bytes;
 use crate::config::values::Reader;
 use crate::content::card::URLS_MAX;
 use crate::content::swarm_key::SwarmKey;
-use crate::dht;
+use crate::{dht, swarm};
 
 /// Bytes of a URL on a card.
 const URL_MAX: usize = 255;
@@ -31,6 +31,29 @@ impl Reader<'_> {
             peer: None,
             site: host_name(),
         }
+    }
+
+    /// The swarm as the proxy sees it: of the same key as its node.
+    pub(super) fn swarm(&mut self, dht: &dht::Config) -> Option<swarm::Config> {
+        let sidecar = self.api("proxy.sidecar");
+        if sidecar.is_some() && dht.key.is_none() {
+            self.faults.push("proxy.sidecar: there is no swarm.key".to_owned());
+        }
+        let (key, allow_private) = (dht.key.clone()?, dht.allow_private.clone());
+        Some(swarm::Config { key, sidecar, allow_private })
+    }
+
+    fn api(&mut self, key: &str) -> Option<Url> {
+        let url: Url = self.optional(key)?;
+        let fits = matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none();
+        if !fits {
+            self.fault(key, url.as_str(), "write http://ADDRESS:PORT");
+        }
+        Some(url)
     }
 
     fn ttl(&mut self, key: &str) -> Duration {
@@ -82,7 +105,7 @@ impl Reader<'_> {
     }
 
     /// Bytes, with a unit.
-    fn size(&mut self, key: &str) -> u64 {
+    pub(super) fn size(&mut self, key: &str) -> u64 {
         let text = self.text(key);
         let parsed = text.parse().unwrap_or_else(|why| {
             self.fault(key, &text, why);

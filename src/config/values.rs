@@ -217,6 +217,11 @@ impl Reader<'_> {
         parsed.0
     }
 
+    /// Bytes a second, with or without `/s`; 0: no limit.
+    pub(super) fn upload_limit(&mut self, key: &str) -> u64 {
+        if self.text(key).is_empty() { 0 } else { self.rate(key) }
+    }
+
     pub(super) fn min_free(&mut self, key: &str) -> MinFree {
         let text = self.text(key);
         let parsed = match text.strip_suffix('%').map(str::parse) {

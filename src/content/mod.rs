@@ -1,5 +1,5 @@
 //! Bytes and their names: digests, byte ranges, versions; what a swarm's sites tell each other about
-//! what they have. No I/O, no clock.
+//! what they have; which addresses are not for everybody. No I/O, no clock.
 
 pub mod card;
 pub mod digest;
@@ -7,5 +7,6 @@ pub mod filter;
 mod fuse;
 pub mod range;
 mod reading;
+pub mod special;
 pub mod swarm_key;
 pub mod validators;

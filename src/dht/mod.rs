@@ -32,6 +32,8 @@ use crate::telemetry::metrics::Metrics;
 
 /// The longest that anybody remembers what was announced.
 pub const TTL_MAX: Duration = Duration::from_hours(3);
+/// For how long it is remembered that a site is fetching a blob; nobody renews that.
+pub const PROVISIONAL_TTL: Duration = Duration::from_mins(1);
 /// Orders that wait for the node.
 const ORDERS_MAX: usize = 1_024;
 
@@ -207,21 +209,32 @@ impl Dht {
         self.order(|reply| Order::LookUp { key, budget, reply }).await
     }
 
-    /// Announces blobs of these sizes, from now on; or, if all that a site has is told by
-    /// [`Dht::announce_only`], for a while, as they may be on their way to it.
+    /// Announces blobs of these sizes, from now on.
     pub async fn announce(&self, blobs: &[(Sha256, u64)]) -> Option<Announced> {
+        self.announce_as(blobs, |keys, reply| Order::Announce { keys, reply }).await
+    }
+
+    /// Announces blobs that are being fetched, for [`PROVISIONAL_TTL`].
+    pub async fn announce_provisionally(&self, blobs: &[(Sha256, u64)]) -> Option<Announced> {
+        self.announce_as(blobs, |keys, reply| Order::Promise { keys, reply }).await
+    }
+
+    async fn announce_as(
+        &self,
+        blobs: &[(Sha256, u64)],
+        order: impl FnOnce(Vec<DhtKey>, oneshot::Sender<Announced>) -> Order,
+    ) -> Option<Announced> {
         if !self.announces {
             return Some(Announced { refused: blobs.len(), ..Announced::default() });
         }
         let worth = blobs.iter().filter(|(_, size)| *size >= self.min_size);
         let keys: Vec<DhtKey> = worth.map(|(blob, _)| self.key.dht_key(blob)).collect();
         let too_small = blobs.len() - keys.len();
-        let announced = self.order(|reply| Order::Announce { keys, reply }).await?;
+        let announced = self.order(|reply| order(keys, reply)).await?;
         Some(Announced { too_small, ..announced })
     }
 
-    /// Announces these blobs, and no others but those that somebody else asked for lately: see
-    /// [`Dht::announce`].
+    /// Announces these blobs, and no others.
     pub async fn announce_only(
         &self,
         blobs: impl Iterator<Item = (Sha256, u64)>,
@@ -240,6 +253,13 @@ impl Dht {
     pub async fn withdraw(&self, blobs: &[Sha256]) -> Option<usize> {
         let keys = blobs.iter().map(|blob| self.key.dht_key(blob)).collect();
         self.order(|reply| Order::Withdraw { keys, reply }).await
+    }
+
+    /// Has the others forget blobs that were announced provisionally, but for those that are announced
+    /// as stored; tells how many.
+    pub async fn withdraw_provisional(&self, blobs: &[Sha256]) -> Option<usize> {
+        let keys = blobs.iter().map(|blob| self.key.dht_key(blob)).collect();
+        self.order(|reply| Order::TakeBack { keys, reply }).await
     }
 
     /// Tells the others that the site's have-filter is of another generation.

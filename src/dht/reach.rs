@@ -2,7 +2,7 @@
 //! trust, of the special ones only those that are allowed; those of the seeds are the operator's word.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
@@ -11,6 +11,8 @@ use ipnet::IpNet;
 use libp2p::Multiaddr;
 use libp2p::core::transport::{DialOpts, ListenerId, Transport, TransportError, TransportEvent};
 use libp2p::multiaddr::Protocol;
+
+use crate::content::special::is_special;
 
 /// Addresses of seeds that are remembered.
 const SEEDS_MAX: usize = 4_096;
@@ -30,7 +32,7 @@ impl Reach {
     /// Whether a node may be there.
     pub(super) fn permits(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
-        is_public(ip)
+        !is_special(ip)
             || self.allowed.iter().any(|network| network.contains(&ip))
             || self.seeds.read().unwrap_or_else(PoisonError::into_inner).contains(&ip)
     }
@@ -41,38 +43,6 @@ impl Reach {
         if seeds.len() < SEEDS_MAX {
             seeds.insert(ip.to_canonical());
         }
-    }
-}
-
-fn is_public(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => is_public_v4(ip),
-        IpAddr::V6(ip) => is_public_v6(ip),
-    }
-}
-
-/// None of the IANA IPv4 Special-Purpose Address Registry.
-fn is_public_v4(ip: Ipv4Addr) -> bool {
-    let special = match ip.octets() {
-        [0 | 10 | 127 | 224.., ..]
-        | [169, 254, ..]
-        | [192, 168, ..]
-        | [192, 0, 0 | 2, _]
-        | [198, 18 | 19, ..]
-        | [198, 51, 100, _]
-        | [203, 0, 113, _] => true,
-        [100, second, ..] => (64..128).contains(&second),
-        [172, second, ..] => (16..32).contains(&second),
-        _ => false,
-    };
-    !special
-}
-
-/// Global unicast, without documentation and what has an IPv4 address in it.
-fn is_public_v6(ip: Ipv6Addr) -> bool {
-    match ip.segments() {
-        [0x2001, 0..0x200 | 0xdb8, ..] | [0x2002 | 0x3fff, ..] => false,
-        [first, ..] => first & 0xe000 == 0x2000,
     }
 }
 

@@ -80,7 +80,8 @@ impl Records {
         if let Some(holders) = self.keys.get_mut(&key)
             && let Some(holder) = holders.all_mut().iter_mut().find(|one| one.node == number)
         {
-            holder.until = until;
+            // A message that was overtaken by a later one may be for a shorter time.
+            holder.until = holder.until.max(until);
             return true;
         }
         if self.has_room(&key, number) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use prometheus::IntCounter;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
@@ -15,17 +16,15 @@ use tokio_util::task::TaskTracker;
 use crate::archive::kind::Kind;
 use crate::content::digest::{Expected, Hasher, Sha256};
 use crate::engine::flight::Flight;
-use crate::engine::flight::follower::Follower;
 use crate::engine::flight::writer::{Stopped, Writer};
 use crate::engine::memory::{Known, now_seconds};
-use crate::engine::outcome::{Content, Outcome, Served};
 use crate::engine::plan::Freshness;
 use crate::engine::volume::promise::Staged;
 use crate::engine::{Ask, Engine, Sharing, without_index};
 use crate::index::{Entry, Expectation, Index, Presence, budget};
 use crate::store::{COMMIT_PATIENCE, StoreError};
+use crate::swarm::fellows::{self, Body};
 use crate::swarm::token::Secret;
-use crate::swarm::{Body, Swarm};
 use crate::telemetry::metrics::Metrics;
 
 /// How often fellows hear of each other.
@@ -55,7 +54,7 @@ pub struct Config {
 /// What is known of fellows, and the way to them.
 pub(super) struct Fellows {
     index: Arc<dyn Index>,
-    swarm: Swarm,
+    swarm: fellows::Fellows,
     here: Presence,
     met: ArcSwapOption<Met>,
     is_parting: AtomicBool,
@@ -102,6 +101,7 @@ impl Fellows {
         config: &Config,
         index: &Arc<dyn Index>,
         process: String,
+        received: IntCounter,
         metrics: &Metrics,
     ) -> anyhow::Result<Self> {
         let mut new_secret = vec![0; 32];
@@ -109,7 +109,7 @@ impl Fellows {
         filled.map_err(|_unspecified| anyhow::anyhow!("this system has no random numbers"))?;
         Ok(Self {
             index: Arc::clone(index),
-            swarm: Swarm::new(metrics)?,
+            swarm: fellows::Fellows::new(received, metrics)?,
             here: Presence { process, url: config.advertise.clone(), new_secret },
             met: ArcSwapOption::empty(),
             is_parting: AtomicBool::new(false),
@@ -251,43 +251,6 @@ impl Engine {
     /// Tells fellows that this replica stops.
     pub async fn leave_fellows(&self) {
         self.fellows.part().await;
-    }
-
-    /// Whether a question for `blob` is by a fellow, as far as `authorization` proves it.
-    #[must_use]
-    pub fn is_by_fellow(&self, authorization: &str, blob: &Sha256) -> bool {
-        self.fellows.admit(authorization, blob)
-    }
-
-    /// What is being fetched under a key with this digest, for a fellow with another volume; `None` if
-    /// nothing has come of it yet.
-    #[must_use]
-    pub fn share(&self, flight: &Sha256) -> Option<Served> {
-        let interest = self.flights.of_digest(flight)?;
-        let flow = interest.flight().flow().filter(|_| !interest.flight().is_cut())?;
-        let follower = Follower::new(flow, interest, Arc::clone(&self.mirror));
-        Some(Served::new(Content::Flight(Box::new(follower)), Outcome::Collapsed))
-    }
-
-    /// A blob of this volume, for a fellow; its bytes have proven right. `None` if there is none.
-    pub async fn lend(self: &Arc<Self>, blob: &Sha256) -> Option<Arc<Known>> {
-        let key = format!("sha256:{blob}");
-        let held = self.held(&key).await;
-        let known = if let Some(known) = held {
-            known
-        } else if let Some(entry) = self.inspector.on_volume(blob).await {
-            self.loaded(&key, Some(entry)).await?
-        } else {
-            // They were told that it is here.
-            self.forget(blob);
-            return None;
-        };
-        // What is small was hashed when it was read.
-        let pending = known.small.is_none().then(|| known.proof.pending(&known.blob));
-        match pending.flatten() {
-            Some(proven) => proven.await.then_some(known),
-            None => Some(known),
-        }
     }
 
     /// Whether only other volumes are known to have it.

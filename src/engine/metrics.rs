@@ -10,6 +10,8 @@ pub struct EngineMetrics {
     pub served: IntCounterVec,
     /// Bytes of bodies handed to clients.
     pub served_bytes: IntCounterVec,
+    /// Bytes of bodies handed to other replicas and other sites.
+    pub given_bytes: IntCounterVec,
     /// Downloads under way.
     pub flights: IntGauge,
     /// Downloads that were continued after they broke off.
@@ -38,6 +40,11 @@ impl EngineMetrics {
                 "aptmesh_engine_served_bytes_total",
                 "Bytes of bodies handed to clients, by source.",
                 &["source"],
+            ),
+            given_bytes: metrics.counters(
+                "aptmesh_peer_served_bytes_total",
+                "Bytes of bodies handed to other replicas and to other sites (peers), by source.",
+                &["to", "source"],
             ),
             flights: metrics
                 .gauge("aptmesh_engine_flights", "Downloads and revalidations under way."),

@@ -5,6 +5,7 @@ mod count;
 mod duties;
 pub mod fellows;
 pub mod flight;
+pub mod give;
 mod known;
 mod late;
 mod learn;
@@ -17,6 +18,7 @@ pub mod prefetch;
 pub mod relayed;
 pub mod suites;
 mod taint;
+mod traffic;
 pub mod volume;
 
 use std::sync::Arc;
@@ -36,9 +38,11 @@ use crate::engine::count::Count;
 use crate::engine::duties::Duties;
 use crate::engine::fellows::Fellows;
 use crate::engine::flight::follower::Follower;
+use crate::engine::flight::pace::Paces;
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
 use crate::engine::flight::{Boarding, Flights, Interest, Landing, NotBoarded};
+use crate::engine::give::Gate;
 use crate::engine::known::{Finding, Findings};
 use crate::engine::late::Late;
 use crate::engine::learn::Learner;
@@ -53,6 +57,7 @@ use crate::engine::relayed::Relayed;
 use crate::engine::suites::Suites;
 use crate::engine::suites::judge::{self, Judge};
 use crate::engine::taint::Tainted;
+use crate::engine::traffic::{Counters, Meter};
 use crate::engine::volume::folders::{self, Folders};
 use crate::engine::volume::inspect::Inspector;
 use crate::engine::volume::proof::Checks;
@@ -62,6 +67,8 @@ use crate::engine::volume::uses::Uses;
 use crate::index::{Entry, Expectation, Index, IndexError, Totals, budget};
 use crate::mirror::{Answer, Framing, Mirror, Question};
 use crate::store::Store;
+use crate::swarm::Swarm;
+use crate::swarm::ranking::Standing;
 use crate::telemetry::metrics::Metrics;
 
 /// For how long a client waits for a confirmation while there is a stored copy to give it.
@@ -87,6 +94,10 @@ pub struct Config {
     pub folders: folders::Config,
     /// How other replicas reach this one.
     pub fellows: fellows::Config,
+    /// The smallest blob, in bytes, that sites tell each other of one by one.
+    pub announced_from: u64,
+    /// Who else may have what is public.
+    pub give: give::Config,
 }
 
 /// The engine: one for all surfaces.
@@ -111,6 +122,11 @@ pub struct Engine {
     leases: Arc<Leases>,
     duties: Arc<Duties>,
     fellows: Arc<Fellows>,
+    announced_from: u64,
+    paces: Paces,
+    swarm: Arc<Swarm>,
+    gate: Gate,
+    meter: Arc<Meter>,
     findings: Findings,
     recheck_after_millis: AtomicU64,
     doubts: Arc<Doubts>,
@@ -131,6 +147,7 @@ impl Engine {
         index: Arc<dyn Index>,
         store: Arc<Store>,
         mirror: Arc<Mirror>,
+        swarm: Arc<Swarm>,
         metrics: &Metrics,
         background: &TaskTracker,
     ) -> anyhow::Result<Arc<Self>> {
@@ -156,7 +173,16 @@ impl Engine {
         let folders = Folders::new(&config.folders, &index, &inspector, metrics);
         let late = Arc::new(Late::new(room.unadopted(), metrics));
         let process = leases.owner().to_owned();
-        let fellows = Fellows::new(&config.fellows, &index, process, metrics)?;
+        let from_fellows = swarm.received.with_label_values(&["replica"]);
+        let fellows = Fellows::new(&config.fellows, &index, process, from_fellows, metrics)?;
+        let counted = EngineMetrics::new(metrics);
+        let counters = Counters {
+            mirror: mirror.received().clone(),
+            received: swarm.received.clone(),
+            served: counted.served_bytes.clone(),
+            given: counted.given_bytes.clone(),
+        };
+        let meter = Arc::new(Meter::new(&index, counters));
         let engine = Arc::new(Self {
             index,
             store,
@@ -175,7 +201,12 @@ impl Engine {
             flights: Arc::default(),
             leases,
             fellows: Arc::new(fellows),
+            swarm,
+            gate: Gate::new(&config.give),
+            meter,
             duties: Arc::clone(&duties),
+            announced_from: config.announced_from,
+            paces: Paces::default(),
             findings: Findings::default(),
             recheck_after_millis: AtomicU64::new(0),
             doubts: Doubts::new(&duties),
@@ -183,7 +214,7 @@ impl Engine {
             tainted: Tainted::default(),
             count: Count::default(),
             tasks: TaskTracker::new(),
-            metrics: EngineMetrics::new(metrics),
+            metrics: counted,
         });
         if let Some(errands) = errands {
             errands.start(&engine, background);
@@ -193,6 +224,7 @@ impl Engine {
         background.spawn(engine.tidying().keep_room(Arc::clone(&engine.duties)));
         background.spawn(Arc::clone(&engine.room).tell_fellows());
         background.spawn(Arc::clone(&engine.leases).run());
+        background.spawn(Arc::clone(&engine.meter).keep_telling());
         let (late, inspector) = (Arc::clone(&engine.late), Arc::clone(&engine.inspector));
         background.spawn(async move { late.tell(&inspector).await });
         background.spawn(upkeep::scrub(
@@ -572,6 +604,12 @@ impl Engine {
         self.duties.labels()
     }
 
+    /// How other sites have been doing.
+    #[must_use]
+    pub fn peers(&self) -> Vec<Standing> {
+        self.swarm.ranking.snapshot()
+    }
+
     /// Downloads under way.
     #[must_use]
     pub fn flights(&self) -> usize {
@@ -599,6 +637,7 @@ impl Engine {
         let landed = timeout_at(until, self.tasks.wait()).await.is_ok();
         self.leases.release_all().await;
         self.tidying().tell().await;
+        drop(timeout_at(until, self.meter.tell()).await);
         // What is left is found by a walk over the volume.
         drop(timeout_at(until, self.late.tell_now(&self.inspector)).await);
         landed

@@ -53,17 +53,23 @@ pub enum Source {
     Store,
     /// Another replica of this site.
     Replica,
+    /// Other sites.
+    Peer,
     /// A mirror.
     Mirror,
 }
 
 impl Source {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Store, Self::Replica, Self::Mirror];
+
     /// The word for metric labels.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
             Self::Store => "store",
             Self::Replica => "replica",
+            Self::Peer => "peer",
             Self::Mirror => "mirror",
         }
     }
@@ -80,6 +86,9 @@ impl Served {
     pub fn source(&self) -> Source {
         match self.outcome {
             _ if self.is_borrowed => Source::Replica,
+            _ if matches!(&self.content, Content::Flight(flight) if flight.is_gathered()) => {
+                Source::Peer
+            }
             Outcome::Hit | Outcome::Stale | Outcome::Revalidated => Source::Store,
             Outcome::Miss | Outcome::Collapsed | Outcome::Relayed => Source::Mirror,
         }

@@ -8,6 +8,7 @@ mod metrics;
 pub mod postgres;
 pub mod sqlite;
 mod telling;
+mod traffic;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ pub use crate::index::lease::{FencedOff, Holding, Lease, Renewal, Renewed, Taken
 pub use crate::index::telling::{
     CHANGES_MAX, Changes, DELTAS_KEPT, KeptFilter, NewFilter, Tellable,
 };
+pub use crate::index::traffic::Traffic;
 
 /// Which make, and where.
 #[derive(Clone, Debug)]
@@ -215,7 +217,7 @@ pub const ERRANDS_MAX: usize = 10_000;
 /// Facts by resource key. Where processes have volumes of their own, each has an index of its own as
 /// far as bytes go (blobs, what they are worth, pins, sums, files that lie elsewhere), and all have
 /// the same as far as names and lists go: a name is known while some volume has what it stands for.
-/// Every call may be repeated, but for [`Index::touch`], which counts.
+/// Every call may be repeated, but for [`Index::touch`] and [`Index::add_traffic`], which count.
 ///
 /// A blob is referenced while a list, learnt in full or in part, names its SHA-256, or was learnt from
 /// it.
@@ -478,6 +480,9 @@ pub trait Index: Send + Sync {
 
     /// Keeps a new generation of it. What is no whole filter needs one that is kept.
     async fn keep_filter(&self, under: &Lease, new: NewFilter<'_>) -> Result<(), IndexError>;
+
+    /// Counts what went through, for all volumes together; the sum since ever.
+    async fn add_traffic(&self, more: &Traffic) -> Result<Traffic, IndexError>;
 
     /// How much is known.
     async fn totals(&self) -> Result<Totals, IndexError>;

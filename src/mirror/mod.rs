@@ -158,6 +158,12 @@ impl Mirror {
         })
     }
 
+    /// Bytes of bodies received.
+    #[must_use]
+    pub fn received(&self) -> &IntCounter {
+        &self.bytes
+    }
+
     /// Changes whether anybody is asked, from now on.
     pub fn set_offline(&self, offline: bool) {
         self.offline.store(offline, Ordering::Relaxed);

@@ -25,7 +25,7 @@ pub use self::check::{Reading, Stamp, is_cached};
 pub use self::health::Health;
 pub use self::identity::identity;
 use self::staging::Staging;
-pub use self::staging::{CopyError, Stage, set_aside};
+pub use self::staging::{CopyError, Stage, read_staged, set_aside};
 pub use self::walk::{FOLDERS, Lying};
 use crate::content::digest::Sha256;
 

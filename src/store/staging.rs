@@ -4,6 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -218,6 +219,28 @@ fn is_younger(metadata: &fs::Metadata, age: Duration) -> bool {
     metadata.modified().is_ok_and(|at| age_of(at) < age)
 }
 
+/// Reads what was written of a staged file, ahead of its end or not. Blocks.
+///
+/// # Errors
+/// When the volume fails, or there is less.
+pub fn read_staged(
+    file: &File,
+    range: Range<u64>,
+    mut take: impl FnMut(&[u8]),
+) -> Result<(), StoreError> {
+    let mut buffer = vec![0; COPY_BUFFER];
+    let mut at = range.start;
+    while at < range.end {
+        let left = usize::try_from(range.end - at).unwrap_or(usize::MAX);
+        let part = buffer.get_mut(..left.min(COPY_BUFFER)).unwrap_or_default();
+        let read = file.read_exact_at(part, at);
+        read.map_err(|source| StoreError::new("read a staged file", source))?;
+        take(part);
+        at += part.len() as u64;
+    }
+    Ok(())
+}
+
 /// Why a file could not be copied.
 #[derive(Debug, Error)]
 pub enum CopyError {
@@ -269,6 +292,21 @@ impl Stage {
             .map_err(|source| StoreError::new("write a staged file", source))?;
         self.size += bytes.len() as u64;
         Ok(())
+    }
+
+    /// Writes beyond the end, at byte `offset`: it counts when the stage is [extended](Self::extend_to).
+    /// Blocks.
+    ///
+    /// # Errors
+    /// When the volume fails or is full.
+    pub fn write_ahead(&self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let written = self.file.file.write_all_at(bytes, offset);
+        written.map_err(|source| StoreError::new("write a staged file", source))
+    }
+
+    /// What was written ahead, up to byte `size`, belongs to it.
+    pub fn extend_to(&mut self, size: u64) {
+        self.size = self.size.max(size);
     }
 
     /// Copies the first `size` bytes of `source` to the stage, which is empty, within the kernel,

@@ -1,316 +1,107 @@
-//! Fetching blobs from other replicas. They are asked by digest alone; that the bytes are right is for
-//! who asks to see. Every wait is bounded, and who fails is left alone for a while.
+//! Finding the sites that have a blob, and fetching blobs from other sites and replicas. They are asked by
+//! digest alone; that the bytes are right is for who asks to see. Every wait is bounded, and who fails is
+//! left alone for a while.
 
+mod away;
+mod chance;
+pub mod claims;
+mod client;
 pub mod discovery;
+pub mod fellows;
+pub mod filters;
+pub mod peers;
+pub mod ranking;
+pub mod sidecar;
 pub mod token;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::sync::Arc;
 
-use bytes::Bytes;
-use prometheus::{IntCounter, IntCounterVec};
-use thiserror::Error;
-use tokio::time::{Instant, timeout};
+use ipnet::IpNet;
+use prometheus::IntCounterVec;
+use tokio_util::task::TaskTracker;
+use url::Url;
 
-use crate::content::digest::Sha256;
-use crate::content::range::parse_content_range;
-use crate::content::validators::Validators;
+use self::claims::Claims;
+use self::discovery::{Discovery, Nobody};
+use self::filters::Filters;
+use self::peers::Peers;
+use self::ranking::Ranking;
+use self::sidecar::Sidecar;
+use crate::content::swarm_key::SwarmKey;
 use crate::telemetry::metrics::Metrics;
 
-/// For how long a connection may take to be made: they are near.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// For how long an answer may be waited for, the connection included: a large file is hashed before it
-/// is given, once, and a mirror is asked after that.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(3);
-/// For how long a body may be silent.
-const SILENCE_MAX: Duration = Duration::from_secs(3);
-/// For how long one may be silent that comes from a mirror: a holder that resumes it waits for as long.
-const MIRRORS_SILENCE_MAX: Duration = Duration::from_secs(20);
-/// A body that falls behind this pace, in bytes per second, is as good as silent: mirrors are faster.
-const PACE_MIN: u64 = 256 * 1024;
-/// For how long one that failed is not asked.
-const BENCHED_FOR: Duration = Duration::from_secs(5);
-/// For how long one whose bytes were wrong is not asked.
-const BLAMED_FOR: Duration = Duration::from_mins(10);
-/// Idle connections kept to each.
-const IDLE_CONNECTIONS_MAX: usize = 16;
-/// Who is remembered as benched.
-const BENCH_MAX: usize = 1024;
-
-/// Why a blob was not had.
-#[derive(Clone, Debug, Error)]
-#[error("{url}: {reason}")]
-pub struct SwarmError {
-    /// Who was asked.
-    pub url: Arc<str>,
-    /// In a few words.
-    pub reason: String,
+/// Which swarm this site is of.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its key.
+    pub key: SwarmKey,
+    /// Where the API of this site's node is; `None`: the proxy runs the node itself.
+    pub sidecar: Option<Url>,
+    /// Networks of special addresses where other sites may be.
+    pub allow_private: Vec<IpNet>,
 }
 
-/// The client.
+/// The other sites: who has what, the way to them, and what is known of them.
 pub struct Swarm {
-    client: reqwest::Client,
-    bench: Arc<Bench>,
-    requests: IntCounterVec,
-    bytes: IntCounter,
-}
-
-/// Who is not asked, and until when.
-#[derive(Default)]
-struct Bench(Mutex<HashMap<Arc<str>, Instant>>);
-
-impl Bench {
-    fn put(&self, url: &Arc<str>, until: Instant) {
-        let mut bench = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if bench.len() >= BENCH_MAX {
-            let now = Instant::now();
-            bench.retain(|_, until| *until > now);
-        }
-        if bench.len() < BENCH_MAX {
-            let benched = bench.entry(Arc::clone(url)).or_insert(until);
-            *benched = until.max(*benched);
-        }
-    }
-
-    fn has(&self, url: &str, now: Instant) -> bool {
-        let bench = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        bench.get(url).is_some_and(|until| *until > now)
-    }
+    /// Who has a blob.
+    pub discovery: Arc<dyn Discovery>,
+    /// The way to them.
+    pub peers: Arc<Peers>,
+    /// How they have been doing.
+    pub ranking: Arc<Ranking>,
+    /// Whether what their filters say is true.
+    pub claims: Arc<Claims>,
+    /// Bytes of bodies received, `from` replicas and from peers.
+    pub received: IntCounterVec,
+    is_alone: bool,
 }
 
 impl Swarm {
-    /// Builds the client.
+    /// The swarm of this key, and of the node whose API is there, with what it needs to keep up running on
+    /// `tasks`; one of nobody else, where there is none.
     ///
     /// # Errors
     /// When there is no TLS.
-    pub fn new(metrics: &Metrics) -> Result<Self, reqwest::Error> {
-        let client = reqwest::Client::builder()
-            .user_agent(concat!("aptmesh/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .tcp_nodelay(true)
-            .no_proxy()
-            .build()?;
-        Ok(Self {
-            client,
-            bench: Arc::default(),
-            requests: metrics.counters(
-                "aptmesh_swarm_requests_total",
-                "Blobs asked of other replicas, by what came of it.",
-                &["answer"],
-            ),
-            bytes: metrics.counter(
-                "aptmesh_swarm_received_bytes_total",
-                "Bytes of bodies received from other replicas.",
-            ),
-        })
-    }
-
-    /// Whether it is worth asking.
-    #[must_use]
-    pub fn may_ask(&self, url: &str) -> bool {
-        !self.bench.has(url, Instant::now())
-    }
-
-    /// It gave wrong bytes.
-    pub fn blame(&self, url: &Arc<str>) {
-        self.bench.put(url, Instant::now() + BLAMED_FOR);
-    }
-
-    /// Asks the replica at `url` for `blob`, from byte `from` on.
-    ///
-    /// # Errors
-    /// When it does not have it, or does not answer in time.
-    pub async fn fetch(
-        &self,
-        url: &str,
-        blob: &Sha256,
-        from: u64,
-        token: &str,
-    ) -> Result<Body, SwarmError> {
-        let path = format!("/blob/sha256/{blob}");
-        let (status, response) = self.answer(url, &path, from, token).await?;
-        let url: Arc<str> = url.into();
-        let failed = |reason: String| SwarmError { url: Arc::clone(&url), reason };
-        let whole = match (status, from) {
-            (200, 0) => response.content_length(),
-            (206, _) => rest_of(&response).filter(|(first, _)| *first == from).map(|(_, all)| all),
-            _ => return Err(failed(format!("answered {status}"))),
+    pub fn new(
+        of: Option<(&Config, &Url)>,
+        metrics: &Metrics,
+        tasks: &TaskTracker,
+    ) -> Result<Self, reqwest::Error> {
+        let (claims, ranking) = (Arc::new(Claims::new(metrics)), Arc::new(Ranking::new(metrics)));
+        let received = metrics.counters(
+            "aptmesh_swarm_received_bytes_total",
+            "Bytes of bodies received from other replicas and other sites (peers).",
+            &["from"],
+        );
+        let from_peers = received.with_label_values(&["peer"]);
+        let Some((config, sidecar)) = of else {
+            let peers = Arc::new(Peers::new(&SwarmKey::open(), &[], from_peers, metrics)?);
+            return Ok(Self {
+                discovery: Arc::new(Nobody),
+                peers,
+                ranking,
+                claims,
+                received,
+                is_alone: true,
+            });
         };
-        if whole.is_none() {
-            return Err(failed("did not tell where the file ends".to_owned()));
-        }
-        Ok(self.body(response, whole, url, Pace::OfBlobs))
+        let peers = Peers::new(&config.key, &config.allow_private, from_peers, metrics)?;
+        let peers = Arc::new(peers);
+        let sidecar = Sidecar::start(sidecar, metrics, tasks)?;
+        let filters = Filters::start(
+            config.key.clone(),
+            sidecar,
+            Arc::clone(&peers),
+            Arc::clone(&claims),
+            metrics,
+            tasks,
+        );
+        Ok(Self { discovery: filters, peers, ranking, claims, received, is_alone: false })
     }
 
-    /// Asks the replica at `url` for what it is fetching itself, from the first byte on.
-    ///
-    /// # Errors
-    /// When it is not fetching it, or does not answer in time.
-    pub async fn join(&self, url: &str, flight: &Sha256, token: &str) -> Result<Body, SwarmError> {
-        let (status, response) = self.answer(url, &format!("/flight/{flight}"), 0, token).await?;
-        let url: Arc<str> = url.into();
-        if status != 200 {
-            return Err(SwarmError { url, reason: format!("answered {status}") });
-        }
-        let whole = response.content_length();
-        Ok(self.body(response, whole, url, Pace::OfMirrors))
-    }
-
-    fn body(
-        &self,
-        response: reqwest::Response,
-        whole: Option<u64>,
-        url: Arc<str>,
-        pace: Pace,
-    ) -> Body {
-        Body {
-            marks: marks(&response),
-            response,
-            whole,
-            pace,
-            received: 0,
-            waited: Duration::ZERO,
-            url,
-            bench: Arc::clone(&self.bench),
-            bytes: self.bytes.clone(),
-        }
-    }
-
-    async fn answer(
-        &self,
-        url: &str,
-        path: &str,
-        from: u64,
-        token: &str,
-    ) -> Result<(u16, reqwest::Response), SwarmError> {
-        let asked = timeout(ANSWER_PATIENCE, self.ask(url, path, from, token)).await;
-        let answered = asked.unwrap_or_else(|_elapsed| Err("no answer in time".to_owned()));
-        let url: Arc<str> = url.into();
-        let told = match &answered {
-            Ok((200 | 206, _)) => "given",
-            Ok((404, _)) => "absent",
-            Ok((403, _)) => "forbidden",
-            Ok(_) => "trouble",
-            Err(_) => "silent",
-        };
-        self.requests.with_label_values(&[told]).inc();
-        answered.map_err(|reason| {
-            self.bench.put(&url, Instant::now() + BENCHED_FOR);
-            SwarmError { url, reason }
-        })
-    }
-
-    async fn ask(
-        &self,
-        url: &str,
-        path: &str,
-        from: u64,
-        token: &str,
-    ) -> Result<(u16, reqwest::Response), String> {
-        let url = format!("{}{path}", url.trim_end_matches('/'));
-        let mut request = self.client.get(url).header("authorization", token);
-        if from > 0 {
-            request = request.header("range", format!("bytes={from}-"));
-        }
-        let response = request.send().await.map_err(in_words)?;
-        Ok((response.status().as_u16(), response))
-    }
-}
-
-/// The first byte of a range, and the size of the whole.
-fn rest_of(response: &reqwest::Response) -> Option<(u64, u64)> {
-    let (range, whole) =
-        parse_content_range(response.headers().get("content-range")?.to_str().ok()?)?;
-    Some((range.start, whole?))
-}
-
-fn marks(response: &reqwest::Response) -> Validators {
-    let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-    let date = text("last-modified").and_then(|date| httpdate::parse_http_date(date).ok());
-    let since = date.and_then(|date| date.duration_since(UNIX_EPOCH).ok());
-    Validators {
-        last_modified: since.and_then(|since| i64::try_from(since.as_secs()).ok()),
-        etag: text("etag").map(str::to_owned),
-    }
-}
-
-fn in_words(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let causes =
-        std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
-    causes.last().map(ToString::to_string).unwrap_or_default()
-}
-
-/// How fast a body has to come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pace {
-    /// As from a disk that is near.
-    OfBlobs,
-    /// As fast as the mirror that it comes from.
-    OfMirrors,
-}
-
-/// A blob, or the rest of one, on its way.
-pub struct Body {
-    response: reqwest::Response,
-    marks: Validators,
-    whole: Option<u64>,
-    pace: Pace,
-    received: u64,
-    /// For how long it was waited for, in all.
-    waited: Duration,
-    url: Arc<str>,
-    bench: Arc<Bench>,
-    bytes: IntCounter,
-}
-
-impl Body {
-    /// Bytes of the whole, if the replica says.
+    /// Whether there is nobody else in it.
     #[must_use]
-    pub fn size(&self) -> Option<u64> {
-        self.whole
-    }
-
-    /// The version's marks.
-    #[must_use]
-    pub fn validators(&self) -> &Validators {
-        &self.marks
-    }
-
-    /// Who gives it.
-    #[must_use]
-    pub fn url(&self) -> &Arc<str> {
-        &self.url
-    }
-
-    /// The next bytes; `None` at the end.
-    ///
-    /// # Errors
-    /// When the body is silent, or too slow, or breaks off.
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>, SwarmError> {
-        let due = Duration::from_millis(self.received.saturating_mul(1000) / PACE_MIN);
-        let left = (due + SILENCE_MAX).saturating_sub(self.waited);
-        let begun = Instant::now();
-        let patience = match self.pace {
-            Pace::OfBlobs => left.min(SILENCE_MAX),
-            Pace::OfMirrors => MIRRORS_SILENCE_MAX,
-        };
-        let next = timeout(patience, self.response.chunk()).await;
-        self.waited += begun.elapsed();
-        let reason = match next {
-            Ok(Ok(chunk)) => {
-                let received = chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
-                self.received += received;
-                self.bytes.inc_by(received);
-                return Ok(chunk);
-            }
-            Ok(Err(error)) => in_words(error),
-            Err(_elapsed) => "too slow".to_owned(),
-        };
-        self.bench.put(&self.url, Instant::now() + BENCHED_FOR);
-        Err(SwarmError { url: Arc::clone(&self.url), reason })
+    pub fn is_alone(&self) -> bool {
+        self.is_alone
     }
 }

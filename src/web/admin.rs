@@ -13,6 +13,7 @@ use warp::{Filter as _, Reply as _};
 
 use crate::dht::Dht;
 use crate::engine::Engine;
+use crate::index::Traffic;
 use crate::telemetry::metrics::Metrics;
 use crate::web::phase::Phase;
 
@@ -94,12 +95,21 @@ pub(super) fn metrics(metrics: &Metrics) -> Response {
     warp::reply::with_header(text, "content-type", kind).into_response()
 }
 
+fn by_way(bytes: Traffic) -> serde_json::Value {
+    json!({
+        "from_mirrors": bytes.from_mirrors, "from_peers": bytes.from_peers,
+        "from_replicas": bytes.from_replicas, "from_store": bytes.from_store,
+        "to_peers": bytes.to_peers, "to_replicas": bytes.to_replicas,
+    })
+}
+
 async fn status(admin: Arc<Admin>) -> Response {
     let totals = timeout(COUNT_PATIENCE, admin.engine.totals()).await.ok().flatten();
     let swarm = match &admin.dht {
         Some(dht) => dht.status().await,
         None => None,
     };
+    let (session, all_time) = admin.engine.traffic().await;
     let bytes = &admin.engine.metrics().served_bytes;
     let served = |source| bytes.with_label_values(&[source]).get();
     warp::reply::json(&json!({
@@ -109,11 +119,13 @@ async fn status(admin: Arc<Admin>) -> Response {
         "served_bytes": {
             "store": served("store"), "replica": served("replica"), "mirror": served("mirror"),
         },
+        "traffic": {"session": by_way(session), "all_time": all_time.map(by_way)},
         "stored": totals.map(|totals| json!({
             "resources": totals.resources, "blobs": totals.blobs, "bytes": totals.bytes,
             "expectations": totals.expectations, "quota": admin.engine.room().limits().quota,
         })),
         "swarm": swarm,
+        "peers": admin.engine.peers(),
         "duties": admin.engine.duties(),
         "trouble": trouble(&admin.engine),
     }))

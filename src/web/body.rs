@@ -1,5 +1,6 @@
 //! Bodies of answers, as hyper takes them.
 
+use std::future::poll_fn;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::pin::Pin;
@@ -15,6 +16,8 @@ use tokio::time::timeout;
 
 use crate::engine::flight::follower::{Chunk, Cut, Follower, SPAN_MAX, Span};
 use crate::engine::relayed::Relayed;
+use crate::web::slots::Slot;
+use crate::web::uplink::Uplink;
 use crate::web::wire::{Spans, Wire};
 
 /// What is held back of a file that is still to be proven, in bytes: what is held back of downloads.
@@ -115,6 +118,30 @@ impl Source {
         })))
     }
 
+    /// Bytes for another site: as fast as the line to others goes, while they have a slot.
+    pub(super) fn given(self, slot: Slot, uplink: Arc<Uplink>) -> Self {
+        let state = (self, None, slot);
+        Self::Stream(Box::pin(futures_util::stream::unfold(
+            state,
+            move |(mut source, rest, slot)| {
+                let uplink = Arc::clone(&uplink);
+                async move {
+                    let next = match rest {
+                        Some(rest) => Ok(rest),
+                        None => poll_fn(|context| source.poll_chunk(context)).await?,
+                    };
+                    let mut chunk = match next {
+                        Ok(chunk) => chunk,
+                        Err(error) => return Some((Err(error), (Self::Empty, None, slot))),
+                    };
+                    let length = uplink.turn(slot.peer(), chunk.length()).await;
+                    let rest = chunk.split_off(length);
+                    Some((Ok(chunk), (source, rest, slot)))
+                }
+            },
+        )))
+    }
+
     /// A mirror's bytes, as they come.
     pub(super) fn relay(relayed: Box<Relayed>) -> Self {
         Self::Stream(Box::pin(futures_util::stream::unfold(Some(relayed), |relayed| async {
@@ -125,6 +152,22 @@ impl Source {
                 Err(cut) => Some((Err(cut), None)),
             }
         })))
+    }
+}
+
+impl Source {
+    fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, Cut>>> {
+        match self {
+            Self::Empty => Poll::Ready(None),
+            Self::Bytes(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Bytes(bytes) => Poll::Ready(Some(Ok(Chunk::Bytes(std::mem::take(bytes))))),
+            Self::File(part) => Poll::Ready(part.next().map(Chunk::Span).map(Ok)),
+            Self::Stream(stream) => stream.as_mut().poll_next(context),
+            Self::Page(page) => page.as_mut().poll_frame(context).map(|frame| {
+                let bytes = frame?.map(|frame| frame.into_data().unwrap_or_default());
+                Some(bytes.map(Chunk::Bytes).map_err(|error| Cut(error.to_string().into())))
+            }),
+        }
     }
 }
 
@@ -171,7 +214,9 @@ impl AnswerBody {
     /// The next bytes, of which those in files are in the page cache.
     fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, io::Error>>> {
         if self.reading.is_none() {
-            match ready!(self.poll_source(context)) {
+            match ready!(self.source.poll_chunk(context))
+                .map(|chunk| chunk.map_err(io::Error::other))
+            {
                 Some(Ok(Chunk::Span(span))) if !span.is_cached() => {
                     self.reading = Some(Box::pin(cached(span)));
                 }
@@ -182,20 +227,6 @@ impl AnswerBody {
         let read = ready!(reading.as_mut().poll(context));
         self.reading = None;
         Poll::Ready(Some(read))
-    }
-
-    fn poll_source(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, io::Error>>> {
-        match &mut self.source {
-            Source::Empty => Poll::Ready(None),
-            Source::Bytes(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Source::Bytes(bytes) => Poll::Ready(Some(Ok(Chunk::Bytes(std::mem::take(bytes))))),
-            Source::File(part) => Poll::Ready(part.next().map(Chunk::Span).map(Ok)),
-            Source::Stream(stream) => stream.as_mut().poll_next(context).map_err(io::Error::other),
-            Source::Page(page) => page.as_mut().poll_frame(context).map(|frame| {
-                let bytes = frame?.map(|frame| frame.into_data().unwrap_or_default());
-                Some(bytes.map(Chunk::Bytes).map_err(io::Error::other))
-            }),
-        }
     }
 }
 

@@ -30,7 +30,7 @@ use crate::web::ahead::Ahead;
 use crate::web::body::{AnswerBody, Source};
 use crate::web::phase::{self, Phase};
 use crate::web::proxy::{Proxy, forbidden_client};
-use crate::web::reply::Payload;
+use crate::web::reply::{Counted, Payload};
 use crate::web::wire::Wire;
 
 /// For how long a request's head may take to arrive, and a connection may wait for one.
@@ -262,10 +262,12 @@ impl Session {
             Some(source) => source,
             None => Source::Page(Box::pin(page)),
         };
-        let counted = self.surface.served_bytes.as_ref().and_then(|counters| {
+        let of_surface = || {
             let source = parts.extensions.get::<outcome::Source>()?;
-            Some(counters.with_label_values(&[source.label()]))
-        });
+            Some(self.surface.served_bytes.as_ref()?.with_label_values(&[source.label()]))
+        };
+        let counted = parts.extensions.get::<Counted>().map(|Counted(counter)| counter.clone());
+        let counted = counted.or_else(of_surface);
         Response::from_parts(parts, AnswerBody::new(source, counted, self.wire.clone()))
     }
 }

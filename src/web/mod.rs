@@ -14,7 +14,9 @@ pub mod phase;
 pub mod proxy;
 mod reply;
 pub mod sidecar;
+mod slots;
 mod tunnel;
+mod uplink;
 mod wire;
 
 /// What this cache calls itself in `Via` and `Cache-Status`.

@@ -1,43 +1,97 @@
-//! The surface for other replicas: blobs, by digest alone, and what is being fetched, by the digest of
-//! its key. Each request proves that it is by one of them.
+//! The surface for other replicas and other sites: blobs, by digest alone; and, for replicas, what is being
+//! fetched, by the digest of its key. Each request proves by whom it is; other sites get what is public,
+//! as fast as the operator allows, and a few bodies at a time.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{self, HeaderValue};
 use http::{Method, StatusCode};
-use prometheus::IntCounterVec;
+use prometheus::IntCounter;
+use tokio_util::task::TaskTracker;
 use warp::Filter as _;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
 use crate::content::digest::Sha256;
 use crate::engine::Engine;
+use crate::engine::give::{Asker, Gift};
+use crate::engine::outcome::Source;
 use crate::telemetry::metrics::Metrics;
 use crate::web::connection::Visit;
-use crate::web::reply;
+use crate::web::reply::{self, Counted};
+use crate::web::slots::Slots;
+use crate::web::uplink::Uplink;
+
+/// Who is turned away comes back after one second at least, and this many at most: not all at once.
+const RETRY_AFTER_MAX: u64 = 5;
 
 /// What the peer surface needs to answer.
 pub struct Peer {
     engine: Arc<Engine>,
-    served_bytes: IntCounterVec,
+    slots: Arc<Slots>,
+    uplink: Arc<Uplink>,
+    refused: IntCounter,
+    busy: IntCounter,
+}
+
+/// What a request names.
+enum Asked {
+    Blob(Sha256),
+    Flight(Sha256),
+}
+
+impl Asked {
+    fn read(path: &str) -> Option<Self> {
+        let digest = |folder| path.strip_prefix(folder).and_then(Sha256::from_hex);
+        digest("/blob/sha256/").map(Self::Blob).or_else(|| digest("/flight/").map(Self::Flight))
+    }
+
+    fn digest(&self) -> &Sha256 {
+        match self {
+            Self::Blob(digest) | Self::Flight(digest) => digest,
+        }
+    }
 }
 
 impl Peer {
-    /// The surface.
+    /// The surface. All other sites together get `upload_limit` bytes a second at most; 0: as many as
+    /// they can take.
     #[must_use]
-    pub fn new(engine: Arc<Engine>, metrics: &Metrics) -> Self {
-        let served_bytes = metrics.counters(
-            "aptmesh_peer_served_bytes_total",
-            "Bytes of bodies handed to other replicas, by source.",
-            &["source"],
+    pub fn new(
+        engine: Arc<Engine>,
+        upload_limit: u64,
+        metrics: &Metrics,
+        background: &TaskTracker,
+    ) -> Self {
+        let waits = metrics.counter(
+            "aptmesh_peer_limit_waits_total",
+            "Turns that bodies for other sites waited for, since swarm.upload_limit is set.",
         );
-        Self { engine, served_bytes }
+        let slots = metrics.gauge(
+            "aptmesh_peer_slots_used",
+            "Bodies on their way to other sites; there are 20 slots in all, 2 for each address.",
+        );
+        let uplink = Uplink::new(upload_limit, waits);
+        background.spawn(Arc::clone(&uplink).run());
+        Self {
+            engine,
+            slots: Slots::new(slots),
+            uplink,
+            refused: metrics.counter(
+                "aptmesh_peer_refused_total",
+                "Requests by strangers: without a token, or with one that does not hold.",
+            ),
+            busy: metrics.counter(
+                "aptmesh_peer_busy_total",
+                "Requests of other sites that were told to come back later.",
+            ),
+        }
     }
 
-    /// Bytes of bodies handed out.
-    #[must_use]
-    pub fn served_bytes(&self) -> &IntCounterVec {
-        &self.served_bytes
+    /// Changes how many bytes a second other sites get.
+    pub fn set_upload_limit(&self, upload_limit: u64) {
+        self.uplink.set_limit(upload_limit);
     }
 
     /// All that it answers.
@@ -47,31 +101,96 @@ impl Peer {
         let peer = warp::any().map(move || Arc::clone(&peer));
         peer.and(warp::ext::get::<Visit>()).then(answer).boxed()
     }
+
+    /// Who asks for what, if it is somebody who may.
+    fn asker(&self, visit: &Visit) -> Option<(Asker, Option<Asked>)> {
+        let asked = Asked::read(visit.uri.path());
+        let token = visit.headers.get(header::AUTHORIZATION).and_then(|token| token.to_str().ok());
+        // In an open swarm everybody may hear that there is no such thing.
+        let nothing = Sha256::of(&[]);
+        let digest = asked.as_ref().map_or(&nothing, Asked::digest);
+        match self.engine.asker(token, digest) {
+            Asker::Stranger => None,
+            asker => Some((asker, asked)),
+        }
+    }
+
+    fn count(&self, to: &str, mut answer: Response) -> Response {
+        if let Some(source) = answer.extensions().get::<Source>() {
+            let given = &self.engine.metrics().given_bytes;
+            let counter = given.with_label_values(&[to, source.label()]);
+            answer.extensions_mut().insert(Counted(counter));
+        }
+        answer
+    }
+
+    async fn lend(&self, visit: &Visit, head_only: bool, blob: &Sha256) -> Response {
+        match self.engine.lend(blob).await {
+            Some(known) => reply::lent(&visit.headers, head_only, blob, &known),
+            None => reply::refusal(StatusCode::NOT_FOUND, "not here"),
+        }
+    }
+
+    async fn share(&self, visit: &Visit, head_only: bool, flight: &Sha256) -> Response {
+        match self.engine.share(flight) {
+            Some(served) => reply::served(&visit.headers, head_only, served).await,
+            None => reply::refusal(StatusCode::NOT_FOUND, "not on its way here"),
+        }
+    }
+
+    async fn give(&self, visit: &Visit, head_only: bool, blob: &Sha256) -> Response {
+        let answer = match self.engine.give(blob).await {
+            Gift::Stored(known) => reply::lent(&visit.headers, head_only, blob, &known),
+            Gift::Arriving(follower) => reply::arriving(&visit.headers, head_only, blob, follower),
+            Gift::Nothing => return reply::refusal(StatusCode::NOT_FOUND, "not here"),
+            Gift::Busy => return self.busy(blob),
+        };
+        if answer.status() == StatusCode::SERVICE_UNAVAILABLE {
+            self.busy.inc();
+        }
+        // What has no body takes no slot.
+        let has_body = matches!(answer.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT);
+        if head_only || !has_body {
+            return answer;
+        }
+        let Some(slot) = self.slots.take(visit.client.address) else { return self.busy(blob) };
+        let uplink = Arc::clone(&self.uplink);
+        reply::passed(answer, |source| source.given(slot, uplink))
+    }
+
+    fn busy(&self, blob: &Sha256) -> Response {
+        self.busy.inc();
+        let spread = blob.as_bytes().first().map_or(0, |first| u64::from(*first) % RETRY_AFTER_MAX);
+        reply::busy(Duration::from_secs(1 + spread), "busy")
+    }
 }
 
 async fn answer(peer: Arc<Peer>, visit: Visit) -> Response {
+    let Some((asker, asked)) = peer.asker(&visit) else {
+        // Strangers do not even hear what there is to ask for.
+        peer.refused.inc();
+        return reply::refusal(
+            StatusCode::FORBIDDEN,
+            "this is for replicas and sites of one swarm",
+        );
+    };
     if !matches!(visit.method, Method::GET | Method::HEAD) {
         let mut answer =
             reply::refusal(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD are answered");
         answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         return answer;
     }
-    // Strangers do not even hear what there is to ask for.
-    let path = visit.uri.path();
-    let blob = path.strip_prefix("/blob/sha256/").and_then(Sha256::from_hex);
-    let flight = path.strip_prefix("/flight/").and_then(Sha256::from_hex);
-    let token = visit.headers.get(header::AUTHORIZATION).and_then(|token| token.to_str().ok());
-    let may_ask = |asked: &Sha256| token.is_some_and(|it| peer.engine.is_by_fellow(it, asked));
     let head_only = visit.method == Method::HEAD;
-    match (blob.filter(may_ask), flight.filter(may_ask)) {
-        (Some(blob), _) => match peer.engine.lend(&blob).await {
-            Some(known) => reply::lent(&visit.headers, head_only, &blob, &known),
-            None => reply::refusal(StatusCode::NOT_FOUND, "not here"),
-        },
-        (None, Some(flight)) => match peer.engine.share(&flight) {
-            Some(served) => reply::served(&visit.headers, head_only, served).await,
-            None => reply::refusal(StatusCode::NOT_FOUND, "not on its way here"),
-        },
-        (None, None) => reply::refusal(StatusCode::FORBIDDEN, "this is for replicas of one site"),
+    match (asker, asked) {
+        (Asker::Fellow, Some(Asked::Blob(blob))) => {
+            peer.count("replica", peer.lend(&visit, head_only, &blob).await)
+        }
+        (Asker::Fellow, Some(Asked::Flight(flight))) => {
+            peer.count("replica", peer.share(&visit, head_only, &flight).await)
+        }
+        (Asker::Site, Some(Asked::Blob(blob))) => {
+            peer.count("peer", peer.give(&visit, head_only, &blob).await)
+        }
+        _ => reply::refusal(StatusCode::NOT_FOUND, "not here"),
     }
 }

@@ -8,12 +8,15 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use hyper::ext::ReasonPhrase;
+use prometheus::IntCounter;
 use warp::Reply as _;
+use warp::reply::Response as Reply;
 
 use crate::archive::target::TargetError;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::content::validators::http_date;
+use crate::engine::flight::follower::Follower;
 use crate::engine::memory::Known;
 use crate::engine::outcome::{self, Content, Failure, Meta, Outcome, Served};
 use crate::engine::relayed::Relayed;
@@ -32,7 +35,12 @@ const REASON_MAX: usize = 160;
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// Where the bytes came from, for a person with curl.
 const SOURCE: HeaderName = HeaderName::from_static("x-aptmesh-source");
+/// Bytes of a blob that are there already, from the first on, where more are coming.
+const HAVE: HeaderName = HeaderName::from_static("aptmesh-have");
 const VIA: HeaderValue = HeaderValue::from_static("1.1 aptmesh");
+
+/// How far ahead of what is there of a file another site may begin: so much is there in a moment.
+const AHEAD_MAX: u64 = 8 * 1024 * 1024;
 
 /// A body on its way through warp, which has no place for one that it did not make.
 #[derive(Clone)]
@@ -44,6 +52,10 @@ impl Payload {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
+
+/// Where the bytes of a body are counted.
+#[derive(Clone)]
+pub(super) struct Counted(pub(super) IntCounter);
 
 /// An answer as warp hands it on.
 pub(super) fn with_payload(head: Response<()>, source: Source) -> warp::reply::Response {
@@ -99,19 +111,72 @@ pub(super) async fn served(
     }
 }
 
-/// A blob for another replica.
+/// The same answer, with what `pass` makes of its body.
+pub(super) fn passed(answer: Reply, pass: impl FnOnce(Source) -> Source) -> Reply {
+    if let Some(Payload(source)) = answer.extensions().get() {
+        let mut source = source.lock().unwrap_or_else(PoisonError::into_inner);
+        *source = source.take().map(pass);
+    }
+    answer
+}
+
+/// A blob that is still coming, for another site.
+pub(super) fn arriving(
+    asked: &HeaderMap,
+    head_only: bool,
+    blob: &Sha256,
+    mut follower: Box<Follower>,
+) -> Reply {
+    let (meta, have) = (follower.meta(), follower.have());
+    let meta = meta_of(blob, meta.size, meta.validators.last_modified);
+    let portion = if head_only { Portion::Whole } else { portion(asked, &meta) };
+    let mut answer = match &portion {
+        Portion::Part(range) if range.start > have.saturating_add(AHEAD_MAX) => {
+            busy(Duration::from_secs(1), "has not come so far yet")
+        }
+        _ => {
+            let status = cache_status(Outcome::Collapsed, follower.is_stored());
+            let head = head(&meta, &portion, &status, outcome::Source::Mirror);
+            let source = match portion {
+                _ if head_only => Source::Empty,
+                Portion::Whole => Source::flight(follower),
+                Portion::Part(range) => {
+                    follower.select(range);
+                    Source::flight(follower)
+                }
+                Portion::NotModified | Portion::Unsatisfiable => Source::Empty,
+            };
+            with_payload(head, source)
+        }
+    };
+    answer.headers_mut().insert(HAVE, have.into());
+    answer
+}
+
+/// What another site may ask again for, after this time.
+pub(super) fn busy(for_about: Duration, reason: &str) -> Reply {
+    let mut answer = refusal(StatusCode::SERVICE_UNAVAILABLE, reason);
+    answer.headers_mut().insert(header::RETRY_AFTER, for_about.as_secs().into());
+    answer
+}
+
+fn meta_of(blob: &Sha256, size: Option<u64>, last_modified: Option<i64>) -> Meta {
+    Meta {
+        size,
+        // It is what it is called: there is no other version.
+        validators: Validators { last_modified, etag: Some(format!("\"{blob}\"")) },
+        content_type: Some("application/octet-stream".to_owned()),
+    }
+}
+
+/// A blob for another replica, or another site.
 pub(super) fn lent(
     asked: &HeaderMap,
     head_only: bool,
     blob: &Sha256,
     known: &Known,
 ) -> warp::reply::Response {
-    let meta = Meta {
-        size: Some(known.entry.size),
-        // It is what it is called: there is no other version.
-        validators: Validators { last_modified: None, etag: Some(format!("\"{blob}\"")) },
-        content_type: Some("application/octet-stream".to_owned()),
-    };
+    let meta = meta_of(blob, Some(known.entry.size), known.entry.validators.last_modified);
     let portion = if head_only { Portion::Whole } else { portion(asked, &meta) };
     let status = cache_status(Outcome::Hit, true);
     let head = head(&meta, &portion, &status, outcome::Source::Store);
@@ -170,7 +235,7 @@ fn head(meta: &Meta, portion: &Portion, status: &str, origin: outcome::Source) -
 fn told(origin: outcome::Source) -> HeaderValue {
     HeaderValue::from_static(match origin {
         outcome::Source::Store => "store",
-        outcome::Source::Replica => "peer",
+        outcome::Source::Replica | outcome::Source::Peer => "peer",
         outcome::Source::Mirror => "mirror",
     })
 }

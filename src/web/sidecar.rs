@@ -4,6 +4,7 @@
 //! GET  /lookup/SHA256?budget_ms=150   {"peers": [{"node", "site", "urls", …}]}; &trace=true: and how
 //! POST /announce                      {"blobs": [{"sha256": "…", "size": 1234}]}
 //! POST /withdraw                      {"blobs": ["…"]}
+//!      …?provisional=true             of blobs that are being fetched: for a minute, unless stored by then
 //! POST /filter/GENERATION             the site's have-filter is of this generation
 //! GET  /status, /peers
 //! ```
@@ -58,6 +59,12 @@ struct LookUp {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct How {
+    provisional: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Announce {
     blobs: Vec<Blob>,
 }
@@ -93,11 +100,13 @@ impl Sidecar {
             .then(look_up);
         let announce = warp::path!("announce")
             .and(warp::post())
+            .and(warp::query())
             .and(warp::body::stream())
             .and(me.clone())
             .then(announce);
         let withdraw = warp::path!("withdraw")
             .and(warp::post())
+            .and(warp::query())
             .and(warp::body::stream())
             .and(me.clone())
             .then(withdraw);
@@ -133,7 +142,7 @@ async fn look_up(sha256: String, how: LookUp, sidecar: Arc<Sidecar>) -> Response
     warp::reply::json(&json!({ "peers": found.peers })).into_response()
 }
 
-async fn announce(body: impl Body, sidecar: Arc<Sidecar>) -> Response {
+async fn announce(how: How, body: impl Body, sidecar: Arc<Sidecar>) -> Response {
     let order: Announce = match read(body).await {
         Ok(order) => order,
         Err(why) => return refusal(StatusCode::BAD_REQUEST, &why),
@@ -143,10 +152,13 @@ async fn announce(body: impl Body, sidecar: Arc<Sidecar>) -> Response {
         let Some(digest) = Sha256::from_hex(&blob.sha256) else { return no_digest(&blob.sha256) };
         blobs.push((digest, blob.size));
     }
-    reply(sidecar.dht.announce(&blobs).await)
+    reply(match how.provisional {
+        Some(true) => sidecar.dht.announce_provisionally(&blobs).await,
+        _ => sidecar.dht.announce(&blobs).await,
+    })
 }
 
-async fn withdraw(body: impl Body, sidecar: Arc<Sidecar>) -> Response {
+async fn withdraw(how: How, body: impl Body, sidecar: Arc<Sidecar>) -> Response {
     let order: Withdraw = match read(body).await {
         Ok(order) => order,
         Err(why) => return refusal(StatusCode::BAD_REQUEST, &why),
@@ -156,7 +168,11 @@ async fn withdraw(body: impl Body, sidecar: Arc<Sidecar>) -> Response {
         let Some(digest) = Sha256::from_hex(blob) else { return no_digest(blob) };
         blobs.push(digest);
     }
-    reply(sidecar.dht.withdraw(&blobs).await.map(|withdrawn| json!({ "withdrawn": withdrawn })))
+    let withdrawn = match how.provisional {
+        Some(true) => sidecar.dht.withdraw_provisional(&blobs).await,
+        _ => sidecar.dht.withdraw(&blobs).await,
+    };
+    reply(withdrawn.map(|withdrawn| json!({ "withdrawn": withdrawn })))
 }
 
 async fn set_filter(generation: u64, sidecar: Arc<Sidecar>) -> Response {

@@ -31,5 +31,6 @@ mod quota;
 mod replicas;
 mod signatures;
 mod streaming;
+mod swarm;
 mod volume;
 mod volumes;

@@ -7,7 +7,7 @@ use aptmesh::content::digest::{Expected, Sha256};
 use aptmesh::content::validators::Validators;
 use aptmesh::index::{
     Change, Class, ERRAND_TERM, ERRANDS_MAX, Entry, Errand, Expectation, Found, HashedFile,
-    Identity, Index, Names, ROUND_TRIP, Stored, Totals, Use, Volume,
+    Identity, Index, Names, ROUND_TRIP, Stored, Totals, Traffic, Use, Volume,
 };
 
 use crate::{leases, tellings};
@@ -43,6 +43,7 @@ pub(crate) fn run<I: Index>(mut open: impl FnMut() -> I) {
     wait(errands_come_in_turn(&open()));
     wait(old_errands_make_place(&open()));
     wait(spends_by_the_day(&open()));
+    wait(counts_traffic_since_ever(&open()));
     wait(leases::one_holds_a_lease_at_a_time(&open()));
     wait(leases::a_lease_that_is_not_renewed_passes_on(&open()));
     wait(leases::holders_hear_whether_others_look(&open()));
@@ -580,6 +581,16 @@ async fn spends_by_the_day(index: &impl Index) {
     assert_eq!(spend(-4, 2 * DAY - 1).await, 8);
     assert_eq!(spend(1, 2 * DAY).await, 1, "the next day");
     assert_eq!(spend(-3, 2 * DAY).await, 0);
+}
+
+async fn counts_traffic_since_ever(index: &impl Index) {
+    let none = Traffic::default();
+    assert_eq!(index.add_traffic(&none).await.unwrap(), none);
+    let some = Traffic::of_parts([1, 2, 3, 4, 5, 6]);
+    assert_eq!(index.add_traffic(&some).await.unwrap(), some);
+    let more = Traffic { to_peers: 10, ..none };
+    assert_eq!(index.add_traffic(&more).await.unwrap(), some.and(&more));
+    assert_eq!(index.add_traffic(&none).await.unwrap(), Traffic::of_parts([1, 2, 3, 4, 15, 6]));
 }
 
 fn of(blobs: &[Stored]) -> Vec<Sha256> {

@@ -8,17 +8,15 @@ use libp2p::PeerId;
 
 use super::{Node, Sent};
 use crate::content::swarm_key::DhtKey;
-use crate::dht::Announced;
 use crate::dht::announcer::Announcer;
 use crate::dht::message::{Answer, Ask, KEYS_MAX};
 use crate::dht::place::{COPIES, Map};
+use crate::dht::{Announced, PROVISIONAL_TTL};
 
 /// Keys announced in a tick: 5,000 a second, if so many are due at once.
 const PACE: usize = 500;
 /// How often what is due is looked for: keys that come one by one travel together.
 const EVERY: Duration = Duration::from_millis(500);
-/// For how long a blob may be on its way to the site: an hour for a large one on a slow line.
-const ARRIVAL_MAX: Duration = Duration::from_hours(1);
 /// After how long an announcement that failed is tried again.
 const RETRY: Duration = Duration::from_secs(10);
 /// After how long, where a node is still to be met.
@@ -32,8 +30,6 @@ const UNDERWAY_MAX: usize = 256;
 pub(super) struct Announcing {
     announcer: Announcer,
     announced_at: Instant,
-    /// Keys that somebody asked for, and when: they may not be stored yet.
-    asked: HashMap<DhtKey, Instant>,
     /// Nodes that came and have not been seen to yet.
     joined: Vec<PeerId>,
     /// Nodes for which all keys are being looked through, and the last key that was.
@@ -46,8 +42,7 @@ impl Announcing {
         for key in keys {
             announcer.add(key, now);
         }
-        let asked = HashMap::new();
-        Self { announcer, announced_at: now, asked, joined: Vec::new(), search: None }
+        Self { announcer, announced_at: now, joined: Vec::new(), search: None }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -67,32 +62,6 @@ impl Announcing {
 
 impl Node {
     pub(super) fn announce(&mut self, keys: Vec<DhtKey>) -> Announced {
-        let now = Instant::now();
-        let announcing = &mut self.announcing;
-        let new = keys.iter().filter(|key| !announcing.announcer.has(key));
-        announcing.asked.extend(new.map(|key| (*key, now)));
-        let announced = self.add(keys);
-        // Those for which there was no room are not.
-        let Announcing { asked, announcer, .. } = &mut self.announcing;
-        if announced.refused > 0 {
-            asked.retain(|key, _| announcer.has(key));
-        }
-        announced
-    }
-
-    /// Announces these keys, and withdraws all others but those that were asked for lately.
-    pub(super) fn announce_only(&mut self, keys: BTreeSet<DhtKey>) -> Announced {
-        let now = Instant::now();
-        let Announcing { announcer, asked, .. } = &mut self.announcing;
-        asked.retain(|key, at| !keys.contains(key) && now.duration_since(*at) < ARRIVAL_MAX);
-        let all = announcer.after(None, usize::MAX).into_iter();
-        let others: Vec<DhtKey> =
-            all.filter(|key| !keys.contains(key) && !asked.contains_key(key)).collect();
-        self.withdraw(&others);
-        self.add(keys.into_iter().collect())
-    }
-
-    fn add(&mut self, keys: Vec<DhtKey>) -> Announced {
         let (now, asked) = (Instant::now(), keys.len());
         let announcer = &mut self.announcing.announcer;
         let before: Vec<DhtKey> = keys.into_iter().filter(|key| announcer.add(*key, now)).collect();
@@ -104,14 +73,24 @@ impl Node {
         Announced { new, known, refused, too_small: 0 }
     }
 
+    /// Announces these keys, and withdraws all others.
+    pub(super) fn announce_only(&mut self, keys: BTreeSet<DhtKey>) -> Announced {
+        let all = self.announcing.announcer.after(None, usize::MAX).into_iter();
+        let others: Vec<DhtKey> = all.filter(|key| !keys.contains(key)).collect();
+        self.withdraw(&others);
+        self.announce(keys.into_iter().collect())
+    }
+
     pub(super) fn withdraw(&mut self, keys: &[DhtKey]) -> usize {
         let announcer = &mut self.announcing.announcer;
         let gone: Vec<DhtKey> = keys.iter().filter(|key| announcer.remove(key)).copied().collect();
-        for key in &gone {
-            self.announcing.asked.remove(key);
-        }
         self.note(&gone, false);
-        for (peer, keys) in self.spread(&gone) {
+        self.tell_gone(&gone);
+        gone.len()
+    }
+
+    fn tell_gone(&mut self, gone: &[DhtKey]) {
+        for (peer, keys) in self.spread(gone) {
             if peer == self.me {
                 self.forget_records(peer, &keys);
                 continue;
@@ -120,7 +99,40 @@ impl Node {
                 self.send(peer, Ask::Withdraw { keys: keys.to_vec() }, Sent::Withdrawn);
             }
         }
+    }
+
+    /// Announces once, and for a short time, what is not announced anyway: it is being fetched. Nothing
+    /// of that is kept here, so that it can neither be renewed nor survive a restart.
+    pub(super) fn promise(&mut self, keys: Vec<DhtKey>) -> Announced {
+        let asked = keys.len();
+        let keys = self.not_announced(keys);
+        let known = asked - keys.len();
+        if self.sent.len() >= UNDERWAY_MAX {
+            return Announced { known, refused: keys.len(), ..Announced::default() };
+        }
+        let seconds = u32::try_from(PROVISIONAL_TTL.as_secs()).unwrap_or(u32::MAX);
+        for (peer, keys) in self.spread(&keys) {
+            if peer == self.me {
+                self.take_records(peer, PROVISIONAL_TTL, &keys);
+                continue;
+            }
+            for keys in keys.chunks(KEYS_MAX) {
+                self.send(peer, Ask::Announce { seconds, keys: keys.to_vec() }, Sent::Promised);
+            }
+        }
+        Announced { new: keys.len(), known, ..Announced::default() }
+    }
+
+    /// It came to nothing.
+    pub(super) fn take_back(&mut self, keys: Vec<DhtKey>) -> usize {
+        let gone = self.not_announced(keys);
+        self.tell_gone(&gone);
         gone.len()
+    }
+
+    fn not_announced(&self, mut keys: Vec<DhtKey>) -> Vec<DhtKey> {
+        keys.retain(|key| !self.announcing.announcer.has(key));
+        keys
     }
 
     /// Writes down what is announced, so that a restart resumes.

@@ -70,7 +70,7 @@ impl Node {
             (Some((_, Sent::Announced(_))), Answer::Done { taken, refused }) => {
                 self.announce_done(taken, refused);
             }
-            (Some((_, Sent::Withdrawn)), Answer::Done { .. }) | (None, _) => {}
+            (Some((_, Sent::Withdrawn | Sent::Promised)), Answer::Done { .. }) | (None, _) => {}
             (Some(_), _) => self.hang_up(peer),
         }
     }

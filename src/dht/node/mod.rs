@@ -64,6 +64,8 @@ pub(super) enum Order {
     Announce { keys: Vec<DhtKey>, reply: oneshot::Sender<Announced> },
     AnnounceOnly { keys: BTreeSet<DhtKey>, reply: oneshot::Sender<Announced> },
     Withdraw { keys: Vec<DhtKey>, reply: oneshot::Sender<usize> },
+    Promise { keys: Vec<DhtKey>, reply: oneshot::Sender<Announced> },
+    TakeBack { keys: Vec<DhtKey>, reply: oneshot::Sender<usize> },
     SetFilter { generation: u64, reply: oneshot::Sender<()> },
     Find { nodes: Vec<SocketAddr>, reply: oneshot::Sender<()> },
     Status { reply: oneshot::Sender<Status> },
@@ -75,6 +77,7 @@ pub(super) enum Order {
 enum Sent {
     Card,
     Announced(Vec<DhtKey>),
+    Promised,
     Withdrawn,
 }
 
@@ -231,6 +234,8 @@ impl Node {
             Order::Announce { keys, reply } => drop(reply.send(self.announce(keys))),
             Order::AnnounceOnly { keys, reply } => drop(reply.send(self.announce_only(keys))),
             Order::Withdraw { keys, reply } => drop(reply.send(self.withdraw(&keys))),
+            Order::Promise { keys, reply } => drop(reply.send(self.promise(keys))),
+            Order::TakeBack { keys, reply } => drop(reply.send(self.take_back(keys))),
             Order::SetFilter { generation, reply } => {
                 self.card_changed |= self.filter != generation;
                 self.filter = generation;

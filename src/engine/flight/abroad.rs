@@ -331,6 +331,7 @@ impl Transfer {
             origin,
             first,
             body: Incoming::Fellow(Box::new(body)),
+            asked: None,
             provable: stored,
             borrowed: None,
             is_abroad: true,
@@ -365,6 +366,8 @@ impl Transfer {
             source: Arc::clone(source.unwrap_or(&self.target)),
             borrowed: None,
             origin: note.origin.as_str().into(),
+            is_gathered: false,
+            mirrored: None,
             is_abroad: true,
             joined_at: None,
         }

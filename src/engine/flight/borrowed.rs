@@ -27,7 +27,7 @@ pub struct Borrowed {
 /// A body, whoever gives it.
 pub(in crate::engine) enum Incoming {
     Mirror(Box<mirror::Body>),
-    Fellow(Box<swarm::Body>),
+    Fellow(Box<swarm::fellows::Body>),
     /// There is no more of it.
     Ended,
 }
@@ -73,6 +73,7 @@ impl Transfer {
             origin,
             first,
             body,
+            asked: None,
             provable: true,
             borrowed: Some(Borrowed { digest: entry.blob, checked_at: entry.checked_at }),
             is_abroad: false,

@@ -12,7 +12,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::content::digest::Sha256;
-use crate::engine::flight::{Flow, Interest, Progress, State};
+use crate::engine::flight::{Flight, Flow, Interest, Progress, State};
 use crate::engine::outcome::Meta;
 use crate::mirror::{self, Framing, Mirror, Question};
 use crate::store;
@@ -26,6 +26,31 @@ pub enum Chunk {
     Bytes(Bytes),
     /// In a file: there already, and not to change.
     Span(Span),
+}
+
+impl Chunk {
+    /// How many.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Span(span) => span.length as u64,
+        }
+    }
+
+    /// Leaves what is beyond `length` to another; `None` where nothing is.
+    pub fn split_off(&mut self, length: u64) -> Option<Self> {
+        let at = usize::try_from(length).ok().filter(|_| length < self.length())?;
+        Some(match self {
+            Self::Bytes(bytes) => Self::Bytes(bytes.split_off(at)),
+            Self::Span(span) => {
+                let rest = Span { offset: span.offset + length, ..span.clone() };
+                let rest = Span { length: span.length - at, ..rest };
+                span.length = at;
+                Self::Span(rest)
+            }
+        })
+    }
 }
 
 /// Bytes of a file.
@@ -62,14 +87,26 @@ pub struct Follower {
     /// What the volume could not take is asked of the mirror, by each client alone.
     mirror: Arc<Mirror>,
     spilled: Option<mirror::Body>,
-    _interest: Interest,
+    /// Keeps the flight going; another site's does not.
+    _interest: Option<Interest>,
 }
 
 impl Follower {
     pub(in crate::engine) fn new(flow: Arc<Flow>, interest: Interest, mirror: Arc<Mirror>) -> Self {
-        let progress = interest.flight().progress();
-        let end = flow.meta.size;
-        Self { flow, progress, position: 0, end, mirror, spilled: None, _interest: interest }
+        let aside = Self::aside(flow, interest.flight(), mirror);
+        Self { _interest: Some(interest), ..aside }
+    }
+
+    /// One that does not keep the flight going.
+    pub(in crate::engine) fn aside(flow: Arc<Flow>, flight: &Flight, mirror: Arc<Mirror>) -> Self {
+        let (progress, end) = (flight.progress(), flow.meta.size);
+        Self { flow, progress, position: 0, end, mirror, spilled: None, _interest: None }
+    }
+
+    /// Bytes that are there, from the first on.
+    #[must_use]
+    pub fn have(&self) -> u64 {
+        self.progress.borrow().readable
     }
 
     /// What is arriving.
@@ -88,6 +125,12 @@ impl Follower {
     #[must_use]
     pub fn is_borrowed(&self) -> bool {
         self.flow.borrowed.is_some()
+    }
+
+    /// Whether peers gave all of it that clients have to wait for.
+    #[must_use]
+    pub fn is_gathered(&self) -> bool {
+        self.flow.is_gathered
     }
 
     /// Whether it will be stored.
@@ -200,7 +243,7 @@ impl Follower {
 /// Headers that ask for the rest of the version described by `meta`, and only of that one; `None`
 /// if it has no mark that tells it from others.
 pub(in crate::engine) fn resume_headers(position: u64, meta: &Meta) -> Option<HeaderMap> {
-    let mut headers = range_from(position);
+    let mut headers = range_of(position, None);
     if position > 0 {
         let mark = meta.validators.for_if_range()?;
         headers.insert(header::IF_RANGE, HeaderValue::try_from(mark).ok()?);
@@ -208,12 +251,15 @@ pub(in crate::engine) fn resume_headers(position: u64, meta: &Meta) -> Option<He
     Some(headers)
 }
 
-/// Headers that ask for the rest of whatever version there is.
-pub(in crate::engine) fn range_from(position: u64) -> HeaderMap {
+/// Headers that ask for the rest of whatever version there is, up to byte `until` if that is enough.
+pub(in crate::engine) fn range_of(position: u64, until: Option<u64>) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    let range = HeaderValue::try_from(format!("bytes={position}-"));
-    if let Some(range) = range.ok().filter(|_| position > 0) {
-        headers.insert(header::RANGE, range);
+    let range = match until {
+        Some(until) => format!("bytes={position}-{}", until.saturating_sub(1)),
+        None => format!("bytes={position}-"),
+    };
+    if position > 0 || until.is_some() {
+        headers.extend(HeaderValue::try_from(range).ok().map(|range| (header::RANGE, range)));
     }
     headers
 }

@@ -4,7 +4,9 @@
 mod abroad;
 pub mod borrowed;
 pub mod follower;
+mod gather;
 mod note;
+pub(super) mod pace;
 mod resume;
 pub(super) mod transfer;
 pub(super) mod writer;
@@ -71,6 +73,10 @@ pub struct Flow {
     pub origin: Arc<str>,
     /// Set where a fellow gave them first.
     pub borrowed: Option<Borrowed>,
+    /// Whether peers brought all of them, or nearly all.
+    pub is_gathered: bool,
+    /// What they must be, where they come from a mirror: other sites may have them.
+    pub mirrored: Option<Sha256>,
     /// Whether another replica began to fetch them.
     pub is_abroad: bool,
     /// Set where a fellow with another volume is fetching them: when it was asked for them, in seconds
@@ -113,6 +119,13 @@ pub enum State {
     Cut(Arc<str>),
     /// More, but the volume could not take it.
     Spilled,
+}
+
+impl Flow {
+    /// Whether a mirror gives it, as far as this process knows.
+    pub(super) fn is_from_mirror(&self) -> bool {
+        self.borrowed.is_none() && !self.is_gathered && !self.is_abroad && self.joined_at.is_none()
+    }
 }
 
 impl Progress {
@@ -349,6 +362,15 @@ impl Flights {
         let table = self.table();
         let flight = table.iter().find(|(key, _)| Sha256::of(key.as_bytes()) == *digest);
         flight.map(|(_, flight)| Interest::new(flight))
+    }
+
+    /// The flight that brings `blob` from a mirror, where bytes are coming.
+    pub(super) fn bringing(&self, blob: &Sha256) -> Option<(Arc<Flight>, Arc<Flow>)> {
+        let table = self.table();
+        table.values().find_map(|flight| {
+            let flow = flight.flow().filter(|flow| flow.mirrored.as_ref() == Some(blob))?;
+            (!flight.is_cut()).then(|| (Arc::clone(flight), flow))
+        })
     }
 
     /// How many are under way.

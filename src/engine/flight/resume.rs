@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt as _;
 
 use crate::engine::flight::borrowed::Incoming;
-use crate::engine::flight::follower::{range_from, resume_headers};
+use crate::engine::flight::follower::{range_of, resume_headers};
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::{Arriving, Flight, Flow};
 use crate::index::Entry;
@@ -16,8 +16,8 @@ pub(in crate::engine) struct Resumed {
 }
 
 impl Transfer {
-    /// A body that goes on at byte `received` of the same version. `None` when the mirror could not
-    /// be asked.
+    /// A body that goes on at byte `received` of the same version, up to byte `until` if that is enough
+    /// for now. `None` when the mirror could not be asked.
     ///
     /// # Errors
     /// When the version is gone, or it can not be told whether it is.
@@ -26,16 +26,17 @@ impl Transfer {
         flight: &Flight,
         flow: &Flow,
         received: u64,
+        until: Option<u64>,
     ) -> Result<Option<Resumed>, String> {
         if let Some(resumed) = self.resume_borrowed(flow, received).await {
             return Ok(Some(resumed));
         }
         let mirror = &self.engine.mirror;
         // Mirrors of one archive mark the same file differently: its digest tells better.
-        let is_proven_by_digest =
-            flow.checked && (flow.borrowed.is_some() || mirror.has_several(&flow.source));
+        let is_proven_by_digest = flow.checked
+            && (flow.borrowed.is_some() || until.is_some() || mirror.has_several(&flow.source));
         let headers = if is_proven_by_digest {
-            range_from(received)
+            range_of(received, until)
         } else {
             resume_headers(received, &flow.meta).unwrap_or_default()
         };

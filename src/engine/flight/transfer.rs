@@ -10,10 +10,15 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::archive::kind::Kind;
 use crate::archive::target::Target;
-use crate::content::digest::{Expected, Hasher};
+use crate::content::digest::{Expected, Hasher, Sha256};
 use crate::content::validators::http_date;
 use crate::engine::Engine;
 use crate::engine::flight::borrowed::{Borrowed, Incoming};
+use crate::engine::flight::follower::range_of;
+use crate::engine::flight::gather::Gathered;
+use crate::engine::flight::gather::board::Giver;
+use crate::engine::flight::gather::leash::Leash;
+use crate::engine::flight::pace::Watch;
 use crate::engine::flight::writer::{NotTaken, Stopped, TAIL, Writer, Written};
 use crate::engine::flight::{Departure, Flight, Flow, Landing, State};
 use crate::engine::leases::Tenure;
@@ -42,6 +47,7 @@ const TEAR_PAUSE: Duration = Duration::from_millis(20);
 /// How often it is looked whether somebody else wants what is taken slowly.
 const PACE_STEP: Duration = Duration::from_millis(100);
 
+const NOT_RESUMED: &str = "the mirror did not go on";
 const LEFT: &str = "another replica left it";
 const MOVED_ON: &str = "has moved on since this release file was given out: update again";
 const WEB_PAGE: &str = "answered with a web page instead of the file (captive portal?)";
@@ -108,11 +114,16 @@ impl Transfer {
         if let Some(flow) = flight.flow() {
             return self.take_over(flight, flow).await;
         }
+        if !self.is_elsewhere
+            && let Gathered::Done(arrived) = self.gather(flight, deadline).await
+        {
+            return arrived;
+        }
         for tears in 0..=TEARS_MAX {
             let borrowed = if self.is_elsewhere { self.borrow().await } else { None };
             let asked = match borrowed {
                 Some(arrival) => Ok(Asked::Bytes(Box::new(arrival))),
-                None => self.ask(deadline).await,
+                None => self.ask(deadline, None).await,
             };
             let arrival = match asked {
                 Err(failure) => {
@@ -171,10 +182,17 @@ impl Transfer {
         Instant::now() + if self.is_for_admission() { RELEASE_BUDGET } else { HEAD_BUDGET }
     }
 
-    /// Asks until the first bytes are there: they tell a file from a captive portal's page.
-    async fn ask(&self, deadline: Instant) -> Result<Asked, Failure> {
+    /// Asks until the first bytes are there: they tell a file from a captive portal's page. Up to byte
+    /// `until`, if that is enough for now.
+    pub(super) async fn ask(
+        &self,
+        deadline: Instant,
+        until: Option<u64>,
+    ) -> Result<Asked, Failure> {
+        let mut headers = self.conditions();
+        headers.extend(range_of(0, until));
         let question = Question {
-            headers: self.conditions(),
+            headers,
             is_promised: self.expectation.is_some(),
             until: Some(deadline),
             ..Question::default()
@@ -188,7 +206,7 @@ impl Transfer {
                 return Ok(Asked::Unchanged(Arc::clone(known)));
             }
             let origin = Arc::clone(&answer.origin);
-            let first = self.first_bytes(source, answer, deadline).await;
+            let first = self.first_bytes(source, answer, deadline, until).await;
             let out_of_tries = fruitless == RESUMES_MAX || Instant::now() >= deadline;
             match first {
                 // Another mirror of the archive may have the right one.
@@ -212,17 +230,19 @@ impl Transfer {
         source: &Arc<Target>,
         answer: Answer,
         deadline: Instant,
+        until: Option<u64>,
     ) -> Result<Asked, Failure> {
-        let mut answer = self.usable(source, answer)?;
+        let asked = until.filter(|_| answer.status == 206);
+        let mut answer = self.usable(source, answer, asked.is_some())?;
         let first = timeout_at(deadline, answer.body.chunk()).await;
         let silent = || Err(MirrorError::silent(&self.target.authority.host));
         let first = first.unwrap_or_else(|_| silent()).map_err(Failure::Mirror)?;
-        self.begin(source, answer, first.unwrap_or_default())
+        self.begin(source, answer, first.unwrap_or_default(), asked)
     }
 
-    /// The answer, if by its head it is what was asked for.
-    fn usable(&self, source: &Target, answer: Answer) -> Result<Answer, Failure> {
-        if answer.status != 200 {
+    /// The answer, if by its head it is what was asked for: all of it, or its first part.
+    fn usable(&self, source: &Target, answer: Answer, is_part: bool) -> Result<Answer, Failure> {
+        if answer.status != 200 && !is_part {
             let retry_after = answer.headers.get(header::RETRY_AFTER).cloned();
             let host = self.target.authority.host.clone();
             return Err(Failure::Upstream { status: answer.status, host, retry_after });
@@ -237,7 +257,15 @@ impl Transfer {
         }
         // apt would refuse it for good, before its first byte; so it hears of a trouble that passes.
         let promised = self.expectation.and_then(|expectation| expectation.size);
-        if let (Framing::Length(size), Some(promised)) = (answer.framing(), promised)
+        let size = match (is_part, answer.framing(), answer.part()) {
+            (true, _, Some((0, Some(whole)))) => Some(whole),
+            (true, ..) => {
+                return Err(self.unusable("sent another part than was asked for".to_owned()));
+            }
+            (false, Framing::Length(size), _) => Some(size),
+            (false, ..) => None,
+        };
+        if let (Some(size), Some(promised)) = (size, promised)
             && size != promised
         {
             self.blame(source, &answer.origin);
@@ -257,20 +285,40 @@ impl Transfer {
         source.key != self.target.key
     }
 
+    /// What its mirror brought lately, in bytes per second.
+    pub(super) fn mirror_rate(&self) -> Option<f64> {
+        self.engine.paces.of(&self.target.authority.host)
+    }
+
     pub(super) fn expected(&self) -> Option<Expected> {
         self.expectation.map(|expectation| expectation.digest)
     }
 
-    fn begin(&self, source: &Arc<Target>, answer: Answer, first: Bytes) -> Result<Asked, Failure> {
+    /// What it must be by the best of digests.
+    pub(super) fn named_best(&self) -> Option<Sha256> {
+        match self.expected() {
+            Some(Expected::Sha256(digest)) => Some(digest),
+            _ => None,
+        }
+    }
+
+    fn begin(
+        &self,
+        source: &Arc<Target>,
+        answer: Answer,
+        first: Bytes,
+        asked: Option<u64>,
+    ) -> Result<Asked, Failure> {
         if !self.kind.can_begin_with(self.target.file_name(), &first) {
             let reason = if first.is_empty() { "sent an empty file" } else { WEB_PAGE };
             return Err(self.unusable(reason.to_owned()));
         }
         let framing = answer.framing();
         let meta = Meta {
-            size: match framing {
-                Framing::Length(size) => Some(size),
-                Framing::Chunked | Framing::Close => None,
+            size: match (framing, answer.part()) {
+                (_, Some((_, whole))) if asked.is_some() => whole,
+                (Framing::Length(size), _) => Some(size),
+                (Framing::Chunked | Framing::Close, _) => None,
             },
             validators: answer.validators(),
             content_type: answer.content_type(),
@@ -287,6 +335,7 @@ impl Transfer {
             origin,
             first,
             body,
+            asked,
             provable,
             borrowed,
             is_abroad: false,
@@ -332,6 +381,8 @@ impl Transfer {
             flight.land(Landing::Unstorable);
             return None;
         };
+        let is_mirrors = matches!(arrival.body, Incoming::Mirror(_));
+        let mirrored = self.named_best().filter(|_| is_mirrors);
         let flow = Arc::new(Flow {
             meta: arrival.meta,
             stored: arrival.provable,
@@ -339,15 +390,18 @@ impl Transfer {
             digest: None,
             source: Arc::clone(&arrival.source),
             origin: Arc::clone(&arrival.origin),
+            mirrored,
             borrowed: arrival.borrowed,
+            is_gathered: false,
             is_abroad: arrival.is_abroad,
             joined_at: arrival.joined_at,
         });
         let borrowed = flow.borrowed.as_ref().map(|borrowed| Expected::Sha256(borrowed.digest));
         let hasher = Hasher::new(borrowed.or(self.expected()));
         let writer = Writer::start(staged, hasher, held_back(&flow), Arc::clone(flight));
-        let beginning = Beginning::Body(arrival.first, arrival.body);
-        let flowing = self.flow(flight, &flow, &writer, beginning);
+        let beginning = Beginning::Body(arrival.first, arrival.body, None);
+        let mut leash = Leash::none();
+        let flowing = self.flow(flight, &flow, &writer, beginning, &mut leash);
         let flowed = if self.is_for_admission() {
             let too_slow = || Err("the release file took too long".to_owned());
             timeout_at(deadline, flowing).await.unwrap_or_else(|_| too_slow())
@@ -385,12 +439,13 @@ impl Transfer {
                     return None;
                 }
             };
-        let flowed = self.flow(flight, &flow, &writer, Beginning::Rest(received)).await;
+        let (rest, mut leash) = (Beginning::Rest(received), Leash::none());
+        let flowed = self.flow(flight, &flow, &writer, rest, &mut leash).await;
         self.arrived(flight, flow, flowed, writer).await
     }
 
     /// The body in full, if it is.
-    async fn arrived(
+    pub(super) async fn arrived(
         &self,
         flight: &Arc<Flight>,
         flow: Arc<Flow>,
@@ -465,20 +520,22 @@ impl Transfer {
         self.engine.doubt(&source.key);
     }
 
-    /// Takes the whole body, resuming it when it breaks off.
-    async fn flow(
+    /// Takes the whole body, resuming it when it breaks off; no further than the leash reaches.
+    pub(super) async fn flow(
         &self,
         flight: &Flight,
         flow: &Flow,
         writer: &Writer,
         beginning: Beginning,
+        leash: &mut Leash,
     ) -> Result<(), String> {
         let begun = Instant::now();
+        let mut pace = Watch::default();
         let mut end = flow.meta.size;
         let mut fruitless = 0;
-        let (mut received, mut next, mut body) = match beginning {
-            Beginning::Body(first, body) => (0, Ok(Some(first)), Some(body)),
-            Beginning::Rest(received) => (received, Err(LEFT.to_owned()), None),
+        let (mut received, mut next, mut body, mut asked) = match beginning {
+            Beginning::Body(first, body, asked) => (0, Ok(Some(first)), Some(body), asked),
+            Beginning::Rest(received) => (received, Err(LEFT.to_owned()), None, None),
         };
         loop {
             match next {
@@ -492,24 +549,45 @@ impl Transfer {
                     if let Err(Stopped) = writer.write(chunk).await {
                         return Ok(());
                     }
+                    if asked != Some(received)
+                        && end != Some(received)
+                        && !leash.reaches_soon(received).await
+                    {
+                        (asked, body, next) = (Some(received), None, Ok(None));
+                        continue;
+                    }
+                    let waiting = Instant::now();
                     next = next_of(body.as_mut()).await;
+                    if let (Some(rate), true) = (pace.saw(&next, waiting), flow.is_from_mirror()) {
+                        self.engine.paces.note(&self.target.authority.host, rate);
+                    }
                 }
                 Ok(None) if end.is_none_or(|end| end == received) => return Ok(()),
-                Ok(None) => return Err("the mirror sent less than it said".to_owned()),
+                Ok(None) if asked != Some(received) => {
+                    return Err("the mirror sent less than it said".to_owned());
+                }
                 Err(_) if end == Some(received) => return Ok(()),
                 Err(reason) if fruitless == RESUMES_MAX => return Err(reason),
-                Err(reason) => {
-                    fruitless += 1;
-                    tracing::info!(url = self.target.url, received, reason, "resuming a download");
-                    tokio::time::sleep(RESUME_PAUSE * fruitless).await;
+                broken => {
+                    // It was asked for no more, or it broke off.
+                    if let Err(reason) = &broken {
+                        fruitless += 1;
+                        let url = &self.target.url;
+                        tracing::info!(url, received, reason, "resuming a download");
+                        tokio::time::sleep(RESUME_PAUSE * fruitless).await;
+                    }
+                    leash.reaches_beyond(received).await;
+                    asked = leash.end();
                     // A body that broke off is not asked again: it would seem to have ended.
-                    next = match self.resume(flight, flow, received).await? {
+                    next = match self.resume(flight, flow, received, asked).await? {
                         Some(resumed) => {
-                            self.engine.metrics.resumed.inc();
+                            if broken.is_err() {
+                                self.engine.metrics.resumed.inc();
+                            }
                             end = resumed.end;
                             next_of(Some(body.insert(resumed.body))).await
                         }
-                        None => Err(reason),
+                        None => Err(broken.err().unwrap_or_else(|| NOT_RESUMED.to_owned())),
                     };
                 }
             }
@@ -602,7 +680,7 @@ impl Transfer {
     }
 }
 
-enum Asked {
+pub(super) enum Asked {
     Unchanged(Arc<Known>),
     Bytes(Box<Arrival>),
 }
@@ -616,6 +694,8 @@ pub(in crate::engine) struct Arrival {
     pub(in crate::engine) origin: Arc<str>,
     pub(in crate::engine) first: Bytes,
     pub(in crate::engine) body: Incoming,
+    /// It was asked for up to this byte only.
+    pub(in crate::engine) asked: Option<u64>,
     /// Whether it can be told that it is whole.
     pub(in crate::engine) provable: bool,
     /// Set where it is a fellow that gives it.
@@ -632,10 +712,17 @@ pub(super) struct Arrived {
     written: Written,
 }
 
+impl Arrived {
+    /// Whose bytes turned out to be wrong.
+    pub(super) fn culprits(&self) -> &[Giver] {
+        &self.written.culprits
+    }
+}
+
 /// Where a body begins.
-enum Beginning {
-    /// With these bytes, and this goes on.
-    Body(Bytes, Incoming),
+pub(super) enum Beginning {
+    /// With these bytes, and this goes on: up to that byte, if it was asked for no more.
+    Body(Bytes, Incoming, Option<u64>),
     /// So many bytes are there already.
     Rest(u64),
 }

@@ -1,20 +1,24 @@
 //! The blocking half of a transfer: hashes and writes what arrives, on threads where waiting for the
 //! disk holds nobody else up, and tells the flight how far it has come. A transfer that waits for its
-//! mirror holds no thread.
+//! mirror holds no thread. What peers bring is written where it belongs; it is believed when the whole
+//! has the right digest.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::content::digest::{Hasher, Verdict};
+use crate::content::digest::{Hasher, Sha256, Verdict};
+use crate::engine::flight::gather::ahead::Ahead;
+use crate::engine::flight::gather::board::Giver;
 use crate::engine::flight::{Arriving, Flight, Progress};
 use crate::engine::volume::promise::Staged;
 use crate::index::budget;
-use crate::store::{StoreError, WRITE_PATIENCE};
+use crate::store::{Store, StoreError, WRITE_PATIENCE, read_staged};
 
 /// Chunks that may wait to be written: with a mirror's chunks of up to 64 kB, about a megabyte.
 const WAITING_MAX: usize = 16;
@@ -29,14 +33,50 @@ const COPIED_AT_ONCE: u64 = 16 * 1024 * 1024;
 
 /// A running writer; it ends early when it is dropped.
 pub(in crate::engine) struct Writer {
-    chunks: mpsc::Sender<Bytes>,
+    chunks: mpsc::Sender<Chunk>,
+    proof: watch::Receiver<Proof>,
     finished: JoinHandle<Result<Written, StoreError>>,
+}
+
+/// Some bytes.
+enum Chunk {
+    /// Those that come next.
+    Next(Bytes),
+    /// Those of a peer, which belong there.
+    Ahead { at: u64, bytes: Bytes, giver: Giver },
+}
+
+impl Chunk {
+    /// Where they end, the bytes that come next beginning at `next`.
+    fn end(&self, next: &mut u64) -> u64 {
+        match self {
+            Self::Next(bytes) => {
+                *next += bytes.len() as u64;
+                *next
+            }
+            Self::Ahead { at, bytes, .. } => at + bytes.len() as u64,
+        }
+    }
+}
+
+/// What came of what peers brought.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::engine) enum Proof {
+    /// There is something missing.
+    #[default]
+    Missing,
+    /// All was there, so many times, and it was wrong; last it was by these.
+    Wrong(usize, Vec<Giver>),
+    /// All is there, and right.
+    Right,
 }
 
 /// A body that was written to its end.
 pub(in crate::engine) struct Written {
     pub(in crate::engine) staged: Staged,
     pub(in crate::engine) verdict: Verdict,
+    /// Whose bytes turned out to be wrong.
+    pub(in crate::engine) culprits: Vec<Giver>,
 }
 
 /// The writer stopped taking chunks: its `finish` tells why.
@@ -62,18 +102,95 @@ struct Work {
     hasher: Hasher,
     held_back: u64,
     flight: Arc<Flight>,
+    ahead: Ahead,
+    /// Bytes of the whole, where peers bring some of it.
+    size: Option<u64>,
 }
 
 impl Work {
     /// Blocks.
-    fn take(mut self, chunks: Vec<Bytes>) -> Result<Self, StoreError> {
+    fn take(mut self, chunks: Vec<Chunk>) -> Result<Self, StoreError> {
         for chunk in chunks {
-            self.hasher.update(&chunk);
-            self.staged.stage.append(&chunk)?;
-            let (file, prefix) = (self.staged.stage.reader(), self.hasher.so_far());
-            self.flight.advance(&file, self.staged.stage.size(), self.held_back, prefix);
+            match chunk {
+                Chunk::Next(bytes) => self.take_next(&bytes)?,
+                Chunk::Ahead { at, bytes, giver } => self.take_ahead(at, &bytes, giver)?,
+            }
         }
         Ok(self)
+    }
+
+    fn take_next(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.hasher.update(bytes);
+        self.staged.stage.append(bytes)?;
+        self.tell();
+        Ok(())
+    }
+
+    fn take_ahead(&mut self, at: u64, bytes: &[u8], giver: Giver) -> Result<(), StoreError> {
+        let range = at..at + bytes.len() as u64;
+        for wanted in self.ahead.wanted(&range, self.staged.stage.size()) {
+            let place = |byte: u64| usize::try_from(byte - at).unwrap_or_default();
+            let part = bytes.get(place(wanted.start)..place(wanted.end)).unwrap_or_default();
+            self.staged.stage.write_ahead(wanted.start, part)?;
+            self.ahead.add(wanted, giver);
+        }
+        Ok(())
+    }
+
+    fn tell(&self) {
+        let (file, prefix) = (self.staged.stage.reader(), self.hasher.so_far());
+        self.flight.advance(&file, self.staged.stage.size(), self.held_back, prefix);
+    }
+
+    /// Whether peers have brought all that the mirror has not.
+    fn is_full(&self) -> bool {
+        self.size.is_some_and(|size| self.ahead.is_full(self.staged.stage.size(), size))
+    }
+
+    /// Believes what peers have brought, if it is right.
+    async fn prove(mut self, store: &Arc<Store>) -> Result<(Self, bool), StoreError> {
+        let (mut hasher, size) = (self.hasher.clone(), self.size.unwrap_or_default());
+        let mut at = self.staged.stage.size();
+        while at < size {
+            let (file, end) = (self.staged.stage.reader(), size.min(at + COPIED_AT_ONCE));
+            let hashing = move || {
+                read_staged(&file, at..end, |part| hasher.update(part))?;
+                Ok(hasher)
+            };
+            hasher = store.within(WRITE_PATIENCE, hashing).await?;
+            at = end;
+        }
+        let is_right = hasher.clone().finish().as_expected;
+        if is_right {
+            self.hasher = hasher;
+            self.staged.stage.extend_to(size);
+            self.tell();
+        }
+        Ok((self, is_right))
+    }
+
+    /// What the bytes of a range are.
+    fn hash(&self) -> impl Fn(&Range<u64>) -> Result<Sha256, StoreError> + use<> {
+        let file = self.staged.stage.reader();
+        move |range| {
+            let mut hasher = Hasher::new(None);
+            read_staged(&file, range.clone(), |part| hasher.update(part))?;
+            Ok(hasher.so_far())
+        }
+    }
+
+    /// To its end.
+    async fn end(mut self, store: &Arc<Store>) -> Result<Written, StoreError> {
+        let verdict = self.hasher.clone().finish();
+        let mut culprits = Vec::new();
+        if verdict.as_expected && self.ahead.is_disputed() {
+            let finding = move || {
+                let culprits = self.ahead.culprits(self.hash())?;
+                Ok((self, culprits))
+            };
+            (self, culprits) = store.within(WRITE_PATIENCE, finding).await?;
+        }
+        Ok(Written { staged: self.staged, verdict, culprits })
     }
 }
 
@@ -85,23 +202,65 @@ impl Writer {
         held_back: u64,
         flight: Arc<Flight>,
     ) -> Self {
-        let (chunks, mut waiting) = mpsc::channel::<Bytes>(WAITING_MAX);
+        Self::begin(staged, hasher, held_back, flight, None)
+    }
+
+    /// Of a body of `size` bytes of which peers may bring any part.
+    pub(in crate::engine) fn gather(
+        staged: Staged,
+        hasher: Hasher,
+        held_back: u64,
+        flight: Arc<Flight>,
+        size: u64,
+    ) -> Self {
+        Self::begin(staged, hasher, held_back, flight, Some(size))
+    }
+
+    fn begin(
+        staged: Staged,
+        hasher: Hasher,
+        held_back: u64,
+        flight: Arc<Flight>,
+        size: Option<u64>,
+    ) -> Self {
+        let (chunks, mut waiting) = mpsc::channel::<Chunk>(WAITING_MAX);
+        let (proved, proof) = watch::channel(Proof::default());
         let (file, name) = (staged.stage.reader(), staged.stage.name().into());
         flight.place(Arriving { file, name }, staged.stage.size(), held_back, hasher.so_far());
         let store = staged.store();
-        let mut work = Work { staged, hasher, held_back, flight };
+        let ahead = Ahead::default();
+        let mut work = Work { staged, hasher, held_back, flight, ahead, size };
         #[expect(clippy::disallowed_methods, reason = "its transfer waits for it")]
         let finished = tokio::spawn(budget::inherited(async move {
             let mut batch = Vec::with_capacity(WAITING_MAX);
+            let mut wrong = 0;
             while waiting.recv_many(&mut batch, WAITING_MAX).await > 0 {
                 let chunks = std::mem::take(&mut batch);
-                let coming: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-                work.staged.cover(work.staged.stage.size() + coming).await?;
+                let mut next = work.staged.stage.size();
+                let end = chunks.iter().map(|chunk| chunk.end(&mut next)).max();
+                work.staged.cover(end.unwrap_or_default()).await?;
                 work = store.within(WRITE_PATIENCE, move || work.take(chunks)).await?;
+                if !work.is_full() {
+                    continue;
+                }
+                let is_right;
+                (work, is_right) = work.prove(&store).await?;
+                if is_right {
+                    proved.send_replace(Proof::Right);
+                    return work.end(&store).await;
+                }
+                wrong += 1;
+                let givers = work.ahead.givers(work.staged.stage.size());
+                let disputing = move || {
+                    work.ahead.dispute(work.hash())?;
+                    Ok(work)
+                };
+                work = store.within(WRITE_PATIENCE, disputing).await?;
+                proved.send_replace(Proof::Wrong(wrong, givers));
             }
-            Ok(Written { staged: work.staged, verdict: work.hasher.finish() })
+            work.end(&store).await
         }));
-        Self { chunks, finished }
+        Self { chunks, proof, finished }
     }
 
     /// Goes on with what has arrived of `flight` in the file of another replica, as far as it is what
@@ -139,7 +298,22 @@ impl Writer {
     }
 
     pub(in crate::engine) async fn write(&self, chunk: Bytes) -> Result<(), Stopped> {
-        self.chunks.send(chunk).await.map_err(|_| Stopped)
+        self.chunks.send(Chunk::Next(chunk)).await.map_err(|_| Stopped)
+    }
+
+    /// Takes bytes of a peer, which belong at byte `at`.
+    pub(in crate::engine) async fn write_ahead(
+        &self,
+        at: u64,
+        bytes: Bytes,
+        giver: Giver,
+    ) -> Result<(), Stopped> {
+        self.chunks.send(Chunk::Ahead { at, bytes, giver }).await.map_err(|_| Stopped)
+    }
+
+    /// What comes of what peers bring.
+    pub(in crate::engine) fn proof(&self) -> watch::Receiver<Proof> {
+        self.proof.clone()
     }
 
     /// Waits for the last chunk to be written.

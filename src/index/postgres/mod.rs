@@ -15,6 +15,7 @@ mod rows;
 pub mod schema;
 mod tellings;
 mod tls;
+mod traffic;
 mod trouble;
 mod url;
 mod volumes;
@@ -32,7 +33,7 @@ use crate::content::digest::Sha256;
 use crate::index::{
     Change, Changes, Class, Entry, Errand, Expectation, Found, HashedFile, Holders, Holding, Index,
     IndexError, KeptFilter, Lease, Names, NewFilter, Presence, Renewal, Renewed, Site, Stored,
-    Taken, Tellable, Totals, Use, Volume,
+    Taken, Tellable, Totals, Traffic, Use, Volume,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -367,6 +368,10 @@ impl Index for PostgresIndex {
 
     async fn keep_filter(&self, under: &Lease, new: NewFilter<'_>) -> Result<(), IndexError> {
         tellings::keep(&self.calls, under, new).await
+    }
+
+    async fn add_traffic(&self, more: &Traffic) -> Result<Traffic, IndexError> {
+        traffic::add(&self.calls, more).await
     }
 
     async fn totals(&self) -> Result<Totals, IndexError> {

@@ -21,7 +21,7 @@ pub struct Migration {
 }
 
 /// Each brings the schema one version up; the version is their number.
-pub const MIGRATIONS: [Migration; 10] = [
+pub const MIGRATIONS: [Migration; 11] = [
     Migration {
         name: "resources",
         sql: include_str!("../../../migrations/postgres/0001_resources.sql"),
@@ -49,6 +49,10 @@ pub const MIGRATIONS: [Migration; 10] = [
     Migration {
         name: "tellings",
         sql: include_str!("../../../migrations/postgres/0010_tellings.sql"),
+    },
+    Migration {
+        name: "traffic",
+        sql: include_str!("../../../migrations/postgres/0011_traffic.sql"),
     },
 ];
 

@@ -8,6 +8,7 @@ mod files;
 mod leases;
 mod schema;
 mod tellings;
+mod traffic;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,7 +24,7 @@ use crate::index::metrics::IndexMetrics;
 use crate::index::{
     Change, Changes, Class, Entry, Errand, Expectation, Found, HashedFile, Holders, Holding, Index,
     IndexError, KeptFilter, Lease, Names, NewFilter, Presence, Renewal, Renewed, Site, Stored,
-    Taken, Tellable, Totals, Use, Volume, bounds_of,
+    Taken, Tellable, Totals, Traffic, Use, Volume, bounds_of,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -597,6 +598,11 @@ impl Index for SqliteIndex {
                 tellings::keep(connection, NewFilter { generation, whole, delta })
             })
             .await
+    }
+
+    async fn add_traffic(&self, more: &Traffic) -> Result<Traffic, IndexError> {
+        let more = *more;
+        self.writer.call("count traffic", move |c| traffic::add(c, &more)).await
     }
 
     async fn totals(&self) -> Result<Totals, IndexError> {

@@ -9,7 +9,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use crate::index::IndexError;
 
 /// Each brings the schema one version up; the version is SQLite's `user_version`.
-const MIGRATIONS: [&str; 10] = [
+const MIGRATIONS: [&str; 11] = [
     include_str!("../../../migrations/sqlite/0001_resources.sql"),
     include_str!("../../../migrations/sqlite/0002_expectations.sql"),
     include_str!("../../../migrations/sqlite/0003_blobs.sql"),
@@ -20,6 +20,7 @@ const MIGRATIONS: [&str; 10] = [
     include_str!("../../../migrations/sqlite/0008_errands.sql"),
     include_str!("../../../migrations/sqlite/0009_volumes.sql"),
     include_str!("../../../migrations/sqlite/0010_tellings.sql"),
+    include_str!("../../../migrations/sqlite/0011_traffic.sql"),
 ];
 
 /// For how long a statement waits for another connection's lock.

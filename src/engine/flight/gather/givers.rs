@@ -1,0 +1,242 @@
+//! Those who take part in one download, and how each stands.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::engine::Engine;
+use crate::engine::flight::gather::board::Giver;
+use crate::swarm::claims::Claims;
+use crate::swarm::discovery::{HOLDERS_MAX, Holder};
+
+/// How one stands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Stand {
+    /// It waits for something to do.
+    Idle,
+    /// It brings something.
+    Busy,
+    /// It is not to be asked before that.
+    Rests(Instant),
+    /// It is fetching the file itself, and has so many bytes.
+    Fetching(u64),
+    /// It does not have it.
+    Gone,
+    /// It did not give what it was asked for.
+    Failed,
+}
+
+struct One {
+    holder: Holder,
+    stand: Stand,
+    /// It is fetching the file itself, and has so many bytes.
+    have: Option<u64>,
+    brought: u64,
+    busy_for: Duration,
+    since: Instant,
+    failures: u32,
+    is_suspect: bool,
+    /// Its filter says so.
+    is_claimed: bool,
+}
+
+/// How often one may fail in one download.
+const FAILURES_MAX: u32 = 2;
+/// For how long one rests that failed.
+const REST: Duration = Duration::from_millis(250);
+
+/// All of them.
+pub(super) struct Givers {
+    all: Vec<One>,
+    disputes: usize,
+    sole: Option<Giver>,
+    are_out: bool,
+}
+
+impl Givers {
+    pub(super) fn new() -> Self {
+        Self { all: Vec::new(), disputes: 0, sole: None, are_out: false }
+    }
+
+    /// Those who were found, too.
+    pub(super) fn add(&mut self, found: Vec<Holder>, by_filter: bool) {
+        let known: HashSet<Arc<str>> =
+            self.all.iter().map(|one| Arc::clone(&one.holder.node)).collect();
+        let new = found.into_iter().filter(|holder| !known.contains(&holder.node));
+        let room = (2 * HOLDERS_MAX).saturating_sub(self.all.len());
+        self.all.extend(new.take(room).map(|holder| One {
+            holder,
+            stand: Stand::Idle,
+            have: None,
+            brought: 0,
+            busy_for: Duration::ZERO,
+            since: Instant::now(),
+            failures: 0,
+            is_suspect: false,
+            is_claimed: by_filter,
+        }));
+    }
+
+    /// Who could be asked for something. While it is in dispute whose bytes were wrong, those first who
+    /// brought none of them.
+    pub(super) fn idle(&mut self, now: Instant) -> Vec<(Giver, Holder)> {
+        if self.are_out {
+            return Vec::new();
+        }
+        for one in &mut self.all {
+            if matches!(one.stand, Stand::Rests(until) if until <= now) {
+                one.stand = Stand::Idle;
+            }
+        }
+        if let Some(sole) = self.sole()
+            && let Some(one) = self.all.get(sole)
+        {
+            let is_idle = one.stand == Stand::Idle;
+            return is_idle.then(|| (sole, one.holder.clone())).into_iter().collect();
+        }
+        let idle = |suspects| {
+            self.all
+                .iter()
+                .enumerate()
+                .filter(move |(_, one)| one.stand == Stand::Idle && one.is_suspect == suspects)
+                .map(|(giver, one)| (giver, one.holder.clone()))
+                .collect()
+        };
+        let idle_ones: Vec<(Giver, Holder)> = idle(false);
+        if idle_ones.is_empty() { idle(true) } else { idle_ones }
+    }
+
+    /// Who brings all of it alone, so that it can be told whether its bytes are right.
+    fn sole(&self) -> Option<Giver> {
+        let is_there =
+            |giver: &Giver| self.all.get(*giver).is_some_and(|one| one.stand != Stand::Gone);
+        self.sole.filter(is_there)
+    }
+
+    pub(super) fn begin(&mut self, giver: Giver) {
+        if self.are_in_dispute() {
+            self.sole = Some(giver);
+        }
+        if let Some(one) = self.all.get_mut(giver) {
+            one.stand = Stand::Busy;
+            one.since = Instant::now();
+        }
+    }
+
+    pub(super) fn brought(&mut self, giver: Giver, bytes: u64) {
+        if let Some(one) = self.all.get_mut(giver) {
+            one.brought += bytes;
+            one.failures = 0;
+        }
+    }
+
+    /// What it was asked for has come to its end; whether its filter was right, if it was by that.
+    pub(super) fn end(&mut self, giver: Giver, stand: Stand, claims: &Claims) {
+        let Some(one) = self.all.get_mut(giver) else { return };
+        match (stand, std::mem::take(&mut one.is_claimed)) {
+            (Stand::Gone, true) => claims.was_false(&one.holder),
+            (Stand::Idle, true) => claims.held(&one.holder),
+            (_, is_claimed) => one.is_claimed = is_claimed,
+        }
+        one.busy_for += one.since.elapsed();
+        one.stand = match stand {
+            Stand::Failed => {
+                one.failures += 1;
+                if one.failures > FAILURES_MAX {
+                    Stand::Gone
+                } else {
+                    Stand::Rests(Instant::now() + REST)
+                }
+            }
+            Stand::Fetching(have) => {
+                one.have = Some(have);
+                Stand::Rests(Instant::now() + REST)
+            }
+            other => other,
+        };
+    }
+
+    /// It is asked again later, and how far it has come by then.
+    pub(super) fn rests(&mut self, giver: Giver, until: Instant) {
+        if let Some(one) = self.all.get_mut(giver) {
+            one.stand = Stand::Rests(until);
+            one.have = None;
+        }
+    }
+
+    pub(super) fn fetches(&mut self, giver: Giver, have: u64) {
+        if let Some(one) = self.all.get_mut(giver) {
+            one.have = Some(have);
+        }
+    }
+
+    /// How far one has come that is fetching the file itself.
+    pub(super) fn have(&self, giver: Giver) -> Option<u64> {
+        self.all.get(giver).and_then(|one| one.have)
+    }
+
+    pub(super) fn busy(&self) -> impl Iterator<Item = &Holder> {
+        self.all.iter().filter(|one| one.stand == Stand::Busy).map(|one| &one.holder)
+    }
+
+    /// What all of them bring, in bytes per second.
+    pub(super) fn rate(&self, since: Duration) -> f64 {
+        let brought: u64 = self.all.iter().map(|one| one.brought).sum();
+        brought as f64 / since.as_secs_f64().max(0.001)
+    }
+
+    /// What one brings, in bytes per second: as it did in this download, or else as it is known.
+    pub(super) fn rate_of(
+        &self,
+        giver: Giver,
+        known: impl Fn(&Holder) -> Option<f64>,
+    ) -> Option<f64> {
+        let one = self.all.get(giver)?;
+        let now = if one.stand == Stand::Busy { one.since.elapsed() } else { Duration::ZERO };
+        let busy_for = (one.busy_for + now).as_secs_f64();
+        if busy_for > 0.25 { Some(one.brought as f64 / busy_for) } else { known(&one.holder) }
+    }
+
+    /// Whether bytes were wrong, and nobody knows whose.
+    pub(super) fn are_in_dispute(&self) -> bool {
+        self.disputes > 0
+    }
+
+    pub(super) fn dispute(&mut self, by: &[Giver], are_out: bool) {
+        self.disputes += 1;
+        self.sole = None;
+        self.are_out |= are_out;
+        for (giver, one) in self.all.iter_mut().enumerate() {
+            // Who was suspected and asked alone does not get another turn.
+            if by.contains(&giver) && (one.is_suspect || by.len() == 1) {
+                one.stand = Stand::Gone;
+            } else if one.stand == Stand::Busy {
+                one.stand = Stand::Idle;
+            }
+            one.is_suspect |= by.contains(&giver);
+        }
+    }
+
+    /// It gave wrong bytes.
+    pub(super) fn blame(&mut self, giver: Giver, engine: &Engine) {
+        if let Some(one) = self.all.get_mut(giver) {
+            one.stand = Stand::Gone;
+            engine.metrics.verify_failures.with_label_values(&["peer"]).inc();
+            engine.swarm.ranking.blame(&one.holder);
+        }
+    }
+
+    /// The whole is right, and these brought something else.
+    pub(super) fn judge(mut self, engine: &Engine, culprits: &[Giver]) {
+        for culprit in culprits {
+            self.blame(*culprit, engine);
+        }
+        for (giver, one) in self.all.iter().enumerate() {
+            if one.brought > 0 && !culprits.contains(&giver) && !one.is_suspect {
+                engine.swarm.ranking.prove(&one.holder, one.brought);
+            }
+        }
+    }
+}

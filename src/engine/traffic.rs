@@ -1,0 +1,99 @@
+//! What went through, by where it came from and where it went: since the start, as the metrics count it,
+//! and since ever, as the index keeps it for the whole site.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::{IntCounter, IntCounterVec};
+use tokio::sync::Mutex;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::engine::Engine;
+use crate::engine::outcome::Source;
+use crate::index::{Index, Traffic};
+
+/// How often the index is told: so much a crash loses.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// What counts.
+pub(super) struct Counters {
+    pub(super) mirror: IntCounter,
+    /// `from` others.
+    pub(super) received: IntCounterVec,
+    /// To clients, by `source`.
+    pub(super) served: IntCounterVec,
+    /// `to` others, by `source`.
+    pub(super) given: IntCounterVec,
+}
+
+/// Tells the index what was counted.
+pub(super) struct Meter {
+    index: Arc<dyn Index>,
+    counters: Counters,
+    told: Mutex<Told>,
+}
+
+#[derive(Default)]
+struct Told {
+    /// What was counted by then, since the start.
+    session: Traffic,
+    /// What the index had then; `None`: it never answered.
+    ever: Option<Traffic>,
+}
+
+impl Meter {
+    pub(super) fn new(index: &Arc<dyn Index>, counters: Counters) -> Self {
+        Self { index: Arc::clone(index), counters, told: Mutex::default() }
+    }
+
+    /// For as long as the process lives.
+    pub(super) async fn keep_telling(self: Arc<Self>) {
+        let mut ticks = interval(TELL_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.tell().await;
+        }
+    }
+
+    /// What the index may have counted without saying so is not told again; while it is not asked, it is
+    /// told later.
+    pub(super) async fn tell(&self) {
+        let mut told = self.told.lock().await;
+        let session = self.session();
+        match self.index.add_traffic(&session.since(&told.session)).await {
+            Ok(ever) => *told = Told { session, ever: Some(ever) },
+            Err(error) if error.is_old_news() => {}
+            Err(error) => {
+                tracing::debug!(%error, source = %error.source, "what went through was not counted");
+                told.session = session;
+            }
+        }
+    }
+
+    /// Since the start.
+    fn session(&self) -> Traffic {
+        let Counters { mirror, received, served, given } = &self.counters;
+        let given_to = |to| -> u64 {
+            Source::ALL.iter().map(|from| given.with_label_values(&[to, from.label()]).get()).sum()
+        };
+        Traffic {
+            from_mirrors: mirror.get(),
+            from_peers: received.with_label_values(&["peer"]).get(),
+            from_replicas: received.with_label_values(&["replica"]).get(),
+            from_store: served.with_label_values(&[Source::Store.label()]).get(),
+            to_peers: given_to("peer"),
+            to_replicas: given_to("replica"),
+        }
+    }
+}
+
+impl Engine {
+    /// What went through this process since its start, and through all of the site's since ever, as far
+    /// as the index told; of others, some seconds are missing.
+    pub async fn traffic(&self) -> (Traffic, Option<Traffic>) {
+        let told = self.meter.told.lock().await;
+        let session = self.meter.session();
+        (session, told.ever.map(|ever| ever.and(&session.since(&told.session))))
+    }
+}

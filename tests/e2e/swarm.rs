@@ -1,0 +1,229 @@
+//! Sites fetch from each other what one of them has, or is fetching, and from the mirror what none has.
+
+use crate::kit::site::Site;
+use crate::kit::*;
+use std::time::Duration;
+
+pub const PATIENCE: Duration = Duration::from_secs(60);
+const LEARNT: &str = "aptmesh_engine_learnt_lists_total{outcome=\"learnt\"}";
+pub const FROM_PEERS: &str = "aptmesh_swarm_received_bytes_total{from=\"peer\"}";
+pub const TO_PEERS: &str = "aptmesh_peer_served_bytes_total";
+/// What the mirror may bring of a file so that its clients do not wait for a first byte.
+pub const MORSELS: u64 = 256 * 1024;
+const MB: usize = 1024 * 1024;
+
+/// Sites with one archive.
+pub struct Swarm {
+    pub key: String,
+    pub mirror: Mirror,
+    pub archive: LocalArchive,
+}
+
+impl Swarm {
+    /// With packages of these names and sizes.
+    pub fn of(packages: &[(&str, usize)]) -> Self {
+        let archive = LocalArchive::new("demo");
+        let add = |archive: LocalArchive, (name, size): &(&str, usize)| {
+            archive.package(name, "1.0", *size)
+        };
+        let archive = packages.iter().fold(archive, add);
+        let swarm = Self { key: node::swarm_key(), mirror: Mirror::start(), archive };
+        swarm.publish(|file| file);
+        swarm
+    }
+
+    /// Has the mirror give the packages in another manner.
+    pub fn publish(&self, alter: impl Fn(File) -> File) {
+        self.archive.publish_with(&self.mirror, "/debian", |path, file| {
+            if path.ends_with(".deb") { alter(file) } else { file }
+        });
+    }
+
+    /// A site that knows the archive's lists.
+    pub fn site(&self, seeds: &[&Site]) -> Site {
+        self.site_with(seeds, &[])
+    }
+
+    pub fn site_with(&self, seeds: &[&Site], settings: &[(&str, &str)]) -> Site {
+        let build = Site::build(&self.key).seeds(seeds);
+        let build = settings.iter().fold(build, |build, (name, value)| build.env(name, *value));
+        let site = build.start();
+        self.learn(&site);
+        site
+    }
+
+    pub fn learn(&self, site: &Site) {
+        for path in ["dists/demo/Release".to_owned(), self.archive.index_path()] {
+            let reply = get(site.addr(), &site.url_for(&self.mirror, &format!("/debian/{path}")));
+            assert_eq!(reply.status, 200, "{path}: {}", reply.reason);
+        }
+        wait_until(PATIENCE, "both lists are learnt", || site.count(LEARNT) >= 2);
+    }
+
+    pub fn path(&self, name: &str) -> String {
+        format!("/debian/{}", self.archive.deb_path(name))
+    }
+
+    /// A package through a site.
+    pub fn fetch(&self, site: &Site, name: &str) -> Reply {
+        let reply = get(site.addr(), &site.url_for(&self.mirror, &self.path(name)));
+        assert_eq!(reply.status, 200, "{}", reply.reason);
+        assert!(reply.body == self.archive.deb(name), "other bytes of {name}");
+        site.wait_landed();
+        reply
+    }
+
+    pub fn blob(&self, name: &str) -> String {
+        sha256_hex(self.archive.deb(name))
+    }
+
+    pub fn size(&self, name: &str) -> u64 {
+        self.archive.deb(name).len() as u64
+    }
+
+    /// Bytes of it that the mirror has sent.
+    pub fn by_mirror(&self, name: &str) -> u64 {
+        self.mirror.bytes(&self.path(name))
+    }
+
+    /// A site that has these; the others are told so.
+    pub fn stocked(&self, seeds: &[&Site], names: &[&str]) -> Site {
+        let site = self.site(seeds);
+        for name in names {
+            self.fetch(&site, name);
+        }
+        site
+    }
+
+    /// Until a look-up at one finds just these sites.
+    pub fn wait_found(&self, at: &Site, name: &str, sites: &[&Site]) {
+        let mut wanted: Vec<String> = sites.iter().map(|site| site.peer_url()).collect();
+        wanted.sort();
+        let blob = self.blob(name);
+        wait_until(PATIENCE, "the others are found", || at.node().look_up(&blob) == wanted);
+    }
+}
+
+/// Until a site has the filters of so many others, and they tell what these have now.
+fn wait_filters(site: &Site, sites: u64) {
+    wait_until(PATIENCE, "filters are there", || site.count("aptmesh_swarm_filters") >= sites);
+}
+
+#[test]
+fn a_large_package_comes_from_the_site_that_has_it() {
+    let swarm = Swarm::of(&[("tool", 5 * MB)]);
+    let one = swarm.stocked(&[], &["tool"]);
+    let two = swarm.site(&[&one]);
+    swarm.wait_found(&two, "tool", &[&one]);
+    let before = swarm.by_mirror("tool");
+    assert_eq!(before, swarm.size("tool"));
+    let reply = swarm.fetch(&two, "tool");
+    assert!(swarm.by_mirror("tool") - before <= MORSELS, "the mirror gave it again");
+    assert!(two.count(FROM_PEERS) + MORSELS >= swarm.size("tool"));
+    assert!(one.count(TO_PEERS) + MORSELS >= swarm.size("tool"));
+    assert_eq!(reply.header("last-modified"), Some("Tue, 02 Jan 2024 00:00:00 GMT"));
+    // It is stored, and is served like anything that is.
+    let again = swarm.fetch(&two, "tool");
+    assert_eq!(again.header("x-aptmesh-source"), Some("store"));
+}
+
+#[test]
+fn a_small_package_is_found_in_the_filter() {
+    let swarm = Swarm::of(&[("tool", 100_000), ("other", 20_000)]);
+    let one = swarm.stocked(&[], &["tool", "other"]);
+    let two = swarm.site(&[&one]);
+    wait_filters(&two, 1);
+    for name in ["tool", "other"] {
+        let reply = swarm.fetch(&two, name);
+        assert_eq!(reply.header("x-aptmesh-source"), Some("peer"), "{name}");
+        assert_eq!(swarm.by_mirror(name), swarm.size(name), "{name}: the mirror gave it once");
+    }
+}
+
+#[test]
+fn a_site_of_another_swarm_gets_nothing() {
+    let swarm = Swarm::of(&[("tool", 2 * MB)]);
+    let one = swarm.stocked(&[], &["tool"]);
+    let stranger = Swarm { key: node::swarm_key(), ..swarm };
+    let other = stranger.site(&[&one]);
+    stranger.fetch(&other, "tool");
+    assert_eq!(other.count(FROM_PEERS), 0);
+    assert_eq!(stranger.by_mirror("tool"), 2 * stranger.size("tool"));
+}
+
+#[test]
+fn several_sites_bring_one_file() {
+    let swarm = Swarm::of(&[("large", 40 * MB)]);
+    let first = swarm.stocked(&[], &["large"]);
+    let mut sites = vec![first];
+    for _ in 0..2 {
+        let site = swarm.site_with(&[&sites[0]], &[]);
+        swarm.wait_found(&site, "large", &sites.iter().collect::<Vec<_>>());
+        swarm.fetch(&site, "large");
+        sites.push(site);
+    }
+    let last = swarm.site(&[&sites[0]]);
+    swarm.wait_found(&last, "large", &sites.iter().collect::<Vec<_>>());
+    let given: Vec<u64> = sites.iter().map(|site| site.count(TO_PEERS)).collect();
+    swarm.fetch(&last, "large");
+    for (site, before) in sites.iter().zip(given) {
+        assert!(site.count(TO_PEERS) > before, "one of them brought nothing");
+    }
+    assert!(swarm.by_mirror("large") <= swarm.size("large") * 5 / 4, "the mirror gave it again");
+}
+
+#[test]
+fn what_another_site_is_fetching_is_taken_from_there() {
+    let swarm = Swarm::of(&[("large", 12 * MB), ("first", 2 * MB)]);
+    let one = swarm.stocked(&[], &["first"]);
+    let two = swarm.site(&[&one]);
+    // By this they know each other.
+    swarm.wait_found(&two, "first", &[&one]);
+    swarm.fetch(&two, "first");
+    swarm.publish(|file| file.rate(2_000_000));
+    std::thread::scope(|scope| {
+        let fetching = scope.spawn(|| swarm.fetch(&one, "large"));
+        swarm.wait_found(&two, "large", &[&one]);
+        swarm.fetch(&two, "large");
+        fetching.join().unwrap();
+    });
+    assert!(two.count(FROM_PEERS) > swarm.size("first") + swarm.size("large") / 2);
+    let bytes = swarm.by_mirror("large");
+    assert!(bytes < swarm.size("large") * 3 / 2, "the mirror gave {bytes}");
+}
+
+#[test]
+fn peers_have_what_no_mirror_has_any_more() {
+    let swarm = Swarm::of(&[("tool", 3 * MB)]);
+    let one = swarm.stocked(&[], &["tool"]);
+    let two = swarm.site(&[&one]);
+    swarm.wait_found(&two, "tool", &[&one]);
+    swarm.mirror.remove(&swarm.path("tool"));
+    swarm.fetch(&two, "tool");
+    assert!(two.count(FROM_PEERS) >= swarm.size("tool"));
+}
+
+#[test]
+fn real_apt_is_served_by_another_site() {
+    let packages: Vec<(String, usize)> =
+        (0..12).map(|number| (format!("tool{number}"), 60_000 << (number % 7))).collect();
+    let named: Vec<(&str, usize)> = packages.iter().map(|(name, size)| (&**name, *size)).collect();
+    let names: Vec<&str> = named.iter().map(|(name, _)| *name).collect();
+    let swarm = Swarm::of(&named);
+    let one = swarm.stocked(&[], &names);
+    let two = swarm.site(&[&one]);
+    wait_filters(&two, 1);
+    swarm.wait_found(&two, "tool6", &[&one]);
+    let all: u64 = names.iter().map(|name| swarm.size(name)).sum();
+    let by_mirror = || names.iter().map(|name| swarm.by_mirror(name)).sum::<u64>();
+    assert_eq!(by_mirror(), all);
+    let apt = Apt::new(None);
+    let base = format!("http://{}/{}/debian", two.addr(), swarm.mirror.host());
+    apt.sources(&swarm.archive.source_line(&base));
+    for run in [apt.update(), apt.download(&names)] {
+        assert!(run.ok, "{}", run.output);
+    }
+    two.wait_landed();
+    assert!(by_mirror() - all <= all / 10, "the mirror gave {} of {all}", by_mirror() - all);
+    assert!(two.count(FROM_PEERS) >= all * 9 / 10);
+}
