@@ -48,14 +48,11 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
         Some(address) => Some(surfaces::bind(address, "listen.peer", &config).await?),
         None => None,
     };
-    let runs_node = config.swarm.as_ref().is_some_and(|swarm| swarm.sidecar.is_none());
-    let sidecar = match config.listen.sidecar {
-        address if runs_node => Some(surfaces::bind(address, "listen.sidecar", &config).await?),
-        _ => None,
+    let sidecar = match config.own_api() {
+        Some(address) => Some(surfaces::bind(address, "listen.sidecar", &config).await?),
+        None => None,
     };
-    let address_of = |listener: &Option<Listener>| -> std::io::Result<Option<SocketAddr>> {
-        listener.as_ref().map(Listener::address).transpose()
-    };
+    let address_of = |door: &Option<Listener>| door.as_ref().map(Listener::address).transpose();
     let places = Places { peer: address_of(&peer)?, sidecar: address_of(&sidecar)? };
     let parts = wiring::build(&config, &phases, &background, &places).await?;
 
@@ -71,12 +68,7 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
         greeting.proxies.push(address);
     }
     if let Some(peer) = peer {
-        let surface = Surface {
-            routes: parts.peer.routes(),
-            proxy: None,
-            served_bytes: None,
-            tasks: connections.clone(),
-        };
+        let surface = Surface::inner(parts.peer.routes(), &connections);
         greeting.others.extend(places.peer.map(|address| format!("peer on http://{address}")));
         surfaces::serve(peer, surface, &phases);
     }

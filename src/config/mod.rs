@@ -86,7 +86,29 @@ impl fmt::Display for Faults {
     }
 }
 
+impl Listen {
+    /// Others are listened to if it `gives` them anything.
+    fn read(reader: &mut values::Reader<'_>, gives: bool) -> Self {
+        let peer = reader.value("listen.peer");
+        Self {
+            proxy: reader.list("listen.proxy"),
+            admin: reader.value("listen.admin"),
+            peer: gives.then_some(peer),
+            sidecar: reader.value("listen.sidecar"),
+            connections_max: reader.number("listen.connections", CONNECTIONS_MAX),
+            drain_delay: reader.duration("listen.drain_delay"),
+        }
+    }
+}
+
 impl Config {
+    /// Where the API of the swarm's node is to be, if the proxy runs one itself.
+    #[must_use]
+    pub fn own_api(&self) -> Option<SocketAddr> {
+        let runs_node = self.swarm.as_ref().is_some_and(|swarm| swarm.sidecar.is_none());
+        runs_node.then_some(self.listen.sidecar)
+    }
+
     /// Reads the settings from all their sources.
     ///
     /// # Errors
@@ -99,35 +121,15 @@ impl Config {
         let keyring = reader.keyring("archive.keyring");
         let folders = reader.folders("store.folders", &data);
         let advertise = reader.advertised("proxy.advertise");
-        let peer = reader.value("listen.peer");
         let dht = reader.dht(&data);
         let gives = advertise.is_some() || (dht.key.is_some() && dht.announce);
         let config = Self {
-            listen: Listen {
-                proxy: reader.list("listen.proxy"),
-                admin: reader.value("listen.admin"),
-                peer: gives.then_some(peer),
-                sidecar: reader.value("listen.sidecar"),
-                connections_max: reader.number("listen.connections", CONNECTIONS_MAX),
-                drain_delay: reader.duration("listen.drain_delay"),
-            },
+            listen: Listen::read(&mut reader, gives),
             upload_limit: reader.upload_limit("swarm.upload_limit"),
             clients: reader.list("clients.allow"),
             index: reader.index("index.url", &data),
             patience: reader.some_time("index.patience"),
-            mirror: mirror::Config {
-                guard: mirror::guard::Guard {
-                    allow: reader.list("mirror.allow"),
-                    allow_private: reader.list("mirror.allow_private"),
-                },
-                ca_file: reader.optional("mirror.ca_file"),
-                proxy: reader.proxy("mirror.proxy"),
-                timeout: reader.some_time("mirror.timeout"),
-                connect_ports: reader.list("mirror.connect_ports"),
-                groups: groups.clone(),
-                offline: reader.flag("mirror.offline"),
-                pseudonym: values::pseudonym(),
-            },
+            mirror: mirror_of(&mut reader, &groups),
             groups: groups.clone(),
             engine: engine::Config {
                 recheck_after: reader.duration("mirror.recheck_after"),
@@ -170,5 +172,21 @@ impl Config {
                 .collect(),
         };
         if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
+    }
+}
+
+fn mirror_of(reader: &mut values::Reader<'_>, groups: &Groups) -> mirror::Config {
+    mirror::Config {
+        guard: mirror::guard::Guard {
+            allow: reader.list("mirror.allow"),
+            allow_private: reader.list("mirror.allow_private"),
+        },
+        ca_file: reader.optional("mirror.ca_file"),
+        proxy: reader.proxy("mirror.proxy"),
+        timeout: reader.some_time("mirror.timeout"),
+        connect_ports: reader.list("mirror.connect_ports"),
+        groups: groups.clone(),
+        offline: reader.flag("mirror.offline"),
+        pseudonym: values::pseudonym(),
     }
 }

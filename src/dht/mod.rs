@@ -16,6 +16,7 @@ pub mod seeds;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -75,6 +76,7 @@ pub struct Dht {
     announces: bool,
     min_size: u64,
     address: SocketAddr,
+    id: Arc<str>,
 }
 
 /// What was found out about a blob.
@@ -193,8 +195,15 @@ impl Dht {
         let (announces, min_size) = (config.announce, config.announce_min_size);
         let (orders, ordered) = mpsc::channel(ORDERS_MAX);
         let (node, address) = Node::start(config, &key, metrics, tasks).await?;
+        let id = node.id().into();
         tasks.spawn(node.run(ordered));
-        Ok(Self { orders, key, announces, min_size, address })
+        Ok(Self { orders, key, announces, min_size, address, id })
+    }
+
+    /// Who the node is.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// Where the node listens; of several addresses, the first.

@@ -57,7 +57,7 @@ use crate::engine::relayed::Relayed;
 use crate::engine::suites::Suites;
 use crate::engine::suites::judge::{self, Judge};
 use crate::engine::taint::Tainted;
-use crate::engine::traffic::{Counters, Meter};
+use crate::engine::traffic::Meter;
 use crate::engine::volume::folders::{self, Folders};
 use crate::engine::volume::inspect::Inspector;
 use crate::engine::volume::proof::Checks;
@@ -176,13 +176,7 @@ impl Engine {
         let from_fellows = swarm.received.with_label_values(&["replica"]);
         let fellows = Fellows::new(&config.fellows, &index, process, from_fellows, metrics)?;
         let counted = EngineMetrics::new(metrics);
-        let counters = Counters {
-            mirror: mirror.received().clone(),
-            received: swarm.received.clone(),
-            served: counted.served_bytes.clone(),
-            given: counted.given_bytes.clone(),
-        };
-        let meter = Arc::new(Meter::new(&index, counters));
+        let meter = Meter::new(&index, &mirror, &swarm, &counted);
         let engine = Arc::new(Self {
             index,
             store,
@@ -220,21 +214,26 @@ impl Engine {
             errands.start(&engine, background);
         }
         engine.set_recheck_after(config.recheck_after);
-        background.spawn(engine.tidying().run());
-        background.spawn(engine.tidying().keep_room(Arc::clone(&engine.duties)));
-        background.spawn(Arc::clone(&engine.room).tell_fellows());
-        background.spawn(Arc::clone(&engine.leases).run());
-        background.spawn(Arc::clone(&engine.meter).keep_telling());
-        let (late, inspector) = (Arc::clone(&engine.late), Arc::clone(&engine.inspector));
+        engine.go_on(config, background);
+        Ok(engine)
+    }
+
+    /// What is done all the time, whether somebody asks for something or not.
+    fn go_on(&self, config: &Config, background: &TaskTracker) {
+        background.spawn(self.tidying().run());
+        background.spawn(self.tidying().keep_room(Arc::clone(&self.duties)));
+        background.spawn(Arc::clone(&self.room).tell_fellows());
+        background.spawn(Arc::clone(&self.leases).run());
+        background.spawn(Arc::clone(&self.meter).keep_telling());
+        let (late, inspector) = (Arc::clone(&self.late), Arc::clone(&self.inspector));
         background.spawn(async move { late.tell(&inspector).await });
         background.spawn(upkeep::scrub(
-            Arc::clone(&engine.duties),
-            Arc::clone(&engine.inspector),
+            Arc::clone(&self.duties),
+            Arc::clone(&self.inspector),
             config.scrub,
         ));
-        background.spawn(upkeep::adopt(Arc::clone(&engine.duties), Arc::clone(&engine.inspector)));
-        background.spawn(Arc::clone(&engine.folders).watch(Arc::clone(&engine.duties)));
-        Ok(engine)
+        background.spawn(upkeep::adopt(Arc::clone(&self.duties), Arc::clone(&self.inspector)));
+        background.spawn(Arc::clone(&self.folders).watch(Arc::clone(&self.duties)));
     }
 
     /// Changes for how long one revalidation answers all.

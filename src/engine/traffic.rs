@@ -8,22 +8,24 @@ use prometheus::{IntCounter, IntCounterVec};
 use tokio::sync::Mutex;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::engine::Engine;
 use crate::engine::outcome::Source;
+use crate::engine::{Engine, EngineMetrics};
 use crate::index::{Index, Traffic};
+use crate::mirror::Mirror;
+use crate::swarm::Swarm;
 
 /// How often the index is told: so much a crash loses.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// What counts.
-pub(super) struct Counters {
-    pub(super) mirror: IntCounter,
+struct Counters {
+    mirror: IntCounter,
     /// `from` others.
-    pub(super) received: IntCounterVec,
+    received: IntCounterVec,
     /// To clients, by `source`.
-    pub(super) served: IntCounterVec,
+    served: IntCounterVec,
     /// `to` others, by `source`.
-    pub(super) given: IntCounterVec,
+    given: IntCounterVec,
 }
 
 /// Tells the index what was counted.
@@ -42,8 +44,19 @@ struct Told {
 }
 
 impl Meter {
-    pub(super) fn new(index: &Arc<dyn Index>, counters: Counters) -> Self {
-        Self { index: Arc::clone(index), counters, told: Mutex::default() }
+    pub(super) fn new(
+        index: &Arc<dyn Index>,
+        mirror: &Mirror,
+        swarm: &Swarm,
+        metrics: &EngineMetrics,
+    ) -> Arc<Self> {
+        let counters = Counters {
+            mirror: mirror.received().clone(),
+            received: swarm.received.clone(),
+            served: metrics.served_bytes.clone(),
+            given: metrics.given_bytes.clone(),
+        };
+        Arc::new(Self { index: Arc::clone(index), counters, told: Mutex::default() })
     }
 
     /// For as long as the process lives.

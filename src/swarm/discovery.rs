@@ -23,6 +23,11 @@ pub struct Holder {
 /// a fetch from the mirror, nothing else.
 #[async_trait]
 pub trait Discovery: Send + Sync {
+    /// The id of this site's own node, once it is known.
+    fn me(&self) -> Option<Arc<str>> {
+        None
+    }
+
     /// Who has `blob` by what is known here already; at most [`HOLDERS_MAX`]. Asks nobody.
     fn claimed(&self, blob: &Sha256) -> Vec<Holder>;
 

@@ -159,7 +159,7 @@ impl Fellows {
         Body {
             marks: marks(&response),
             whole,
-            body: Paced::new(response, pace),
+            incoming: Paced::new(response, pace),
             url,
             bench: Arc::clone(&self.bench),
             bytes: self.bytes.clone(),
@@ -215,7 +215,7 @@ fn rest_of(response: &reqwest::Response) -> Option<(u64, u64)> {
 
 /// A blob, or the rest of one, on its way.
 pub struct Body {
-    body: Paced,
+    incoming: Paced,
     marks: Validators,
     whole: Option<u64>,
     url: Arc<str>,
@@ -247,9 +247,9 @@ impl Body {
     /// # Errors
     /// When the body is silent, or too slow, or breaks off.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, SwarmError> {
-        let before = self.body.received();
-        let next = self.body.chunk().await;
-        self.bytes.inc_by(self.body.received() - before);
+        let before = self.incoming.received();
+        let next = self.incoming.chunk().await;
+        self.bytes.inc_by(self.incoming.received() - before);
         next.map_err(|reason| {
             self.bench.put(&self.url, Instant::now() + BENCHED_FOR);
             SwarmError { url: Arc::clone(&self.url), reason }

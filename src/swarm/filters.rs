@@ -130,8 +130,8 @@ impl Filters {
             {
                 let filters = Arc::clone(&self);
                 fetches.spawn(async move {
-                    let fetched = filters.fetch(&site.holder, last).await;
-                    (site.holder.node, site.filter, fetched)
+                    let came = filters.fetch(&site.holder, last).await;
+                    (site.holder.node, site.filter, came)
                 });
             }
             self.publish(&book);
@@ -141,8 +141,8 @@ impl Filters {
     async fn fetch(&self, holder: &Holder, last: Option<Arc<Filter>>) -> Fetched {
         let whole_or_delta = async {
             match self.fetch_once(holder, last.as_deref()).await {
-                // It fits nothing that is here.
-                None => self.fetch_once(holder, None).await,
+                // A delta to something else.
+                None if last.is_some() => self.fetch_once(holder, None).await,
                 fetched => fetched,
             }
         };
@@ -167,7 +167,7 @@ impl Filters {
             return Some(Fetched::Whole(filter, bytes.len()));
         }
         let (mut filter, delta) = (last?.clone(), Delta::parse(&bytes)?);
-        filter.apply(&delta).then(|| Fetched::Delta(filter, bytes.len()))
+        filter.apply(&delta).then_some(Fetched::Delta(filter, bytes.len()))
     }
 
     /// What the book says is what is looked at from now on.
@@ -189,6 +189,10 @@ impl Filters {
 
 #[async_trait]
 impl Discovery for Filters {
+    fn me(&self) -> Option<Arc<str>> {
+        self.sidecar.me()
+    }
+
     /// Whose filters say so; where there are many, others each time.
     fn claimed(&self, blob: &Sha256) -> Vec<Holder> {
         let kept = self.kept.load();

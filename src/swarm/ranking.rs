@@ -132,7 +132,6 @@ impl Ranking {
     }
 
     /// A site is being asked.
-    #[must_use]
     pub fn begin(self: &Arc<Self>, holder: &Holder) -> Attempt {
         let now = Instant::now();
         lock(&self.known).peer(holder, now).in_flight += 1;

@@ -2,7 +2,7 @@
 //! slow or unreachable: then nobody waits for it, and there is nobody to be found.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -35,6 +35,8 @@ const PACE: Pace = Pace { silence_max: PEERS_MAX, least: None };
 const IDLE_CONNECTIONS_MAX: usize = 16;
 /// For how long it is remembered who has a blob, or that nobody has.
 const KEPT_FOR: Duration = Duration::from_secs(5);
+/// The same, where nobody was found.
+const NONE_KEPT_FOR: Duration = Duration::from_millis(100);
 /// Blobs of which that is remembered, or being found out.
 const ASKED_MAX: usize = 2_048;
 /// Orders that wait to be sent; what is too many is not announced.
@@ -90,10 +92,13 @@ struct Link {
     /// Without a slash at its end.
     api: String,
     away: Away,
+    /// Who the node is, by its own word.
+    node: OnceLock<Arc<str>>,
 }
 
 #[derive(Deserialize)]
 struct Peers {
+    node: String,
     peers: Vec<Peer>,
 }
 
@@ -118,6 +123,7 @@ impl Sidecar {
             client: client::builder(CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX).build()?,
             api: api.as_str().trim_end_matches('/').to_owned(),
             away: Away::default(),
+            node: OnceLock::new(),
         });
         let looked_at = Arc::clone(&link);
         metrics.gauge_of(
@@ -158,7 +164,7 @@ impl Sidecar {
     /// where nobody is to wait for one.
     fn answer(&self, blob: &Sha256) -> Option<Answer> {
         let now = Instant::now();
-        let is_fresh = |asked: &Asked| asked.at + KEPT_FOR > now && !asked.came_to_nothing();
+        let is_fresh = |asked: &Asked| asked.is_fresh(now);
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(asked) = asked.get(blob).filter(|asked| is_fresh(asked)) {
             return Some(asked.answer.clone());
@@ -202,6 +208,13 @@ impl Sidecar {
 }
 
 impl Asked {
+    /// Whether it still is an answer: somebody may begin to fetch at any moment what nobody has.
+    fn is_fresh(&self, now: Instant) -> bool {
+        let found_none = self.answer.borrow().as_ref().is_some_and(|found| found.is_empty());
+        let kept_for = if found_none { NONE_KEPT_FOR } else { KEPT_FOR };
+        self.at + kept_for > now && !self.came_to_nothing()
+    }
+
     /// Whoever was to answer is gone.
     fn came_to_nothing(&self) -> bool {
         self.answer.borrow().is_none() && self.answer.has_changed().is_err()
@@ -210,6 +223,10 @@ impl Asked {
 
 #[async_trait]
 impl Discovery for Sidecar {
+    fn me(&self) -> Option<Arc<str>> {
+        self.link.node.get().cloned()
+    }
+
     /// It knows nothing that it does not ask for.
     fn claimed(&self, _: &Sha256) -> Vec<Holder> {
         Vec::new()
@@ -288,7 +305,9 @@ impl Link {
             let found = serde_json::from_slice::<Peers>(&asked.await?);
             found.map_err(|error| error.to_string())
         };
-        Some(self.call(read, patience).await?.peers.into_iter())
+        let Peers { node, peers } = self.call(read, patience).await?;
+        self.node.get_or_init(|| node.into());
+        Some(peers.into_iter())
     }
 
     async fn call<T>(

@@ -116,14 +116,14 @@ impl Peer {
 
     /// Who asks for what, if it is somebody who may.
     fn asker(&self, visit: &Visit) -> Option<(Asker, Option<Asked>)> {
-        let asked = Asked::read(visit.uri.path());
+        let what = Asked::read(visit.uri.path());
         let token = visit.headers.get(header::AUTHORIZATION).and_then(|token| token.to_str().ok());
         // In an open swarm everybody may hear that there is no such thing.
         let nothing = Sha256::of(&[]);
-        let digest = asked.as_ref().map_or(&nothing, Asked::digest);
+        let digest = what.as_ref().map_or(&nothing, Asked::digest);
         match self.engine.asker(token, digest) {
             Asker::Stranger => None,
-            asker => Some((asker, asked)),
+            asker => Some((asker, what)),
         }
     }
 
@@ -178,7 +178,7 @@ impl Peer {
 }
 
 async fn answer(peer: Arc<Peer>, visit: Visit) -> Response {
-    let Some((asker, asked)) = peer.asker(&visit) else {
+    let Some((asker, what)) = peer.asker(&visit) else {
         // Strangers do not even hear what there is to ask for.
         peer.refused.inc();
         return reply::refusal(
@@ -193,7 +193,7 @@ async fn answer(peer: Arc<Peer>, visit: Visit) -> Response {
         return answer;
     }
     let head_only = visit.method == Method::HEAD;
-    match (asker, asked) {
+    match (asker, what) {
         (Asker::Fellow, Some(Asked::Blob(blob))) => {
             peer.count("replica", peer.lend(&visit, head_only, &blob).await)
         }

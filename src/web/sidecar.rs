@@ -1,7 +1,7 @@
 //! The surfaces of a node of the swarm's DHT: the API for its proxy, in JSON, and that for operators.
 //!
 //! ```text
-//! GET  /lookup/SHA256?budget_ms=150   {"peers": [{"node", "site", "urls", …}]}; &trace=true: and how
+//! GET  /lookup/SHA256?budget_ms=150   {"node": "…", "peers": [{"node", "site", "urls", …}]}; &trace=true: and how
 //! POST /announce                      {"blobs": [{"sha256": "…", "size": 1234}]}
 //! POST /withdraw                      {"blobs": ["…"]}
 //!      …?provisional=true             of blobs that are being fetched: for a minute, unless stored by then
@@ -139,7 +139,7 @@ async fn look_up(sha256: String, how: LookUp, sidecar: Arc<Sidecar>) -> Response
     if how.trace == Some(true) {
         return warp::reply::json(&found).into_response();
     }
-    warp::reply::json(&json!({ "peers": found.peers })).into_response()
+    warp::reply::json(&json!({ "node": sidecar.dht.id(), "peers": found.peers })).into_response()
 }
 
 async fn announce(how: How, body: impl Body, sidecar: Arc<Sidecar>) -> Response {
@@ -184,7 +184,8 @@ async fn status(sidecar: Arc<Sidecar>) -> Response {
 }
 
 async fn peers(sidecar: Arc<Sidecar>) -> Response {
-    reply(sidecar.dht.peers().await.map(|peers| json!({ "peers": peers })))
+    let peers = sidecar.dht.peers().await;
+    reply(peers.map(|peers| json!({ "node": sidecar.dht.id(), "peers": peers })))
 }
 
 /// Ready means that it has found the swarm, or was told of nobody who could be in it.

@@ -175,12 +175,12 @@ fn several_sites_bring_one_file() {
 #[test]
 fn what_another_site_is_fetching_is_taken_from_there() {
     let swarm = Swarm::of(&[("large", 12 * MB), ("first", 2 * MB)]);
+    swarm.publish(|file| file.rate(2_000_000));
     let one = swarm.stocked(&[], &["first"]);
     let two = swarm.site(&[&one]);
     // By this they know each other.
     swarm.wait_found(&two, "first", &[&one]);
     swarm.fetch(&two, "first");
-    swarm.publish(|file| file.rate(2_000_000));
     std::thread::scope(|scope| {
         let fetching = scope.spawn(|| swarm.fetch(&one, "large"));
         swarm.wait_found(&two, "large", &[&one]);

@@ -203,6 +203,11 @@ impl Node {
         Ok((node, address))
     }
 
+    /// Who it is.
+    pub(super) fn id(&self) -> String {
+        self.me.to_string()
+    }
+
     /// Runs until it is told to leave, or nobody can tell it anything any more.
     pub(super) async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
         let mut tick = interval(TICK);

@@ -6,6 +6,7 @@
 //! with the proxy: a mistake in an HTTP library can not cancel itself out.
 #![allow(dead_code, unused_imports, reason = "each test uses its own part of the kit")]
 
+pub mod abyss;
 pub mod apt;
 pub mod balancer;
 pub mod ca;
@@ -22,6 +23,7 @@ mod selftest;
 pub mod signer;
 pub mod site;
 
+pub use abyss::Abyss;
 pub use apt::{Apt, HostArchive, LocalArchive, Run};
 pub use balancer::Balancer;
 pub use ca::Ca;

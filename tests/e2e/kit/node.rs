@@ -23,7 +23,7 @@ static NODES: AtomicU32 = AtomicU32::new(1);
 
 /// How a node is to be started.
 pub struct Build {
-    ip: String,
+    pub ip: String,
     listen: Option<String>,
     hosts: Option<PathBuf>,
     env: Vec<(String, String)>,

@@ -30,6 +30,10 @@ impl Build {
         Self { proxy: self.proxy.env(&format!("APTMESH_{name}"), value), ..self }
     }
 
+    pub fn arg(self, arg: impl Into<OsString>) -> Self {
+        Self { proxy: self.proxy.arg(arg), ..self }
+    }
+
     pub fn start(self) -> Site {
         let api = Api::at(at(&self.ip, 9981));
         Site { ip: self.ip, proxy: self.proxy.start(), api }

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 /// The least that is worth a request of its own, in bytes.
-pub(super) const RUN_MIN: u64 = 256 * 1024;
+const RUN_MIN: u64 = 256 * 1024;
 /// What is left of a run that is not worth being divided: who helps takes all of it.
 const TAIL: u64 = 512 * 1024;
 /// Who helps with another's run must be so many times as fast as that one to be done.

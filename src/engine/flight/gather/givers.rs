@@ -34,10 +34,12 @@ struct One {
     /// It is fetching the file itself, and has so many bytes.
     have: Option<u64>,
     brought: u64,
+    brought_at: Option<Instant>,
     busy_for: Duration,
     since: Instant,
     failures: u32,
     is_suspect: bool,
+    is_blamed: bool,
     /// Its filter says so.
     is_claimed: bool,
 }
@@ -46,6 +48,9 @@ struct One {
 const FAILURES_MAX: u32 = 2;
 /// For how long one rests that failed.
 const REST: Duration = Duration::from_millis(250);
+
+/// For how long one may be silent and still counts as bringing something.
+const SILENT_MAX: Duration = Duration::from_secs(1);
 
 /// All of them.
 pub(super) struct Givers {
@@ -71,10 +76,12 @@ impl Givers {
             stand: Stand::Idle,
             have: None,
             brought: 0,
+            brought_at: None,
             busy_for: Duration::ZERO,
             since: Instant::now(),
             failures: 0,
             is_suspect: false,
+            is_blamed: false,
             is_claimed: by_filter,
         }));
     }
@@ -125,9 +132,12 @@ impl Givers {
         }
     }
 
-    pub(super) fn brought(&mut self, giver: Giver, bytes: u64) {
+    /// Bytes of it are here, up to byte `end`.
+    pub(super) fn brought(&mut self, giver: Giver, bytes: u64, end: u64) {
         if let Some(one) = self.all.get_mut(giver) {
+            one.have = one.have.map(|have| have.max(end));
             one.brought += bytes;
+            one.brought_at = Some(Instant::now());
             one.failures = 0;
         }
     }
@@ -152,7 +162,7 @@ impl Givers {
             }
             Stand::Fetching(have) => {
                 one.have = Some(have);
-                Stand::Rests(Instant::now() + REST)
+                Stand::Idle
             }
             other => other,
         };
@@ -168,8 +178,13 @@ impl Givers {
 
     pub(super) fn fetches(&mut self, giver: Giver, have: u64) {
         if let Some(one) = self.all.get_mut(giver) {
-            one.have = Some(have);
+            one.have = one.have.max(Some(have));
         }
+    }
+
+    /// Whether somebody can be asked again later.
+    pub(super) fn are_resting(&self) -> bool {
+        !self.are_out && self.all.iter().any(|one| matches!(one.stand, Stand::Rests(_)))
     }
 
     /// How far one has come that is fetching the file itself.
@@ -177,8 +192,13 @@ impl Givers {
         self.all.get(giver).and_then(|one| one.have)
     }
 
+    /// Those who have brought something just now: who has said nothing for longer may never do again.
     pub(super) fn busy(&self) -> impl Iterator<Item = &Holder> {
-        self.all.iter().filter(|one| one.stand == Stand::Busy).map(|one| &one.holder)
+        let brings = |one: &&One| {
+            let is_at_it = matches!(one.stand, Stand::Idle | Stand::Busy);
+            is_at_it && one.brought_at.is_some_and(|at| at.elapsed() < SILENT_MAX)
+        };
+        self.all.iter().filter(brings).map(|one| &one.holder)
     }
 
     /// What all of them bring, in bytes per second.
@@ -221,8 +241,8 @@ impl Givers {
 
     /// It gave wrong bytes.
     pub(super) fn blame(&mut self, giver: Giver, engine: &Engine) {
-        if let Some(one) = self.all.get_mut(giver) {
-            one.stand = Stand::Gone;
+        if let Some(one) = self.all.get_mut(giver).filter(|one| !one.is_blamed) {
+            (one.stand, one.is_blamed) = (Stand::Gone, true);
             engine.metrics.verify_failures.with_label_values(&["peer"]).inc();
             engine.swarm.ranking.blame(&one.holder);
         }

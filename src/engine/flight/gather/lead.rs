@@ -11,7 +11,7 @@ pub(super) const BUDGET: Duration = Duration::from_millis(150);
 /// By how much later than from the mirror alone the end of a file may come.
 const SLACK: Duration = Duration::from_secs(1);
 /// Peers show by then what they bring.
-const TRIAL: Duration = Duration::from_millis(500);
+pub(super) const TRIAL: Duration = Duration::from_millis(500);
 /// For how long clients are without a byte at most.
 const SILENCE: Duration = Duration::from_secs(4);
 /// What the mirror brings so that clients have something, in bytes.

@@ -11,9 +11,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::engine::flight::Flight;
-use crate::engine::flight::gather::board::{Assigned, Board, Giver, RUN_MIN};
+use crate::engine::flight::gather::board::{Assigned, Board, Giver};
 use crate::engine::flight::gather::givers::{Givers, Stand};
-use crate::engine::flight::gather::lead::{BUDGET, Lead, Sight, lead};
+use crate::engine::flight::gather::lead::{BUDGET, Lead, Sight, TRIAL, lead};
 use crate::engine::flight::gather::leash::Hand;
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::{Proof, Writer};
@@ -30,6 +30,8 @@ const RUN: u64 = 1024 * 1024;
 const RUN_MAX: u64 = 16 * 1024 * 1024;
 /// For how long one is left alone that is fetching the file itself, and has not come further.
 const FETCHING: Duration = Duration::from_secs(1);
+/// Two that are fetching the same are about as far when no more than this is between them, in bytes.
+const CLOSE: u64 = 2 * 1024 * 1024;
 /// Further than this, in bytes, nobody waits for what a peer is still fetching itself.
 const BEYOND: u64 = 4 * 1024 * 1024;
 /// The mirror is asked for so many bytes at least, while peers bring the rest.
@@ -157,10 +159,11 @@ impl<'a> Gathering<'a> {
         loop {
             let led = self.led(&mut heard);
             self.engage(&mut runs);
-            let are_busy = !runs.is_empty() || (looking.is_some() && self.begun.elapsed() < BUDGET);
-            self.lead(&hand, led, heard.1, are_busy);
-            let is_out = self.mirror_is_out.load(Ordering::Relaxed);
-            if is_out && runs.is_empty() && looking.is_none() {
+            // Whoever is asked or looked for has the budget's time to show what it brings.
+            let may_come = !runs.is_empty() || looking.is_some();
+            self.lead(&hand, led, heard.1, may_come && self.begun.elapsed() < TRIAL);
+            let may_come = may_come || lock(&self.givers).are_resting();
+            if self.mirror_is_out.load(Ordering::Relaxed) && !may_come {
                 return false;
             }
             tokio::select! {
@@ -218,13 +221,15 @@ impl<'a> Gathering<'a> {
     }
 
     /// Lengthens or shortens the mirror's leash.
-    fn lead(&self, hand: &Hand, led: u64, heard_at: Instant, are_busy: bool) {
+    fn lead(&self, hand: &Hand, led: u64, heard_at: Instant, may_come: bool) {
         let (missing, meeting) = {
             let board = lock(&self.board);
             (board.missing(), board.meeting())
         };
         let sight = {
             let givers = lock(&self.givers);
+            // Where nothing is missing, it only takes to be hashed.
+            let are_busy = may_come || missing == 0 || givers.busy().next().is_some();
             Sight {
                 since: self.begun.elapsed(),
                 silent: heard_at.elapsed(),
@@ -238,13 +243,16 @@ impl<'a> Gathering<'a> {
             }
         };
         let lead = lead(&sight);
-        self.mirror_leads.store(lead == Lead::All, Ordering::Relaxed);
+        let was_leading = self.mirror_leads.swap(lead == Lead::All, Ordering::Relaxed);
+        if was_leading != (lead == Lead::All) {
+            tracing::debug!(url = self.transfer.target.url, ?lead, ?sight, "the mirror's part");
+        }
         match lead {
             Lead::To(end) => hand.reach(Some(end)),
             Lead::All => {
                 self.tell();
                 let end = meeting.max(led + STRIDE);
-                hand.reach(Some(end).filter(|end| are_busy && *end < self.size));
+                hand.reach(Some(end).filter(|end| sight.are_busy && *end < self.size));
             }
         }
     }
@@ -283,7 +291,7 @@ impl<'a> Gathering<'a> {
             let most = rate(&holder).map_or(RUN, |rate| (rate as u64).clamp(RUN, RUN_MAX));
             let most = if self.size <= RUN { self.size } else { most.min(share) };
             let assigned = match givers.have(*giver) {
-                Some(have) if self.is_ahead(&board, have) => {
+                Some(have) if self.is_of_use(&board, &holder, have) => {
                     board.assign_first(*giver, RUN_MAX, have.saturating_add(BEYOND))
                 }
                 Some(_) => {
@@ -303,11 +311,16 @@ impl<'a> Gathering<'a> {
         None
     }
 
-    /// Whether a site that is fetching the file itself, and has come so far, is of use: while the mirror
-    /// brings it here too, only if it is further there.
-    fn is_ahead(&self, board: &Board, have: u64) -> bool {
+    /// Whether a site that is fetching the file itself, and has come so far, is of use. While the mirror
+    /// brings it here too, only if it is further there; of two that are about as far, one goes on.
+    fn is_of_use(&self, board: &Board, holder: &Holder, have: u64) -> bool {
         let here = board.first_gap().unwrap_or(self.size);
-        !self.mirror_leads.load(Ordering::Relaxed) || have > here + RUN_MIN
+        if !self.mirror_leads.load(Ordering::Relaxed) {
+            return have.saturating_add(CLOSE) >= here;
+        }
+        let me = self.swarm.discovery.me();
+        let is_first = me.is_some_and(|me| holder.node < me);
+        have > here + CLOSE || (is_first && have.saturating_add(CLOSE) >= here)
     }
 
     /// One request, to its end.
@@ -320,6 +333,7 @@ impl<'a> Gathering<'a> {
     async fn brought(&self, giver: Giver, holder: &Holder, assigned: Assigned) -> Stand {
         let mut attempt = self.swarm.ranking.begin(holder);
         let Assigned { number, range } = assigned;
+        let start = range.start;
         let mut body = match self.swarm.peers.fetch(holder, &self.blob, range).await {
             Ok(body) => body,
             Err(Refused::Absent) => {
@@ -345,6 +359,10 @@ impl<'a> Gathering<'a> {
             return Stand::Gone;
         }
         if let Some(have) = body.have() {
+            if have.saturating_add(CLOSE) < start {
+                attempt.absent();
+                return Stand::Fetching(have);
+            }
             lock(&self.givers).fetches(giver, have);
         }
         self.note_date(body.validators().last_modified);
@@ -362,7 +380,7 @@ impl<'a> Gathering<'a> {
             let (at, wanted) = lock(&self.board).arrived(number, chunk.len() as u64);
             let chunk = chunk.slice(..usize::try_from(wanted).unwrap_or_default());
             attempt.received(wanted);
-            lock(&self.givers).brought(giver, wanted);
+            lock(&self.givers).brought(giver, wanted, at + wanted);
             let written = self.writer.write_ahead(at, chunk, giver).await;
             if written.is_err() || lock(&self.board).is_over(number) {
                 break;

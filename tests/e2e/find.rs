@@ -1,0 +1,350 @@
+//! Finding other sites: by the node, which may be away, and by their have-filters, which they may make up.
+
+use crate::kit::node::swarm_key;
+use crate::kit::*;
+use serde_json::json;
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const FETCHES: &str = "aptmesh_swarm_filter_fetches_total";
+const AWAY: &str = "aptmesh_swarm_sidecar_away";
+
+/// How often filters came to that.
+fn fetches(site: &Proxy, outcome: &str) -> u64 {
+    site.count(&format!("{FETCHES}{{outcome=\"{outcome}\"}}"))
+}
+
+fn wait_fetches(site: &Proxy, outcome: &str, count: u64) {
+    wait_until(PATIENCE, outcome, || fetches(site, outcome) >= count);
+    assert_eq!(fetches(site, outcome), count, "{outcome}");
+}
+
+/// An archive on a mirror, and the apt that gets its packages through the proxy.
+struct Clients {
+    mirror: Mirror,
+    archive: LocalArchive,
+    apt: Apt,
+    next: usize,
+}
+
+impl Clients {
+    /// A package for each time that apt is tried.
+    fn of(proxy: &Proxy) -> Self {
+        let mirror = Mirror::start();
+        let archive = (0..8).fold(LocalArchive::new("demo"), |archive, number| {
+            archive.package(&format!("tool{number}"), "1.0", 200_000)
+        });
+        archive.publish(&mirror, "/debian");
+        let apt = Apt::new(None);
+        let url = format!("http://{}/{}/debian", proxy.addr(), mirror.host());
+        apt.sources(&archive.source_line(&url));
+        Self { mirror, archive, apt, next: 0 }
+    }
+
+    fn try_apt(&mut self) {
+        let update = self.apt.update();
+        assert!(update.ok, "{}", update.output);
+        let name = format!("tool{}", self.next);
+        self.next += 1;
+        let download = self.apt.download(&[&name]);
+        assert!(download.ok, "{}", download.output);
+        assert_eq!(self.mirror.bodies(&format!("/debian/{}", self.archive.deb_path(&name))), 1);
+    }
+}
+
+/// A filter without entries but for these, which are ascending.
+fn filter(generation: u64, came: &[u64]) -> Vec<u8> {
+    let mut bytes = b"aptmeshF\x01".to_vec();
+    bytes.extend(generation.to_be_bytes());
+    bytes.extend(0u64.to_be_bytes());
+    // Three segments of eight fingerprints.
+    bytes.extend(3u32.to_be_bytes());
+    bytes.extend(1u32.to_be_bytes());
+    bytes.extend([0; 24]);
+    bytes.extend(patch(came));
+    bytes
+}
+
+fn delta(from: u64, to: u64, came: &[u64]) -> Vec<u8> {
+    let head = [b"aptmeshD\x01".to_vec(), from.to_be_bytes().to_vec(), to.to_be_bytes().to_vec()];
+    [head.concat(), patch(came)].concat()
+}
+
+fn patch(came: &[u64]) -> Vec<u8> {
+    let count = u32::try_from(came.len()).unwrap().to_be_bytes().to_vec();
+    let entries: Vec<u8> = came.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+    [count, entries, 0u32.to_be_bytes().to_vec()].concat()
+}
+
+/// A site whose node is real, and whose peer port is what the test makes of it.
+struct Fake {
+    port: Mirror,
+    node: Node,
+}
+
+impl Fake {
+    fn start(key: &str, seeds: &[&Node]) -> Self {
+        let port = Mirror::start();
+        let url = format!("http://{}", port.host());
+        Self::with_url(key, seeds, port, &url)
+    }
+
+    /// Whose card says that its peer port is there.
+    fn with_url(key: &str, seeds: &[&Node], port: Mirror, url: &str) -> Self {
+        let node = Node::build(key).seeds(seeds).env("SWARM_ADVERTISE", url).start();
+        Self { port, node }
+    }
+
+    /// Has others told that there is a filter of this generation.
+    fn tell(&self, generation: u64) {
+        self.node.post(&format!("/filter/{generation}"), &json!({}));
+    }
+
+    fn put(&self, etag: u64, bytes: Vec<u8>) {
+        self.port.put("/filter", File::new(bytes).no_validators().etag(&format!("\"{etag}\"")));
+    }
+
+    fn asked(&self) -> usize {
+        self.port.requests("/filter").len()
+    }
+}
+
+/// A proxy whose node is that one.
+fn proxy_of(key: &str, node: &Node) -> Proxy {
+    proxy_at(key, &format!("http://{}", node.api()))
+}
+
+fn proxy_at(key: &str, api: &str) -> Proxy {
+    Proxy::build()
+        .env("APTMESH_SWARM_KEY", key)
+        .env("APTMESH_SWARM_ANNOUNCE", "false")
+        .env("APTMESH_SWARM_ALLOW_PRIVATE", "127.0.0.0/8")
+        .env("APTMESH_PROXY_SIDECAR", api)
+        .start()
+}
+
+#[test]
+fn a_node_that_dies_hangs_and_comes_back_does_not_disturb_apt() {
+    let key = swarm_key();
+    let mut node = Node::start(&key, &[]);
+    let proxy = proxy_of(&key, &node);
+    let mut clients = Clients::of(&proxy);
+    clients.try_apt();
+    assert_eq!(proxy.count(AWAY), 0);
+    let wait_away = |away| {
+        wait_until(PATIENCE, "that it is noticed", || proxy.count(AWAY) == away);
+    };
+
+    node.kill9();
+    wait_away(1);
+    clients.try_apt();
+    node.restart();
+    wait_away(0);
+    clients.try_apt();
+
+    node.signal("STOP");
+    wait_away(1);
+    clients.try_apt();
+    node.signal("CONT");
+    wait_away(0);
+    clients.try_apt();
+
+    let said = |what: &str| proxy.log().matches(what).count();
+    assert_eq!((said("node is away"), said("node is back")), (2, 2), "{}", proxy.log());
+}
+
+#[test]
+fn a_node_that_is_none_does_not_disturb_apt() {
+    let key = swarm_key();
+    let abyss = Abyss::open();
+    let stranger = Mirror::start();
+    stranger.put("/garbage/peers", File::new(noise(1, 10_000)));
+    stranger.put("/endless/peers", File::new(vec![b' '; 300_000_000]).chunked());
+    stranger.put("/slow/peers", File::new(b"{\"peers\":[]}".to_vec()).rate(1));
+    let urls = [
+        format!("http://{}", abyss.addr()),
+        format!("http://{}/nothing", stranger.host()),
+        format!("http://{}/garbage", stranger.host()),
+        format!("http://{}/endless", stranger.host()),
+        format!("http://{}/slow", stranger.host()),
+    ];
+    for url in urls {
+        let proxy = proxy_at(&key, &url);
+        wait_until(PATIENCE, &url, || proxy.count(AWAY) == 1);
+        Clients::of(&proxy).try_apt();
+        assert!(proxy.peak_resident_bytes() < 200_000_000, "{url}");
+    }
+    assert!(stranger.bytes("/endless/peers") < 50_000_000, "it is not read to its end");
+}
+
+#[test]
+fn the_settings_of_the_node_are_checked() {
+    let key = swarm_key();
+    for (name, url, key, why) in [
+        ("no key", "http://127.0.0.1:9981", "", "there is no swarm.key"),
+        ("no URL", "127.0.0.1:9981", &key, "proxy.sidecar"),
+        ("no host", "unix:/run/node", &key, "write http://ADDRESS:PORT"),
+        ("a secret", "http://me:secret@127.0.0.1:9981", &key, "write http://ADDRESS:PORT"),
+    ] {
+        let run = aptmesh()
+            .arg("config")
+            .env("APTMESH_PROXY_SIDECAR", url)
+            .env("APTMESH_SWARM_KEY", key)
+            .output()
+            .expect("the aptmesh binary");
+        let text = String::from_utf8_lossy(&run.stderr);
+        assert_eq!(run.status.code(), Some(78), "{name}: {text}");
+        assert!(text.contains(why), "{name}: {text}");
+    }
+}
+
+#[test]
+fn filters_are_fetched_then_what_changed_and_nothing_when_nothing_did() {
+    let key = swarm_key();
+    let node = Node::start(&key, &[]);
+    let fake = Fake::start(&key, &[&node]);
+    let proxy = proxy_of(&key, &node);
+    let kept = || (proxy.count("aptmesh_swarm_filters"), proxy.count("aptmesh_swarm_filter_bytes"));
+
+    let whole = filter(5, &[1, 2]);
+    fake.put(5, whole.clone());
+    fake.tell(5);
+    wait_fetches(&proxy, "whole", 1);
+    assert_eq!(kept(), (1, whole.len() as u64));
+    let asked = fake.port.requests("/filter").pop().unwrap();
+    assert_eq!((asked.header("if-none-match"), asked.path.as_str()), (None, "/filter"));
+    assert!(asked.header("authorization").unwrap().starts_with("Aptmesh "), "{asked:?}");
+
+    let came = delta(5, 6, &[3]);
+    fake.put(6, came.clone());
+    fake.tell(6);
+    wait_fetches(&proxy, "delta", 1);
+    assert_eq!(kept(), (1, (whole.len() + came.len()) as u64));
+    let asked = fake.port.requests("/filter").pop().unwrap();
+    assert_eq!(
+        (asked.header("if-none-match"), asked.path.as_str()),
+        (Some("\"5\""), "/filter?since=5")
+    );
+
+    fake.tell(7);
+    wait_fetches(&proxy, "unchanged", 1);
+    assert_eq!(fake.port.requests("/filter").pop().unwrap().status, 304);
+
+    // A delta to something else: then all of it.
+    fake.put(8, delta(7, 8, &[4]));
+    fake.port.before_each({
+        let next = File::new(filter(8, &[1, 2, 3, 4])).no_validators();
+        let mut asked = 0;
+        move |_| {
+            asked += 1;
+            if asked == 2 { vec![("/filter".to_owned(), next.clone())] } else { Vec::new() }
+        }
+    });
+    fake.tell(8);
+    wait_fetches(&proxy, "whole", 2);
+    assert_eq!(fake.asked(), 5, "as often as there was something new");
+    assert_eq!(proxy.count("aptmesh_swarm_filter_oldest_seconds"), 0);
+
+    fake.tell(0);
+    wait_until(PATIENCE, "the site without a filter", || kept() == (0, 0));
+    assert_eq!(fetches(&proxy, "failed"), 0);
+}
+
+#[test]
+fn hostile_filters_are_bounded_and_their_site_left_alone() {
+    let key = swarm_key();
+    let node = Node::start(&key, &[]);
+    let fakes: Vec<Fake> = (0..6).map(|_| Fake::start(&key, &[&node])).collect();
+    let good = Fake::start(&key, &[&node]);
+    let [garbage, endless, too_large, trickle, cut, bomb] = &fakes[..] else { panic!("six") };
+    garbage.put(1, noise(1, 100_000));
+    let huge = vec![7; 100_000_000];
+    endless.port.put("/filter", File::new(huge.clone()).chunked());
+    too_large.port.put("/filter", File::new(huge));
+    trickle.port.put("/filter", File::new(filter(1, &[1])).rate(4));
+    cut.put(1, filter(1, &[1, 2, 3])[..60].to_vec());
+    // It says that it has four thousand million segments.
+    let mut says_much = filter(1, &[]);
+    says_much[29..33].fill(0xff);
+    bomb.put(1, says_much);
+    good.put(1, filter(1, &[1]));
+    let proxy = proxy_of(&key, &node);
+    fakes.iter().chain([&good]).for_each(|fake| fake.tell(1));
+
+    wait_fetches(&proxy, "whole", 1);
+    wait_until(PATIENCE, "all that fails", || fetches(&proxy, "failed") >= 6);
+    assert_eq!(proxy.count("aptmesh_swarm_filters"), 1, "the good one");
+    // Cards are looked at every five seconds; who fails is asked after ten more, then after twenty.
+    std::thread::sleep(Duration::from_secs(20));
+    for (fake, name) in
+        fakes.iter().zip(["garbage", "endless", "too large", "trickle", "cut", "bomb"])
+    {
+        assert!((1..=3).contains(&fake.asked()), "{name}: asked {} times", fake.asked());
+        assert!(fake.port.bytes("/filter") < 30_000_000, "{name} is not read to its end");
+    }
+    assert_eq!(good.asked(), 1);
+    assert!(proxy.peak_resident_bytes() < 200_000_000);
+    Clients::of(&proxy).try_apt();
+}
+
+#[test]
+fn sites_lead_nowhere_where_sites_are_not_to_be() {
+    let key = swarm_key();
+    let node = Node::start(&key, &[]);
+    let (by_address, by_name) = (Mirror::start(), Mirror::start());
+    let urls = [
+        format!("http://{}", by_address.host()),
+        format!("http://localhost:{}", by_name.addr().port()),
+    ];
+    let address = Fake::with_url(&key, &[&node], by_address, &urls[0]);
+    let name = Fake::with_url(&key, &[&node], by_name, &urls[1]);
+    // Where the test's own peer ports are is loopback, but none of these.
+    let proxy = Proxy::build()
+        .env("APTMESH_SWARM_KEY", &key)
+        .env("APTMESH_SWARM_ANNOUNCE", "false")
+        .env("APTMESH_SWARM_ALLOW_PRIVATE", "10.0.0.0/8")
+        .env("APTMESH_PROXY_SIDECAR", format!("http://{}", node.api()))
+        .start();
+    for fake in [&address, &name] {
+        fake.put(1, filter(1, &[1]));
+        fake.tell(1);
+    }
+    wait_until(PATIENCE, "both are refused", || fetches(&proxy, "failed") >= 2);
+    assert_eq!((address.port.connections(), name.port.connections()), (0, 0));
+    // The same, where they may be.
+    let proxy = proxy_of(&key, &node);
+    wait_fetches(&proxy, "whole", 2);
+}
+
+#[test]
+fn what_is_being_fetched_is_announced_for_a_minute_and_no_longer() {
+    let key = swarm_key();
+    let near = Node::start(&key, &[]);
+    let far = Node::start(&key, &[&near]);
+    far.wait_connected(1);
+    let [fetched, failed, stored] = [1, 2, 3].map(|seed| sha256_hex(&noise(seed, 100)));
+    let announce = |blob: &str, how: &str| {
+        let blobs = json!({ "blobs": [{ "sha256": blob, "size": 2_000_000 }] });
+        near.post(&format!("/announce{how}"), &blobs)
+    };
+    let withdraw =
+        |blob: &str| near.post("/withdraw?provisional=true", &json!({ "blobs": [blob] }));
+    for blob in [&fetched, &failed] {
+        assert_eq!(announce(blob, "?provisional=true")["new"], 1);
+        far.wait_found(blob, &[&near]);
+    }
+    assert_eq!(near.count("announced"), 0, "nothing of it is kept");
+
+    assert_eq!(withdraw(&failed)["withdrawn"], 1);
+    far.wait_found(&failed, &[]);
+
+    assert_eq!(announce(&stored, "")["new"], 1);
+    far.wait_found(&stored, &[&near]);
+    assert_eq!(announce(&stored, "?provisional=true")["known"], 1);
+    assert_eq!(withdraw(&stored)["withdrawn"], 0);
+
+    wait_until(Duration::from_secs(180), "the end of the minute", || {
+        far.look_up(&fetched).is_empty()
+    });
+    assert_eq!(far.look_up(&stored), [near.url()]);
+}

@@ -1,0 +1,206 @@
+//! Peers that lie, break off or dawdle: no wrong byte reaches a client, who did it is left alone, who did
+//! not is not, and the file comes all the same.
+
+use crate::kit::node::Node;
+use crate::kit::site::Site;
+use crate::kit::*;
+use crate::swarm::{FROM_PEERS, PATIENCE, Swarm, TO_PEERS};
+use std::time::Duration;
+
+const MB: usize = 1024 * 1024;
+const WRONG: &str = "aptmesh_engine_verify_failures_total{source=\"peer\"}";
+const FALSE_CLAIMS: &str = "aptmesh_swarm_false_claims_total";
+
+/// A site of the swarm in name only: its node is real, and what gives its blobs can be told to lie.
+struct Liar {
+    _node: Node,
+    door: Mirror,
+}
+
+impl Liar {
+    /// Says that it has these packages, and gives `file` for each.
+    fn of(swarm: &Swarm, seed: &Site, names: &[&str], file: impl Fn(&[u8]) -> File) -> Self {
+        let node = Node::build(&swarm.key);
+        let door = Mirror::start_at(&node.ip);
+        let node = node
+            .env("SWARM_ADVERTISE", format!("http://{}", door.addr()))
+            .env("SWARM_BOOTSTRAP", seed.dht().to_string())
+            .start();
+        for name in names {
+            let blob = swarm.blob(name);
+            door.put(&format!("/blob/sha256/{blob}"), file(swarm.archive.deb(name)));
+            node.announce(&[blob]);
+        }
+        Self { _node: node, door }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.door.addr())
+    }
+
+    /// Until others are told by a look-up that it has the package.
+    fn wait_found(&self, swarm: &Swarm, at: &Site, name: &str) {
+        wait_until(PATIENCE, "the liar is found", || {
+            at.node().look_up(&swarm.blob(name)).contains(&self.url())
+        });
+    }
+
+    fn asked(&self, swarm: &Swarm, name: &str) -> usize {
+        self.door.requests(&format!("/blob/sha256/{}", swarm.blob(name))).len()
+    }
+}
+
+fn right(bytes: &[u8]) -> File {
+    File::new(bytes.to_vec())
+}
+
+/// With one bit of its middle wrong.
+fn wrong(bytes: &[u8]) -> File {
+    let mut bytes = bytes.to_vec();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    File::new(bytes)
+}
+
+#[test]
+fn wrong_bytes_of_one_peer_reach_nobody_and_it_is_not_asked_again() {
+    let swarm = Swarm::of(&[("tool", 3 * MB), ("next", 2 * MB)]);
+    let site = swarm.site(&[]);
+    let liar = Liar::of(&swarm, &site, &["tool", "next"], wrong);
+    for name in ["tool", "next"] {
+        liar.wait_found(&swarm, &site, name);
+    }
+    swarm.fetch(&site, "tool");
+    assert!(liar.asked(&swarm, "tool") > 0);
+    assert_eq!(site.count(WRONG), 1);
+    swarm.fetch(&site, "next");
+    assert_eq!(liar.asked(&swarm, "next"), 0, "it is asked again");
+    site.check_blobs();
+}
+
+#[test]
+fn the_liar_among_honest_peers_is_found_and_they_are_not_blamed() {
+    let swarm = Swarm::of(&[("large", 24 * MB), ("next", 8 * MB)]);
+    let one = swarm.stocked(&[], &["large", "next"]);
+    let site = swarm.site(&[&one]);
+    let liar = Liar::of(&swarm, &site, &["large"], |bytes| {
+        File::new(bytes.iter().map(|byte| byte ^ 1).collect::<Vec<_>>())
+    });
+    liar.wait_found(&swarm, &site, "large");
+    swarm.wait_found(&site, "next", &[&one]);
+    swarm.fetch(&site, "large");
+    assert!(liar.asked(&swarm, "large") > 0);
+    assert_eq!(site.count(WRONG), 1);
+    // The honest one is asked as before.
+    let before = one.count(TO_PEERS);
+    swarm.fetch(&site, "next");
+    assert!(one.count(TO_PEERS) - before > swarm.size("next") / 2);
+    site.check_blobs();
+}
+
+#[test]
+fn honest_peers_bring_it_without_the_mirror_though_one_lies() {
+    let swarm = Swarm::of(&[("large", 12 * MB)]);
+    let one = swarm.stocked(&[], &["large"]);
+    let site = swarm.site(&[&one]);
+    let liar = Liar::of(&swarm, &site, &["large"], |bytes| {
+        File::new(bytes.iter().map(|byte| byte ^ 1).collect::<Vec<_>>())
+    });
+    liar.wait_found(&swarm, &site, "large");
+    wait_until(PATIENCE, "both are found", || site.node().look_up(&swarm.blob("large")).len() == 2);
+    swarm.mirror.remove(&swarm.path("large"));
+    swarm.fetch(&site, "large");
+    assert!(site.count(FROM_PEERS) >= swarm.size("large"));
+    site.check_blobs();
+}
+
+#[test]
+fn what_peers_break_off_or_never_end_comes_from_elsewhere() {
+    let swarm =
+        Swarm::of(&[("cut", 3 * MB), ("short", 3 * MB), ("endless", 3 * MB), ("mute", 3 * MB)]);
+    let site = swarm.site(&[]);
+    let path = |name: &str| format!("/blob/sha256/{}", swarm.blob(name));
+    let liars = [
+        Liar::of(&swarm, &site, &["cut"], right),
+        Liar::of(&swarm, &site, &["short"], |bytes| right(&bytes[..bytes.len() / 2])),
+        Liar::of(&swarm, &site, &["endless"], |bytes| {
+            File::new([bytes, &noise(7, 8 * MB)].concat()).ignore_range()
+        }),
+        Liar::of(&swarm, &site, &["mute"], right),
+    ];
+    liars[0].door.script(&path("cut"), vec![Fault::Cut { after: 300_000 }; 20]);
+    let stall = Fault::Stall { after: 1000, for_: Duration::from_secs(20) };
+    liars[3].door.script(&path("mute"), vec![stall; 20]);
+    for (liar, name) in liars.iter().zip(["cut", "short", "endless", "mute"]) {
+        liar.wait_found(&swarm, &site, name);
+        swarm.fetch(&site, name);
+        assert!(liar.asked(&swarm, name) > 0, "{name}");
+    }
+    site.check_blobs();
+    assert_eq!(site.count(WRONG), 0, "these gave too little, not something else");
+}
+
+#[test]
+fn a_peer_that_dawdles_holds_nobody_up() {
+    let swarm = Swarm::of(&[("tool", 6 * MB)]);
+    let one = swarm.stocked(&[], &["tool"]);
+    let site = swarm.site(&[&one]);
+    let dawdler = Liar::of(&swarm, &site, &["tool"], |bytes| right(bytes).rate(60_000));
+    dawdler.wait_found(&swarm, &site, "tool");
+    let begun = std::time::Instant::now();
+    swarm.fetch(&site, "tool");
+    // By itself it would have taken a hundred seconds, and half a minute for a third of it.
+    assert!(begun.elapsed() < Duration::from_secs(30), "it took {:?}", begun.elapsed());
+    assert!(dawdler.asked(&swarm, "tool") > 0);
+}
+
+#[test]
+fn who_claims_what_it_does_not_have_costs_nothing_but_a_question() {
+    let swarm = Swarm::of(&[("tool", 2 * MB)]);
+    let site = swarm.site(&[]);
+    let liars: Vec<Liar> = (0..6).map(|_| Liar::of(&swarm, &site, &["tool"], right)).collect();
+    for liar in &liars {
+        liar.door.remove(&format!("/blob/sha256/{}", swarm.blob("tool")));
+        liar.wait_found(&swarm, &site, "tool");
+    }
+    swarm.fetch(&site, "tool");
+    assert!(liars.iter().any(|liar| liar.asked(&swarm, "tool") > 0));
+    assert_eq!(swarm.by_mirror("tool"), swarm.size("tool"));
+    assert_eq!(site.count(FALSE_CLAIMS), 0, "no filter said so");
+}
+
+#[test]
+fn a_peer_that_is_busy_is_asked_later_and_not_blamed() {
+    let swarm = Swarm::of(&[("tool", 2 * MB), ("next", 2 * MB)]);
+    let site = swarm.site(&[]);
+    let busy = Liar::of(&swarm, &site, &["tool", "next"], right);
+    let path = format!("/blob/sha256/{}", swarm.blob("tool"));
+    busy.door.script(&path, vec![Fault::Status(503); 30]);
+    for name in ["tool", "next"] {
+        busy.wait_found(&swarm, &site, name);
+    }
+    swarm.fetch(&site, "tool");
+    assert_eq!(swarm.by_mirror("tool"), swarm.size("tool"));
+    std::thread::sleep(Duration::from_secs(2));
+    let before = site.count(FROM_PEERS);
+    swarm.fetch(&site, "next");
+    assert!(site.count(FROM_PEERS) > before, "it is not asked any more");
+    assert_eq!(site.count("aptmesh_swarm_benched_peers"), 0);
+}
+
+/// A peer's redirects lead nowhere, whatever they lead to.
+#[test]
+fn a_peer_can_not_send_us_elsewhere() {
+    let swarm = Swarm::of(&[("tool", 2 * MB)]);
+    let site = swarm.site(&[]);
+    let victim = Mirror::start();
+    victim.put("/x", File::new(swarm.archive.deb("tool")));
+    let liar = Liar::of(&swarm, &site, &["tool"], right);
+    let path = format!("/blob/sha256/{}", swarm.blob("tool"));
+    let away = Fault::Redirect(format!("http://{}/x", victim.addr()));
+    liar.door.script(&path, vec![away; 20]);
+    liar.wait_found(&swarm, &site, "tool");
+    swarm.fetch(&site, "tool");
+    assert!(liar.asked(&swarm, "tool") > 0);
+    assert_eq!(victim.log().len(), 0);
+}
