@@ -64,6 +64,10 @@ impl Announcer {
         self.due.range((from, Bound::Unbounded)).take(max).map(|(key, _)| *key).collect()
     }
 
+    pub(super) fn has(&self, key: &DhtKey) -> bool {
+        self.due.contains_key(key)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.due.len()
     }
