@@ -133,7 +133,14 @@ pub(super) async fn node(
     phase: &watch::Receiver<Phase>,
     background: &TaskTracker,
 ) -> anyhow::Result<Node> {
-    let (key, announce) = (config.key.clone(), config.announce);
+    let (key, has_url) =
+        (config.key.clone(), config.peer.is_some() || !config.advertise.is_empty());
+    if index.is_some() && config.announce && !has_url {
+        tracing::warn!(
+            "nothing is announced: where others could fetch it is not known (swarm.advertise)"
+        );
+    }
+    let announce = config.announce && has_url;
     let dht = Dht::start(config, metrics, background).await?;
     let sidecar = Arc::new(Sidecar::new(dht.clone(), metrics.clone(), phase.clone()));
     let start =

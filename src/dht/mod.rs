@@ -10,6 +10,7 @@ mod metrics;
 mod network;
 mod node;
 mod place;
+mod rate;
 mod reach;
 mod records;
 pub mod seeds;

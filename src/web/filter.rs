@@ -85,7 +85,7 @@ impl HaveFilter {
                 tracing::warn!(%error, %source, "other sites get the have-filter as it was");
             }
             Err(_) => {
-                tracing::warn!("the index is late: other sites get the have-filter as it was")
+                tracing::warn!("the index is late: other sites get the have-filter as it was");
             }
         }
     }

@@ -253,8 +253,14 @@ impl Node {
         let known = peer == self.me || card.is_some();
         let addresses = card.map(|card| self.reachable(&card.addresses)).unwrap_or_default();
         let now = Instant::now();
+        let admitted = match known {
+            true if peer == self.me => keys.len(),
+            true => self.rates.take(peer, keys.len(), now),
+            false => 0,
+        };
+        let (keys, held_up) = keys.split_at(admitted);
         let records = self.net.behaviour_mut().kad.store_mut();
-        let taken = keys.iter().filter(|key| known && records.add(**key, peer, ttl, now)).count();
+        let taken = keys.iter().filter(|key| records.add(**key, peer, ttl, now)).count();
         records.set_addresses(&peer, &addresses);
         let refused = keys.len() - taken;
         if peer != self.me {
@@ -264,8 +270,9 @@ impl Node {
             };
             count("taken", taken);
             count("refused", refused);
+            count(if known { "too_fast" } else { "refused" }, held_up.len());
         }
-        done(taken, refused)
+        done(taken, refused + held_up.len())
     }
 
     pub(super) fn forget_records(&mut self, peer: PeerId, keys: &[DhtKey]) -> Answer {
