@@ -174,6 +174,8 @@ pub struct Status {
     pub records: usize,
     /// Blobs announced.
     pub announced: usize,
+    /// Generation of the site's have-filter; 0 if there is none.
+    pub filter: u64,
     /// For how many seconds the longest due announcement has been due.
     pub announce_lag: u64,
     /// Seconds for which others remember.

@@ -494,6 +494,7 @@ impl Node {
             cards: self.directory.len(),
             records,
             announced: self.announcing.len(),
+            filter: self.filter,
             announce_lag: self.announcing.lag(now).as_secs(),
             announce_ttl: self.config.announce_ttl.as_secs(),
         }
