@@ -3,7 +3,7 @@
 //!
 //! `make bench` installs what it needs. `cargo bench --bench side_by_side -- hits` runs one part of
 //! `hits`, `misses`, `crowd`, `pipelining`, `learning`, `evicting`,
-//! `importing`, `fleet`, `dht`.
+//! `importing`, `fleet`, `dht`, `swarm`.
 
 #[path = "../../tests/e2e/kit/mod.rs"]
 mod kit;
@@ -18,6 +18,7 @@ mod learning;
 mod misses;
 mod pipelining;
 mod rivals;
+mod swarm;
 mod table;
 
 use std::fs;
@@ -58,6 +59,9 @@ fn main() {
     }
     if wanted("dht") {
         dht::run();
+    }
+    if wanted("swarm") {
+        swarm::run();
     }
 }
 

@@ -120,23 +120,28 @@ impl Source {
 
     /// Bytes for another site: as fast as the line to others goes, while they have a slot.
     pub(super) fn given(self, slot: Slot, uplink: Arc<Uplink>) -> Self {
-        let state = (self, None, slot);
+        let state = (self, None, Some(slot));
         Self::Stream(Box::pin(futures_util::stream::unfold(
             state,
             move |(mut source, rest, slot)| {
                 let uplink = Arc::clone(&uplink);
                 async move {
+                    let slot = slot?;
+                    if !slot.take_back() {
+                        return Some((Err(Cut("took too long".into())), (source, None, None)));
+                    }
                     let next = match rest {
                         Some(rest) => Ok(rest),
                         None => poll_fn(|context| source.poll_chunk(context)).await?,
                     };
                     let mut chunk = match next {
                         Ok(chunk) => chunk,
-                        Err(error) => return Some((Err(error), (Self::Empty, None, slot))),
+                        Err(error) => return Some((Err(error), (source, None, None))),
                     };
                     let length = uplink.turn(slot.peer(), chunk.length()).await;
                     let rest = chunk.split_off(length);
-                    Some((Ok(chunk), (source, rest, slot)))
+                    slot.hand_out();
+                    Some((Ok(chunk), (source, rest, Some(slot))))
                 }
             },
         )))

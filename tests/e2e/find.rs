@@ -2,11 +2,18 @@
 
 use crate::kit::node::swarm_key;
 use crate::kit::*;
+use hmac::{Hmac, KeyInit, Mac};
 use serde_json::json;
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// In the archive of a test.
+const PACKAGES: usize = 24;
 const FETCHES: &str = "aptmesh_swarm_filter_fetches_total";
+const LOOK_UPS: &str = "aptmesh_swarm_lookups_total";
+const WAITED: &str = "aptmesh_swarm_lookup_duration_seconds_count";
 const AWAY: &str = "aptmesh_swarm_sidecar_away";
 
 /// How often filters came to that.
@@ -17,6 +24,10 @@ fn fetches(site: &Proxy, outcome: &str) -> u64 {
 fn wait_fetches(site: &Proxy, outcome: &str, count: u64) {
     wait_until(PATIENCE, outcome, || fetches(site, outcome) >= count);
     assert_eq!(fetches(site, outcome), count, "{outcome}");
+}
+
+fn tool(number: usize) -> String {
+    format!("tool{number}")
 }
 
 /// An archive on a mirror, and the apt that gets its packages through the proxy.
@@ -31,8 +42,8 @@ impl Clients {
     /// A package for each time that apt is tried.
     fn of(proxy: &Proxy) -> Self {
         let mirror = Mirror::start();
-        let archive = (0..8).fold(LocalArchive::new("demo"), |archive, number| {
-            archive.package(&format!("tool{number}"), "1.0", 200_000)
+        let archive = (0..PACKAGES).fold(LocalArchive::new("demo"), |archive, number| {
+            archive.package(&tool(number), "1.0", 50_000)
         });
         archive.publish(&mirror, "/debian");
         let apt = Apt::new(None);
@@ -44,7 +55,7 @@ impl Clients {
     fn try_apt(&mut self) {
         let update = self.apt.update();
         assert!(update.ok, "{}", update.output);
-        let name = format!("tool{}", self.next);
+        let name = tool(self.next);
         self.next += 1;
         let download = self.apt.download(&[&name]);
         assert!(download.ok, "{}", download.output);
@@ -74,6 +85,15 @@ fn patch(came: &[u64]) -> Vec<u8> {
     let count = u32::try_from(came.len()).unwrap().to_be_bytes().to_vec();
     let entries: Vec<u8> = came.iter().flat_map(|entry| entry.to_be_bytes()).collect();
     [count, entries, 0u32.to_be_bytes().to_vec()].concat()
+}
+
+/// What stands for a blob in filters: the beginning of `HMAC-SHA1(swarm key, sha256)`.
+fn entry(key: &str, blob: &[u8]) -> u64 {
+    let key: Vec<u8> =
+        (0..32).map(|at| u8::from_str_radix(&key[2 * at..2 * at + 2], 16).unwrap()).collect();
+    let mut mac = Hmac::<Sha1>::new_from_slice(&key).unwrap();
+    mac.update(&Sha256::digest(blob));
+    u64::from_be_bytes(mac.finalize().into_bytes()[..8].try_into().unwrap())
 }
 
 /// A site whose node is real, and whose peer port is what the test makes of it.
@@ -118,6 +138,8 @@ fn proxy_at(key: &str, api: &str) -> Proxy {
     Proxy::build()
         .env("APTMESH_SWARM_KEY", key)
         .env("APTMESH_SWARM_ANNOUNCE", "false")
+        // All that is fetched is looked up.
+        .env("APTMESH_SWARM_ANNOUNCE_MIN_SIZE", "1KiB")
         .env("APTMESH_SWARM_ALLOW_PRIVATE", "127.0.0.0/8")
         .env("APTMESH_PROXY_SIDECAR", api)
         .start()
@@ -131,6 +153,8 @@ fn a_node_that_dies_hangs_and_comes_back_does_not_disturb_apt() {
     let mut clients = Clients::of(&proxy);
     clients.try_apt();
     assert_eq!(proxy.count(AWAY), 0);
+    let look_ups = |outcome| proxy.count(&format!("{LOOK_UPS}{{outcome=\"{outcome}\"}}"));
+    assert_eq!((look_ups("none") + look_ups("late") > 0, look_ups("away")), (true, 0));
     let wait_away = |away| {
         wait_until(PATIENCE, "that it is noticed", || proxy.count(AWAY) == away);
     };
@@ -138,6 +162,7 @@ fn a_node_that_dies_hangs_and_comes_back_does_not_disturb_apt() {
     node.kill9();
     wait_away(1);
     clients.try_apt();
+    assert!(look_ups("away") > 0, "nobody waited for it");
     node.restart();
     wait_away(0);
     clients.try_apt();
@@ -149,6 +174,8 @@ fn a_node_that_dies_hangs_and_comes_back_does_not_disturb_apt() {
     wait_away(0);
     clients.try_apt();
 
+    let (asked, waited) = (proxy.count(LOOK_UPS), proxy.count(WAITED));
+    assert_eq!(asked, waited, "each is timed");
     let said = |what: &str| proxy.log().matches(what).count();
     assert_eq!((said("node is away"), said("node is back")), (2, 2), "{}", proxy.log());
 }
@@ -285,6 +312,36 @@ fn hostile_filters_are_bounded_and_their_site_left_alone() {
     assert_eq!(good.asked(), 1);
     assert!(proxy.peak_resident_bytes() < 200_000_000);
     Clients::of(&proxy).try_apt();
+}
+
+#[test]
+fn a_site_whose_filter_lies_is_not_believed_any_more() {
+    let key = swarm_key();
+    let node = Node::start(&key, &[]);
+    let liar = Fake::start(&key, &[&node]);
+    let proxy = proxy_of(&key, &node);
+    let mut clients = Clients::of(&proxy);
+    let debs = (0..PACKAGES).map(|number| clients.archive.deb(&tool(number)));
+    let mut entries: Vec<u64> = debs.map(|deb| entry(&key, deb)).collect();
+    entries.sort_unstable();
+    liar.put(1, filter(1, &entries));
+    liar.tell(1);
+    wait_fetches(&proxy, "whole", 1);
+    let asked_for_blobs = || liar.port.log().len() - liar.asked();
+
+    // Up to eight may be bad luck.
+    for _ in 0..9 {
+        clients.try_apt();
+    }
+    let told = || proxy.count("aptmesh_swarm_false_claims_total");
+    wait_until(PATIENCE, "nine lies", || told() == 9);
+    assert_eq!(proxy.count("aptmesh_swarm_doubted_sites"), 1);
+    let before = asked_for_blobs();
+    assert!(before >= 9, "asked {before} times");
+    for _ in 0..5 {
+        clients.try_apt();
+    }
+    assert_eq!((asked_for_blobs(), told()), (before, 9));
 }
 
 #[test]

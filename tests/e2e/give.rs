@@ -459,6 +459,28 @@ fn slots_are_shared_and_clients_need_none() {
 }
 
 #[test]
+fn who_takes_nothing_leaves_the_slot_to_others() {
+    let (site, bytes) = Giver::new().with_package(4 * LARGE);
+    let blob = sha256_hex(&bytes);
+    let begin = |ip: &str| {
+        let mut connection = Connection::open_from(ip, site.peer());
+        site.ask_on(&mut connection, "GET", &blob, &[]);
+        (connection.read_head().status, connection)
+    };
+    let mut sleepers: Vec<_> = (0..20).map(|number| begin(&other(number / 2))).collect();
+    assert!(sleepers.iter().all(|(status, _)| *status == 200));
+    assert_eq!(begin(&other(10)).0, 503);
+    wait_until(PATIENCE, "a slot", || {
+        thread::sleep(Duration::from_secs(1));
+        let (status, mut newcomer) = begin(&other(10));
+        status == 200 && newcomer.read_body_some(bytes.len()) == bytes
+    });
+    // One of them lost it for that.
+    let rests = sleepers.iter_mut().map(|(_, sleeper)| sleeper.read_body_some(bytes.len()));
+    assert!(rests.filter(|rest| rest.len() < bytes.len()).count() > 0);
+}
+
+#[test]
 fn the_upload_limit_is_kept_and_shared() {
     let (site, bytes) = Giver::with(&[("SWARM_UPLOAD_LIMIT", "400kB/s")]).with_package(LARGE);
     let blob = sha256_hex(&bytes);

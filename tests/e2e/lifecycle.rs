@@ -383,15 +383,16 @@ fn status_tells_how_a_running_proxy_is_doing() {
     let admin = proxy.admin().to_string();
 
     let told = run(&["status", "--admin-listen", &admin]);
-    let said = text(&told.stdout);
+    let said = text(&told.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(told.status.success(), "{}", text(&told.stderr));
     for part in [
         "aptmesh 0.",
         ", up ",
-        "from the store:   1.5 MB",
-        "from the mirrors: 1.5 MB",
+        "served from the store: 1.5 MB 1.5 MB",
+        "fetched from mirrors: 1.5 MB 1.5 MB",
+        "fetched from peers: 0.0 MB 0.0 MB",
         "1 files, 1.5 MB",
-        "under way:     0",
+        "under way: 0",
         "all is well",
     ] {
         assert!(said.contains(part), "{part:?} is not in:\n{said}");

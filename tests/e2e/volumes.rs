@@ -526,6 +526,26 @@ fn what_one_replica_evicts_the_other_still_has() {
 }
 
 #[test]
+fn the_upload_limit_is_not_for_fellows() {
+    on_time(|| {
+        let site = Site::new();
+        let (path, bytes) = site.package(1, LARGE);
+        let settings = [
+            ("APTMESH_SWARM_KEY", &*node::swarm_key()),
+            ("APTMESH_SWARM_UPLOAD_LIMIT", "10kB/s"),
+            ("APTMESH_LISTEN_DHT", "127.0.0.1:0"),
+            ("APTMESH_LISTEN_SIDECAR", "127.0.0.1:0"),
+        ];
+        let first = site.replica_with(&settings);
+        site.fetch(&first, &path, &bytes);
+        let second = site.replica_with(&settings);
+        site.fetch(&second, &path, &bytes);
+        assert_eq!(first.count(&format!("{GIVEN}{{to=\"replica\"}}")), bytes.len() as u64);
+        assert_eq!(site.mirror.bodies(&path), 1);
+    });
+}
+
+#[test]
 fn strangers_get_nothing() {
     on_time(|| {
         let site = Site::new();
@@ -548,7 +568,7 @@ fn strangers_get_nothing() {
                 assert_eq!(request(peer, "HEAD", target, token).status, 403);
             }
         }
-        assert_eq!(request(peer, "POST", &blob, &[]).status, 405);
+        assert_eq!(request(peer, "POST", &blob, &[]).status, 403);
         assert_eq!(first.count(GIVEN), 0);
         // Nor does the proxy surface have it.
         assert_ne!(get(first.addr(), &blob).status, 200);

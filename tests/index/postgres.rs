@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use aptmesh::content::digest::{Expected, Sha256};
 use aptmesh::index::postgres::schema::{self, MIGRATIONS, SchemaMismatch};
 use aptmesh::index::postgres::{Config, PostgresIndex};
-use aptmesh::index::{Change, Entry, Expectation, Index, IndexError, Use, budget};
+use aptmesh::index::{Change, Entry, Expectation, Index, IndexError, Traffic, Use, budget};
 
 use crate::conformance;
 use crate::kit::Ca;
@@ -202,6 +202,19 @@ fn large_tables_are_not_counted_row_by_row() {
         server.sql(database_of(&url), grown);
         let totals = index.totals().await.unwrap();
         assert_eq!((totals.resources, totals.expectations), (12_000_000, 0));
+    });
+}
+
+#[test]
+fn traffic_is_summed_over_replicas() {
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    let (here, there) = (open(&url), open(&url));
+    let parts = |part| Traffic::of_parts([part; 6]);
+    wait(async {
+        here.add_traffic(&parts(5)).await.unwrap();
+        assert_eq!(there.add_traffic(&parts(2)).await.unwrap(), parts(7));
+        assert_eq!(here.add_traffic(&parts(0)).await.unwrap(), parts(7));
     });
 }
 

@@ -45,6 +45,7 @@ struct Shelf {
     scripts: Mutex<HashMap<String, VecDeque<Fault>>>,
     log: Mutex<Vec<Arc<Entry>>>,
     hook: Mutex<Option<Hook>>,
+    line: send::Line,
     hangs_up: AtomicBool,
     connections: AtomicUsize,
 }
@@ -88,6 +89,11 @@ impl Mirror {
     /// Another word for `put`, where a test replaces what was there.
     pub fn replace(&self, path: &str, file: File) {
         self.put(path, file);
+    }
+
+    /// All that it sends shares a line of this speed from now on.
+    pub fn limit(&self, bytes_per_second: u64) {
+        self.shelf.line.limit(bytes_per_second);
     }
 
     /// 404 from here on.
@@ -202,7 +208,7 @@ impl Shelf {
                 None => false,
                 Some(answer) => {
                     let close = asked.wants_close();
-                    send::send(wire.get_mut(), &answer, &entry, close).unwrap_or(false)
+                    send::send(wire.get_mut(), &answer, &entry, &self.line, close).unwrap_or(false)
                 }
             };
             entry.close();

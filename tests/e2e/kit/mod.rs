@@ -13,6 +13,7 @@ pub mod ca;
 pub mod client;
 pub mod door;
 pub mod fleet;
+pub mod lan;
 pub mod link;
 pub mod mirror;
 pub mod node;

@@ -29,6 +29,17 @@ pub fn aptmesh() -> Command {
     command
 }
 
+/// The command, run by way of another program.
+fn after(prefix: &[String], command: Command) -> Command {
+    let Some((program, arguments)) = prefix.split_first() else { return command };
+    let mut wrapped = Command::new(program);
+    wrapped.args(arguments).arg(command.get_program());
+    for (name, _) in command.get_envs() {
+        wrapped.env_remove(name);
+    }
+    wrapped
+}
+
 /// How a proxy is to be started.
 pub struct Build {
     data: Option<PathBuf>,
@@ -36,6 +47,8 @@ pub struct Build {
     args: Vec<OsString>,
     /// Of the proxy and of the administrator; port 0 for any.
     addresses: [SocketAddr; 2],
+    /// What runs it; empty: nothing else.
+    prefix: Vec<String>,
 }
 
 impl Build {
@@ -54,6 +67,12 @@ impl Build {
     /// Listens on another loopback address.
     pub fn at(mut self, ip: IpAddr) -> Self {
         self.addresses = [SocketAddr::from((ip, 0)); 2];
+        self
+    }
+
+    /// Runs it by way of another program, such as one that puts it on another network.
+    pub fn prefix(mut self, prefix: Vec<String>) -> Self {
+        self.prefix = prefix;
         self
     }
 
@@ -76,7 +95,7 @@ impl Build {
     }
 
     fn command(&self, data: &Path) -> Command {
-        let mut command = aptmesh();
+        let mut command = after(&self.prefix, aptmesh());
         command
             .args(["serve", "--listen", &self.addresses[0].to_string()])
             .args(["--admin-listen", &self.addresses[1].to_string(), "--data"])
@@ -110,7 +129,7 @@ impl Proxy {
 
     pub fn build() -> Build {
         let addresses = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); 2];
-        Build { data: None, env: Vec::new(), args: Vec::new(), addresses }
+        Build { data: None, env: Vec::new(), args: Vec::new(), addresses, prefix: Vec::new() }
     }
 
     /// Where apt talks to.

@@ -1,6 +1,7 @@
 //! A whole site of a swarm as one process, `aptmesh serve` with a swarm key, on a loopback address of its
 //! own: the ports are those that users have.
 
+use super::lan::{Host, Lan};
 use super::node::{Api, own_ip};
 use super::proxy::{self, Proxy};
 use std::ffi::OsString;
@@ -51,7 +52,18 @@ pub struct Site {
 impl Site {
     /// A site of the swarm with this key.
     pub fn build(key: &str) -> Build {
-        let ip = own_ip();
+        Self::build_at(own_ip(), key)
+    }
+
+    /// One on a machine of a network of the test's own.
+    pub fn build_on(lan: &Lan, host: &Host, key: &str) -> Build {
+        let Build { ip, proxy } = Self::build_at(host.ip.clone(), key);
+        Build { ip, proxy: proxy.prefix(host.prefix()) }
+            .env("SWARM_ALLOW_PRIVATE", lan.network())
+            .env("MIRROR_ALLOW_PRIVATE", lan.network())
+    }
+
+    fn build_at(ip: String, key: &str) -> Build {
         let listen = |port: u16| at(&ip, port).to_string();
         let proxy = Proxy::build()
             .at(ip.parse::<IpAddr>().expect("an address"))

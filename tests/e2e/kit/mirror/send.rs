@@ -5,14 +5,45 @@ use super::file::Framing;
 use super::seen::Entry;
 use super::wire::Wire;
 use std::io::{self, Write};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// How much is written at once when there is no speed limit.
 const SLICE: usize = 256 * 1024;
 
+/// What all connections of a mirror have to share.
+#[derive(Default)]
+pub struct Line(Mutex<Option<(u64, Instant)>>);
+
+impl Line {
+    pub fn limit(&self, bytes_per_second: u64) {
+        *self.0.lock().unwrap() = Some((bytes_per_second, Instant::now()));
+    }
+
+    /// How much is sent at once.
+    fn slice(&self) -> usize {
+        self.0.lock().unwrap().map_or(SLICE, |_| 16 * 1024)
+    }
+
+    /// For how long so many bytes have to wait for their turn.
+    fn turn(&self, bytes: usize) -> Duration {
+        let mut line = self.0.lock().unwrap();
+        let Some((rate, free_at)) = line.as_mut() else { return Duration::ZERO };
+        let now = Instant::now();
+        *free_at = (*free_at).max(now) + Duration::from_secs_f64(bytes as f64 / *rate as f64);
+        free_at.saturating_duration_since(now)
+    }
+}
+
 /// Sends head and body. Says whether the connection may serve further
 /// requests; an error means that the other side is gone.
-pub fn send(wire: &mut Wire, answer: &Answer, entry: &Entry, close: bool) -> io::Result<bool> {
+pub fn send(
+    wire: &mut Wire,
+    answer: &Answer,
+    entry: &Entry,
+    line: &Line,
+    close: bool,
+) -> io::Result<bool> {
     let closing = close
         || answer.close
         || answer.http10
@@ -25,7 +56,7 @@ pub fn send(wire: &mut Wire, answer: &Answer, entry: &Entry, close: bool) -> io:
     wire.write_all(answer.head(closing).as_bytes())?;
     if entry.method != "HEAD" && answer.has_body() {
         entry.begin_body();
-        let cut = send_body(wire, answer, entry)?;
+        let cut = send_body(wire, answer, entry, line)?;
         if let Some(silence) = cut {
             wire.flush()?;
             wire.pause(silence);
@@ -41,7 +72,12 @@ pub fn send(wire: &mut Wire, answer: &Answer, entry: &Entry, close: bool) -> io:
 }
 
 /// Sends the body. Some(silence) when it was broken off on purpose.
-fn send_body(wire: &mut Wire, answer: &Answer, entry: &Entry) -> io::Result<Option<Duration>> {
+fn send_body(
+    wire: &mut Wire,
+    answer: &Answer,
+    entry: &Entry,
+    line: &Line,
+) -> io::Result<Option<Duration>> {
     let whole = &answer.bytes[answer.part.clone()];
     let chunked = answer.framing == Framing::Chunked;
     let body = match answer.cut {
@@ -49,6 +85,7 @@ fn send_body(wire: &mut Wire, answer: &Answer, entry: &Entry) -> io::Result<Opti
         None => whole,
     };
     let slice = answer.rate.map_or(SLICE, |rate| (rate / 100).clamp(1, SLICE as u64) as usize);
+    let slice = slice.min(line.slice());
     let start = Instant::now();
     let mut sent = 0;
     for piece in body.chunks(slice) {
@@ -60,6 +97,9 @@ fn send_body(wire: &mut Wire, answer: &Answer, entry: &Entry) -> io::Result<Opti
             if !wire.pause(due.saturating_duration_since(Instant::now())) {
                 return Err(gone());
             }
+        }
+        if !wire.pause(line.turn(piece.len())) {
+            return Err(gone());
         }
         if chunked {
             wire.write_all(format!("{:x}\r\n", piece.len()).as_bytes())?;

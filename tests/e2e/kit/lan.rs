@@ -1,0 +1,101 @@
+//! A network of this test's own: machines with addresses of their own on one switch, each of which can be
+//! cut off. The test itself is on it, too. Takes root, as on a machine for tests.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Networks of this process so far.
+static LANS: AtomicU32 = AtomicU32::new(0);
+
+/// The switch.
+pub struct Lan {
+    name: String,
+    /// `10.X.Y`
+    prefix: String,
+    hosts: AtomicU32,
+}
+
+/// A machine on it.
+pub struct Host {
+    /// Its address.
+    pub ip: String,
+    name: String,
+}
+
+impl Lan {
+    pub fn new() -> Self {
+        let number = std::process::id().wrapping_mul(7) + LANS.fetch_add(1, Ordering::Relaxed);
+        let name = format!("am{:x}", number % 0xffff);
+        let prefix = format!("10.{}.{}", 128 + number / 250 % 100, number % 250);
+        ip(&["link", "add", &name, "type", "bridge"]);
+        let lan = Self { name, prefix, hosts: AtomicU32::new(0) };
+        ip(&["address", "add", &format!("{}/24", lan.own_ip()), "dev", &lan.name]);
+        ip(&["link", "set", &lan.name, "up"]);
+        lan
+    }
+
+    /// Where the test itself is.
+    pub fn own_ip(&self) -> String {
+        format!("{}.254", self.prefix)
+    }
+
+    /// All of it.
+    pub fn network(&self) -> String {
+        format!("{}.0/24", self.prefix)
+    }
+
+    pub fn host(&self) -> Host {
+        let number = self.hosts.fetch_add(1, Ordering::Relaxed) + 1;
+        assert!(number < 250, "the switch has no more places");
+        let name = format!("{}-{number}", self.name);
+        ip(&["netns", "add", &name]);
+        let host = Host { ip: format!("{}.{number}", self.prefix), name };
+        let Host { ip: address, name } = &host;
+        ip(&["link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name]);
+        ip(&["link", "set", name, "master", &self.name, "up"]);
+        ip(&["-n", name, "address", "add", &format!("{address}/24"), "dev", "eth0"]);
+        ip(&["-n", name, "link", "set", "eth0", "up"]);
+        ip(&["-n", name, "link", "set", "lo", "up"]);
+        host
+    }
+}
+
+impl Host {
+    /// What runs a program there: to be put before it.
+    pub fn prefix(&self) -> Vec<String> {
+        ["ip", "netns", "exec", &self.name].map(str::to_owned).to_vec()
+    }
+
+    /// Nothing passes to it or from it any more.
+    pub fn cut(&self) {
+        ip(&["link", "set", &self.name, "down"]);
+    }
+
+    pub fn heal(&self) {
+        ip(&["link", "set", &self.name, "up"]);
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // Its end of the cable goes with it.
+        run(&["netns", "delete", &self.name]);
+    }
+}
+
+impl Drop for Lan {
+    fn drop(&mut self) {
+        run(&["link", "delete", &self.name]);
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    let told = run(arguments);
+    assert!(told.is_empty(), "ip {}: {told}", arguments.join(" "));
+}
+
+/// What it has to complain of.
+fn run(arguments: &[&str]) -> String {
+    let ran = Command::new("ip").args(arguments).output().expect("the program ip (iproute2)");
+    String::from_utf8_lossy(&ran.stderr).into_owned()
+}
