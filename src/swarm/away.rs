@@ -77,7 +77,7 @@ mod tests {
         assert!(away.failed(now));
         for seconds in [1, 2, 4, 8, 10, 10] {
             assert!(!away.failed(now), "said once");
-            now += Duration::from_secs(seconds) - Duration::from_millis(1);
+            now += Duration::from_secs(seconds).saturating_sub(Duration::from_millis(1));
             assert_eq!(away.standing(now), Standing::Away, "{seconds}");
             now += Duration::from_millis(1);
             assert_eq!(away.standing(now), Standing::Due, "{seconds}");

@@ -147,7 +147,7 @@ mod tests {
             assert!(claims.believes_at(&liar, now), "{minutes}: that may be bad luck");
             (0..100).for_each(|_| claims.count(&liar, false, now));
             assert!(!claims.believes_at(&liar, now), "{minutes}");
-            now += Duration::from_mins(minutes) - Duration::from_millis(1);
+            now += Duration::from_mins(minutes).saturating_sub(Duration::from_millis(1));
             assert!(!claims.believes_at(&liar, now), "{minutes}");
             now += Duration::from_millis(1);
             assert!(claims.believes_at(&liar, now), "{minutes}");

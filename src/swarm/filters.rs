@@ -407,7 +407,7 @@ mod tests {
         for seconds in [10, 20, 40, 80, 160, 320, 600, 600] {
             assert_eq!(next(&mut book, now), Some((5, None)));
             assert_eq!(book.take(&node, 5, failed(), now), "failed");
-            now += Duration::from_secs(seconds) - Duration::from_millis(1);
+            now += Duration::from_secs(seconds).saturating_sub(Duration::from_millis(1));
             book.look_at(vec![site("site", 5)], now);
             assert_eq!(next(&mut book, now), None, "{seconds}");
             now += Duration::from_millis(1);

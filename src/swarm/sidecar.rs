@@ -221,6 +221,20 @@ impl Asked {
     }
 }
 
+/// Who has a blob? Counted at its end, be it that who asked has it from elsewhere by then.
+struct Question<'a> {
+    sidecar: &'a Sidecar,
+    begun: Instant,
+    outcome: &'static str,
+}
+
+impl Drop for Question<'_> {
+    fn drop(&mut self) {
+        self.sidecar.look_ups.with_label_values(&[self.outcome]).inc();
+        self.sidecar.look_up_seconds.observe(self.begun.elapsed().as_secs_f64());
+    }
+}
+
 #[async_trait]
 impl Discovery for Sidecar {
     fn me(&self) -> Option<Arc<str>> {
@@ -233,10 +247,9 @@ impl Discovery for Sidecar {
     }
 
     async fn look_up(&self, blob: &Sha256, budget: Duration) -> Vec<Holder> {
-        let begun = Instant::now();
+        let mut question = Question { sidecar: self, begun: Instant::now(), outcome: "given_up" };
         let (outcome, found) = self.find(blob, budget).await;
-        self.look_ups.with_label_values(&[outcome]).inc();
-        self.look_up_seconds.observe(begun.elapsed().as_secs_f64());
+        question.outcome = outcome;
         found
     }
 

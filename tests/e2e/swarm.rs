@@ -2,7 +2,12 @@
 
 use crate::kit::site::Site;
 use crate::kit::*;
+use std::fs;
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+use tempfile::TempDir;
 
 pub const PATIENCE: Duration = Duration::from_secs(60);
 const LEARNT: &str = "aptmesh_engine_learnt_lists_total{outcome=\"learnt\"}";
@@ -226,4 +231,70 @@ fn real_apt_is_served_by_another_site() {
     two.wait_landed();
     assert!(by_mirror() - all <= all / 10, "the mirror gave {} of {all}", by_mirror() - all);
     assert!(two.count(FROM_PEERS) >= all * 9 / 10);
+}
+
+/// The README's lines, as they stand there, on two machines.
+#[test]
+fn two_machines_share_by_three_lines() {
+    let readme = fs::read_to_string("README.md").expect("the README");
+    let (_, lines) = readme.split_once("    aptmesh key\n").expect("the three lines");
+    let lines: Vec<&str> = lines.lines().take(2).map(str::trim).collect();
+    let key = String::from_utf8(aptmesh().arg("key").output().unwrap().stdout).unwrap();
+    let lan = lan::Lan::new();
+    let hosts = [lan.host(), lan.host()];
+    let mirror = Mirror::start_at(&lan.own_ip());
+    let archive = LocalArchive::new("demo").package("tool", "1.0", 3 * MB);
+    archive.publish(&mirror, "/debian");
+    let programs = Path::new(env!("CARGO_BIN_EXE_aptmesh")).parent().unwrap();
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    let data = [TempDir::new().unwrap(), TempDir::new().unwrap()];
+    let mut machines = Vec::new();
+    for ((line, host), data) in lines.iter().zip(&hosts).zip(&data) {
+        let line = line.replace("KEY=KEY", &format!("KEY={}", key.trim()));
+        let line = line.replace("ONE:", &format!("{}:", hosts[0].ip));
+        let (names, command) = line.split_once("aptmesh ").expect("a command");
+        let command = format!("{names} exec aptmesh {command}");
+        let run = host.prefix();
+        let started = Command::new(&run[0])
+            .args(&run[1..])
+            .args(["sh", "-c", &command])
+            .env("PATH", &path)
+            .env("APTMESH_DATA_DIR", data.path())
+            // The mirror of this test is no public one.
+            .env("APTMESH_MIRROR_ALLOW_PRIVATE", lan.network())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        machines.push(Reaped(started.expect("sh")));
+        let proxy = (host.ip.as_str(), 9977);
+        wait_until(PATIENCE, "it is there", || TcpStream::connect(proxy).is_ok());
+    }
+    let apt_at = |host: &lan::Host| {
+        let apt = Apt::new(None);
+        let base = format!("http://{}:9977/{}/debian", host.ip, mirror.host());
+        apt.sources(&archive.source_line(&base));
+        for run in [apt.update(), apt.download(&["tool"])] {
+            assert!(run.ok, "{}", run.output);
+        }
+        apt.archives()
+    };
+    let path = format!("/debian/{}", archive.deb_path("tool"));
+    apt_at(&hosts[0]);
+    let size = archive.deb("tool").len() as u64;
+    assert_eq!(mirror.bytes(&path), size);
+    // Until the second one has heard of it: it has nothing stored before.
+    std::thread::sleep(Duration::from_secs(10));
+    apt_at(&hosts[1]);
+    let again = mirror.bytes(&path) - size;
+    assert!(again <= MORSELS, "the mirror gave {again} bytes of it again");
+}
+
+/// A process that ends with the test.
+struct Reaped(Child);
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
 }

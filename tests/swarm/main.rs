@@ -1,4 +1,4 @@
-//! What other sites may answer, and what is taken of it.
+//! What other sites and this site's node may answer, and what is taken of it.
 
 mod kit;
 
@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use aptmesh::content::digest::Sha256;
 use aptmesh::content::swarm_key::SwarmKey;
-use aptmesh::swarm::discovery::Holder;
+use aptmesh::swarm::discovery::{Discovery as _, Holder};
 use aptmesh::swarm::peers::{Peers, Refused};
+use aptmesh::swarm::sidecar::Sidecar;
 use aptmesh::telemetry::metrics::Metrics;
 use kit::door::Door;
 use prometheus::IntCounter;
+use tokio_util::task::TaskTracker;
 
 /// A site that says that, whatever it is asked, and then nothing for a while.
 struct Site {
@@ -213,4 +215,59 @@ fn a_site_is_asked_where_it_was_reached_and_shown_a_token() {
     assert!(asked.starts_with(&path), "{asked}");
     assert!(asked.contains("\r\nrange: bytes=2-4\r\n"), "{asked}");
     assert!(asked.contains("\r\nauthorization: aptmesh "), "{asked}");
+}
+
+/// An answer of the node's API.
+fn found(urls: &[&str]) -> String {
+    let peers: Vec<String> = urls
+        .iter()
+        .map(|url| format!(r#"{{"node":"{url}","urls":["{url}"],"filter":1}}"#))
+        .collect();
+    let body = format!(r#"{{"node":"me","peers":[{}]}}"#, peers.join(","));
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}(closes)", body.len())
+}
+
+fn sidecar(node: &Site) -> (Arc<Sidecar>, TaskTracker) {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let tasks = TaskTracker::new();
+    let api = node.url().parse().unwrap();
+    (Sidecar::start(&api, &Metrics::default(), &tasks).unwrap(), tasks)
+}
+
+#[test]
+fn who_asks_for_the_same_at_a_time_shares_one_look_up() {
+    const BUDGET: Duration = Duration::from_secs(5);
+    let (nobody, somebody) = (found(&[]), found(&["http://192.0.2.1:9979"]));
+    for (answer, holders) in [(nobody, 0), (somebody, 1)] {
+        let node = Site::says(answer);
+        run(async {
+            let (sidecar, _tasks) = sidecar(&node);
+            let blob = Sha256::of(b"blob");
+            let asked = (0..100).map(|_| sidecar.look_up(&blob, BUDGET));
+            let found = futures_util::future::join_all(asked).await;
+            assert!(found.iter().all(|found| found.len() == holders), "{found:?}");
+            assert_eq!(node.asked.lock().unwrap().len(), 1);
+            sidecar.look_up(&Sha256::of(b"another"), BUDGET).await;
+            assert_eq!(node.asked.lock().unwrap().len(), 2);
+            tokio::time::sleep(Duration::from_millis(5_100)).await;
+            sidecar.look_up(&blob, BUDGET).await;
+            assert_eq!(node.asked.lock().unwrap().len(), 3, "it may be another by now");
+        });
+    }
+}
+
+#[test]
+fn what_a_node_tells_is_bounded() {
+    let many: Vec<String> = (0..100).map(|number| format!("http://192.0.2.{number}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let long = format!("http://{}", "x".repeat(300));
+    for (told, holders) in [(&many[..], 32), (&[long.as_str()], 0), (&["http://a", "http://b"], 2)]
+    {
+        let node = Site::says(found(told));
+        run(async {
+            let (sidecar, _tasks) = sidecar(&node);
+            let found = sidecar.look_up(&Sha256::of(b"blob"), Duration::from_secs(5)).await;
+            assert_eq!(found.len(), holders);
+        });
+    }
 }

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 /// For how long peers are waited for before the mirror is asked at all.
 pub(super) const BUDGET: Duration = Duration::from_millis(150);
+/// For how long those are waited for who have never given right bytes.
+const PROBATION: Duration = Duration::from_secs(1);
 /// By how much later than from the mirror alone the end of a file may come.
-const SLACK: Duration = Duration::from_secs(1);
+const SLACK: Duration = Duration::from_millis(250);
 /// Peers show by then what they bring.
 pub(super) const TRIAL: Duration = Duration::from_millis(500);
 /// For how long clients are without a byte at most.
@@ -55,7 +57,7 @@ pub(super) enum Lead {
 
 pub(super) fn lead(sight: &Sight) -> Lead {
     let Sight { since, silent, size, led, .. } = *sight;
-    if !sight.are_busy || (!sight.are_proven && since >= SLACK) || is_late(sight) {
+    if !sight.are_busy || (!sight.are_proven && since >= PROBATION) || is_late(sight) {
         return Lead::All;
     }
     let is_hungry = since >= BUDGET && (led == 0 || silent >= SILENCE);
