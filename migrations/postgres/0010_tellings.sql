@@ -15,7 +15,7 @@ DECLARE
     noted BIGINT;
 BEGIN
     INSERT INTO changes (by_transaction, digest)
-    VALUES (pg_current_xact_id()::TEXT::BIGINT, coalesce(NEW.digest, OLD.digest))
+    VALUES (txid_current(), coalesce(NEW.digest, OLD.digest))
     RETURNING id INTO noted;
     DELETE FROM changes WHERE id = noted - 100000;
     RETURN NULL;

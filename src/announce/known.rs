@@ -20,6 +20,8 @@ pub(super) struct Known(HashMap<Sha256, u64>);
 pub(super) struct Difference {
     pub(super) came: Vec<(Sha256, u64)>,
     pub(super) went: Vec<Sha256>,
+    /// Those that went before it was seen that they came: they may have been told of on their way.
+    pub(super) passed: Vec<Sha256>,
 }
 
 impl Known {
@@ -46,7 +48,7 @@ impl Known {
         let before = std::mem::replace(self, all);
         let came = self.iter().filter(|(digest, _)| !before.0.contains_key(digest)).collect();
         let went = before.0.into_keys().filter(|digest| !self.0.contains_key(digest)).collect();
-        Difference { came, went }
+        Difference { came, went, passed: Vec::new() }
     }
 
     /// Takes changes over: a size, or that a blob is not to be told of any more; how it differs then.
@@ -60,11 +62,8 @@ impl Known {
                     }
                 }
                 Some(_) => {}
-                None => {
-                    if self.0.remove(digest).is_some() {
-                        difference.went.push(*digest);
-                    }
-                }
+                None if self.0.remove(digest).is_some() => difference.went.push(*digest),
+                None => difference.passed.push(*digest),
             }
         }
         difference
@@ -93,9 +92,10 @@ mod tests {
         let [one, two, three] = [1, 2, 3].map(blob);
         let told = |blob: (Sha256, u64)| (blob.0, Some(blob.1));
         let difference = known.change(&[told(one), told(two), (three.0, None)]);
-        assert_eq!(difference, Difference { came: vec![one, two], went: vec![] });
-        let difference = known.change(&[told(one), (two.0, None), (two.0, None)]);
-        assert_eq!(difference, Difference { came: vec![], went: vec![two.0] });
+        assert_eq!((difference.came, difference.went), (vec![one, two], vec![]));
+        assert_eq!(difference.passed, [three.0]);
+        let difference = known.change(&[told(one), (two.0, None)]);
+        assert_eq!((difference.came, difference.went), (vec![], vec![two.0]));
         let difference = known.become_of(Known(HashMap::from([two, three])));
         assert_eq!((difference.came.len(), difference.went), (2, vec![one.0]));
         assert_eq!(known.len(), 2);

@@ -187,5 +187,8 @@ impl Teller {
         for blobs in gone.chunks(AT_A_TIME) {
             self.dht.withdraw(blobs).await;
         }
+        for blobs in difference.passed.chunks(AT_A_TIME) {
+            self.dht.withdraw_provisional(blobs).await;
+        }
     }
 }

@@ -58,11 +58,11 @@ impl Nodes {
         let mut places = Vec::new();
         self.announcing.clear();
         for other in index.holdings_like(NODE).await?.into_iter().take(NODES_MAX) {
-            let node = other.lease.name.strip_prefix(NODE).unwrap_or_default().to_owned();
-            let note = other.note.and_then(|note| serde_json::from_str::<Note>(&note).ok());
-            let Some(note) = note.filter(|_| node != self.me) else { continue };
-            places.extend(note.addresses);
-            self.announcing.extend(Some(node).filter(|_| note.announces));
+            let told = other.note.and_then(|note| serde_json::from_str::<Note>(&note).ok());
+            let id = other.lease.name.strip_prefix(NODE).unwrap_or_default();
+            let Some(told) = told.filter(|_| id != self.me) else { continue };
+            places.extend(told.addresses);
+            self.announcing.extend(told.announces.then(|| id.to_owned()));
         }
         dht.find(places).await;
         self.met_at = Some(Instant::now());

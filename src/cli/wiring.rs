@@ -26,6 +26,7 @@ use crate::store::{self, Store};
 use crate::swarm::Swarm;
 use crate::telemetry::metrics::Metrics;
 use crate::web::admin::Admin;
+use crate::web::filter::HaveFilter;
 use crate::web::peer::Peer;
 use crate::web::phase::Phase;
 use crate::web::proxy::Proxy;
@@ -83,7 +84,10 @@ pub(super) async fn build(
         config.groups.clone(),
         config.mirror.pseudonym.clone(),
     ));
-    let peer = Arc::new(Peer::new(Arc::clone(&engine), config.upload_limit, &metrics, background));
+    let tells = config.dht.key.is_some() && config.dht.announce;
+    let filter = tells.then(|| HaveFilter::new(Arc::clone(&index)));
+    let limit = config.upload_limit;
+    let peer = Arc::new(Peer::new(Arc::clone(&engine), filter, limit, &metrics, background));
     let node = match places.sidecar {
         Some(_) => {
             let dht = dht::Config { peer: places.peer, ..config.dht.clone() };
@@ -129,7 +133,14 @@ pub(super) async fn node(
     phase: &watch::Receiver<Phase>,
     background: &TaskTracker,
 ) -> anyhow::Result<Node> {
-    let (key, announce) = (config.key.clone(), config.announce);
+    let (key, has_url) =
+        (config.key.clone(), config.peer.is_some() || !config.advertise.is_empty());
+    if index.is_some() && config.announce && !has_url {
+        tracing::warn!(
+            "nothing is announced: where others could fetch it is not known (swarm.advertise)"
+        );
+    }
+    let announce = config.announce && has_url;
     let dht = Dht::start(config, metrics, background).await?;
     let sidecar = Arc::new(Sidecar::new(dht.clone(), metrics.clone(), phase.clone()));
     let start =

@@ -33,10 +33,6 @@ impl Announcer {
         is_new
     }
 
-    pub(super) fn has(&self, key: &DhtKey) -> bool {
-        self.due.contains_key(key)
-    }
-
     /// Lets go of a key; whether it was there.
     pub(super) fn remove(&mut self, key: &DhtKey) -> bool {
         match self.due.remove(key) {
@@ -66,6 +62,10 @@ impl Announcer {
     pub(super) fn after(&self, key: Option<DhtKey>, max: usize) -> Vec<DhtKey> {
         let from = key.map_or(Bound::Unbounded, Bound::Excluded);
         self.due.range((from, Bound::Unbounded)).take(max).map(|(key, _)| *key).collect()
+    }
+
+    pub(super) fn has(&self, key: &DhtKey) -> bool {
+        self.due.contains_key(key)
     }
 
     pub(super) fn len(&self) -> usize {

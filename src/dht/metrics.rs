@@ -57,7 +57,7 @@ impl DhtMetrics {
             ),
             taken: metrics.counters(
                 "aptmesh_dht_offered_total",
-                "Records that other nodes sent, by what became of them: taken or refused.",
+                "Records that other nodes sent, by what became of them: taken, refused, or sent too_fast.",
                 &["result"],
             ),
             cards_refused: metrics.counter(

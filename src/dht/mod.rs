@@ -10,6 +10,7 @@ mod metrics;
 mod network;
 mod node;
 mod place;
+mod rate;
 mod reach;
 mod records;
 pub mod seeds;
@@ -173,6 +174,8 @@ pub struct Status {
     pub records: usize,
     /// Blobs announced.
     pub announced: usize,
+    /// Generation of the site's have-filter; 0 if there is none.
+    pub filter: u64,
     /// For how many seconds the longest due announcement has been due.
     pub announce_lag: u64,
     /// Seconds for which others remember.
@@ -218,8 +221,7 @@ impl Dht {
         self.order(|reply| Order::LookUp { key, budget, reply }).await
     }
 
-    /// Announces blobs of these sizes, from now on; or, if all that a site has is told by
-    /// [`Dht::announce_only`], for a while, as they may be on their way to it.
+    /// Announces blobs of these sizes, from now on.
     pub async fn announce(&self, blobs: &[(Sha256, u64)]) -> Option<Announced> {
         self.announce_as(blobs, |keys, reply| Order::Announce { keys, reply }).await
     }
@@ -244,8 +246,7 @@ impl Dht {
         Some(Announced { too_small, ..announced })
     }
 
-    /// Announces these blobs, and no others but those that somebody else asked for lately: see
-    /// [`Dht::announce`].
+    /// Announces these blobs, and no others.
     pub async fn announce_only(
         &self,
         blobs: impl Iterator<Item = (Sha256, u64)>,

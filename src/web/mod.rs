@@ -6,6 +6,7 @@ mod ahead;
 mod body;
 mod conditions;
 pub mod connection;
+pub mod filter;
 mod heads;
 pub mod listener;
 mod page;

@@ -2,7 +2,7 @@
 //! fetched, by the digest of its key. Each request proves by whom it is; other sites get what is public,
 //! as fast as the operator allows, and a few bodies at a time.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use http::header::{self, HeaderValue};
@@ -19,6 +19,7 @@ use crate::engine::give::{Asker, Gift};
 use crate::engine::outcome::Source;
 use crate::telemetry::metrics::Metrics;
 use crate::web::connection::Visit;
+use crate::web::filter::HaveFilter;
 use crate::web::reply::{self, Counted};
 use crate::web::slots::Slots;
 use crate::web::uplink::Uplink;
@@ -29,6 +30,7 @@ const RETRY_AFTER_MAX: u64 = 5;
 /// What the peer surface needs to answer.
 pub struct Peer {
     engine: Arc<Engine>,
+    filter: Option<HaveFilter>,
     slots: Arc<Slots>,
     uplink: Arc<Uplink>,
     refused: IntCounter,
@@ -39,10 +41,17 @@ pub struct Peer {
 enum Asked {
     Blob(Sha256),
     Flight(Sha256),
+    Filter,
 }
+
+/// What a token for the have-filter is for.
+static FILTER: LazyLock<Sha256> = LazyLock::new(|| Sha256::of(b"filter"));
 
 impl Asked {
     fn read(path: &str) -> Option<Self> {
+        if path == "/filter" {
+            return Some(Self::Filter);
+        }
         let digest = |folder| path.strip_prefix(folder).and_then(Sha256::from_hex);
         digest("/blob/sha256/").map(Self::Blob).or_else(|| digest("/flight/").map(Self::Flight))
     }
@@ -50,16 +59,18 @@ impl Asked {
     fn digest(&self) -> &Sha256 {
         match self {
             Self::Blob(digest) | Self::Flight(digest) => digest,
+            Self::Filter => &FILTER,
         }
     }
 }
 
 impl Peer {
-    /// The surface. All other sites together get `upload_limit` bytes a second at most; 0: as many as
+    /// The surface, with the site's have-filter if there is to be one. All other sites together get `upload_limit` bytes a second at most; 0: as many as
     /// they can take.
     #[must_use]
     pub fn new(
         engine: Arc<Engine>,
+        filter: Option<HaveFilter>,
         upload_limit: u64,
         metrics: &Metrics,
         background: &TaskTracker,
@@ -76,6 +87,7 @@ impl Peer {
         background.spawn(Arc::clone(&uplink).run());
         Self {
             engine,
+            filter,
             slots: Slots::new(slots),
             uplink,
             refused: metrics.counter(
@@ -191,6 +203,10 @@ async fn answer(peer: Arc<Peer>, visit: Visit) -> Response {
         (Asker::Site, Some(Asked::Blob(blob))) => {
             peer.count("peer", peer.give(&visit, head_only, &blob).await)
         }
+        (_, Some(Asked::Filter)) => match &peer.filter {
+            Some(filter) => filter.answer(&visit).await,
+            None => reply::refusal(StatusCode::NOT_FOUND, "there is no filter"),
+        },
         _ => reply::refusal(StatusCode::NOT_FOUND, "not here"),
     }
 }

@@ -383,6 +383,27 @@ fn a_flood_stays_within_bounds_and_harms_nobody() {
 }
 
 #[test]
+fn who_announces_too_fast_is_held_up_and_nobody_else() {
+    let key = swarm_key();
+    let victim = Node::start(&key, &[]);
+    let modest = Node::start(&key, &[&victim]);
+    // All of it again each second.
+    let flood = Node::build(&key).seeds(&[&victim]).env("SWARM_ANNOUNCE_TTL", "3s").start();
+    let many: Vec<String> = (1_000..61_000).map(blob).collect();
+    for part in many.chunks(20_000) {
+        flood.announce(part);
+    }
+    let too_fast = "aptmesh_dht_offered_total{result=\"too_fast\"}";
+    wait_until(Duration::from_secs(120), "the flood to be held up", || {
+        victim.metric(too_fast) >= 100_000.0
+    });
+    modest.announce(&blobs(5));
+    victim.wait_found(&blob(4), &[&modest]);
+    assert_eq!(modest.metric("aptmesh_dht_announces_total{result=\"refused\"}"), 0.0);
+    assert!(victim.resident_bytes() < 150_000_000, "{} bytes", victim.resident_bytes());
+}
+
+#[test]
 fn what_is_no_order_is_refused() {
     let key = swarm_key();
     let node = Node::start(&key, &[]);

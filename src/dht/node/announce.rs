@@ -17,8 +17,6 @@ use crate::dht::{Announced, PROVISIONAL_TTL};
 const PACE: usize = 500;
 /// How often what is due is looked for: keys that come one by one travel together.
 const EVERY: Duration = Duration::from_millis(500);
-/// For how long a blob may be on its way to the site: an hour for a large one on a slow line.
-const ARRIVAL_MAX: Duration = Duration::from_hours(1);
 /// After how long an announcement that failed is tried again.
 const RETRY: Duration = Duration::from_secs(10);
 /// After how long, where a node is still to be met.
@@ -32,8 +30,6 @@ const UNDERWAY_MAX: usize = 256;
 pub(super) struct Announcing {
     announcer: Announcer,
     announced_at: Instant,
-    /// Keys that somebody asked for, and when: they may not be stored yet.
-    asked: HashMap<DhtKey, Instant>,
     /// Nodes that came and have not been seen to yet.
     joined: Vec<PeerId>,
     /// Nodes for which all keys are being looked through, and the last key that was.
@@ -46,8 +42,7 @@ impl Announcing {
         for key in keys {
             announcer.add(key, now);
         }
-        let asked = HashMap::new();
-        Self { announcer, announced_at: now, asked, joined: Vec::new(), search: None }
+        Self { announcer, announced_at: now, joined: Vec::new(), search: None }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -67,32 +62,6 @@ impl Announcing {
 
 impl Node {
     pub(super) fn announce(&mut self, keys: Vec<DhtKey>) -> Announced {
-        let now = Instant::now();
-        let announcing = &mut self.announcing;
-        let new = keys.iter().filter(|key| !announcing.announcer.has(key));
-        announcing.asked.extend(new.map(|key| (*key, now)));
-        let announced = self.add(keys);
-        // Those for which there was no room are not.
-        let Announcing { asked, announcer, .. } = &mut self.announcing;
-        if announced.refused > 0 {
-            asked.retain(|key, _| announcer.has(key));
-        }
-        announced
-    }
-
-    /// Announces these keys, and withdraws all others but those that were asked for lately.
-    pub(super) fn announce_only(&mut self, keys: BTreeSet<DhtKey>) -> Announced {
-        let now = Instant::now();
-        let Announcing { announcer, asked, .. } = &mut self.announcing;
-        asked.retain(|key, at| !keys.contains(key) && now.duration_since(*at) < ARRIVAL_MAX);
-        let all = announcer.after(None, usize::MAX).into_iter();
-        let others: Vec<DhtKey> =
-            all.filter(|key| !keys.contains(key) && !asked.contains_key(key)).collect();
-        self.withdraw(&others);
-        self.add(keys.into_iter().collect())
-    }
-
-    fn add(&mut self, keys: Vec<DhtKey>) -> Announced {
         let (now, asked) = (Instant::now(), keys.len());
         let announcer = &mut self.announcing.announcer;
         let before: Vec<DhtKey> = keys.into_iter().filter(|key| announcer.add(*key, now)).collect();
@@ -104,12 +73,17 @@ impl Node {
         Announced { new, known, refused, too_small: 0 }
     }
 
+    /// Announces these keys, and withdraws all others.
+    pub(super) fn announce_only(&mut self, keys: BTreeSet<DhtKey>) -> Announced {
+        let all = self.announcing.announcer.after(None, usize::MAX).into_iter();
+        let others: Vec<DhtKey> = all.filter(|key| !keys.contains(key)).collect();
+        self.withdraw(&others);
+        self.announce(keys.into_iter().collect())
+    }
+
     pub(super) fn withdraw(&mut self, keys: &[DhtKey]) -> usize {
         let announcer = &mut self.announcing.announcer;
         let gone: Vec<DhtKey> = keys.iter().filter(|key| announcer.remove(key)).copied().collect();
-        for key in &gone {
-            self.announcing.asked.remove(key);
-        }
         self.note(&gone, false);
         self.tell_gone(&gone);
         gone.len()
@@ -279,8 +253,14 @@ impl Node {
         let known = peer == self.me || card.is_some();
         let addresses = card.map(|card| self.reachable(&card.addresses)).unwrap_or_default();
         let now = Instant::now();
+        let admitted = match known {
+            true if peer == self.me => keys.len(),
+            true => self.rates.take(peer, keys.len(), now),
+            false => 0,
+        };
+        let (keys, held_up) = keys.split_at(admitted);
         let records = self.net.behaviour_mut().kad.store_mut();
-        let taken = keys.iter().filter(|key| known && records.add(**key, peer, ttl, now)).count();
+        let taken = keys.iter().filter(|key| records.add(**key, peer, ttl, now)).count();
         records.set_addresses(&peer, &addresses);
         let refused = keys.len() - taken;
         if peer != self.me {
@@ -290,8 +270,9 @@ impl Node {
             };
             count("taken", taken);
             count("refused", refused);
+            count(if known { "too_fast" } else { "refused" }, held_up.len());
         }
-        done(taken, refused)
+        done(taken, refused + held_up.len())
     }
 
     pub(super) fn forget_records(&mut self, peer: PeerId, keys: &[DhtKey]) -> Answer {

@@ -30,6 +30,7 @@ use crate::dht::home::Home;
 use crate::dht::metrics::DhtMetrics;
 use crate::dht::network::{self, Net, NetEvent};
 use crate::dht::place::Map;
+use crate::dht::rate::Rates;
 use crate::dht::reach::{Reach, multiaddr, socket_address};
 use crate::dht::records::{BOUNDS, Records};
 use crate::dht::{Announced, Config, Found, Peer, Status, seeds};
@@ -111,6 +112,7 @@ pub(super) struct Node {
     away: HashMap<PeerId, Away>,
     sent: HashMap<OutboundRequestId, (PeerId, Sent)>,
     announcing: Announcing,
+    rates: Rates,
     look_ups: LookUps,
     /// Who could keep records; made anew when somebody came or went.
     map: Option<Map>,
@@ -182,6 +184,7 @@ impl Node {
             away: HashMap::new(),
             sent: HashMap::new(),
             announcing: Announcing::new(config.announce_ttl, announced, now),
+            rates: Rates::default(),
             look_ups: LookUps::default(),
             map: None,
             seeds_known: !config.seeds.is_empty(),
@@ -413,6 +416,7 @@ impl Node {
             self.map = None;
         }
         self.net.behaviour_mut().kad.store_mut().sweep(now);
+        self.rates.sweep(now);
         self.connect_more(now);
         self.count(now);
     }
@@ -490,6 +494,7 @@ impl Node {
             cards: self.directory.len(),
             records,
             announced: self.announcing.len(),
+            filter: self.filter,
             announce_lag: self.announcing.lag(now).as_secs(),
             announce_ttl: self.config.announce_ttl.as_secs(),
         }

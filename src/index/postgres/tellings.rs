@@ -45,7 +45,7 @@ pub(super) async fn changes_since(
         .rows(
             purpose,
             "WITH now AS MATERIALIZED (
-                 SELECT pg_snapshot_xmin(pg_current_snapshot())::TEXT::BIGINT AS mark),
+                 SELECT txid_snapshot_xmin(txid_current_snapshot()) AS mark),
              changed AS MATERIALIZED (
                  SELECT DISTINCT digest FROM changes WHERE by_transaction >= $1 LIMIT $2)
              SELECT NULL::BYTEA, mark FROM now
