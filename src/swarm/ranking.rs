@@ -141,8 +141,7 @@ impl Ranking {
     pub fn begin(self: &Arc<Self>, holder: &Holder) -> Attempt {
         let now = Instant::now();
         lock(&self.known).peer(holder, now).in_flight += 1;
-        let report =
-            Report { begun: now, first_byte: None, received: 0, outcome: Outcome::Left };
+        let report = Report { begun: now, first_byte: None, received: 0, outcome: Outcome::Left };
         Attempt { ranking: Arc::clone(self), holder: holder.clone(), report }
     }
 
@@ -539,6 +538,33 @@ mod tests {
         trial.ask(&bad, 0, Outcome::Done);
         (0..2).for_each(|_| trial.ask(&bad, 0, Outcome::Failed));
         assert!(trial.may_ask(&bad), "a success makes up for all");
+    }
+
+    #[test]
+    fn silence_that_adds_up_is_an_error() {
+        let silent_for = |trial: &Trial, site: &Holder, millis| {
+            let begun = trial.1 - Duration::from_millis(millis);
+            lock(&trial.0.known).peer(site, begun).in_flight += 1;
+            let report = Report { begun, first_byte: None, received: 0, outcome: Outcome::Left };
+            trial.0.end(site, &report, trial.1);
+        };
+        let (mut trial, mute) = (Trial::begin(), holder("mute"));
+        for _ in 0..11 {
+            trial.pass(Duration::from_millis(200));
+            // At the same time.
+            (0..4).for_each(|_| silent_for(&trial, &mute, 150));
+            assert!(trial.may_ask(&mute));
+        }
+        trial.pass(Duration::from_millis(200));
+        silent_for(&trial, &mute, 150);
+        assert!(!trial.may_ask(&mute), "three times half a second");
+        let slow = holder("slow");
+        for _ in 0..40 {
+            trial.pass(Duration::from_millis(500));
+            silent_for(&trial, &slow, 400);
+            trial.ask(&slow, 1000, Outcome::Left);
+            assert!(trial.may_ask(&slow), "it answers now and then");
+        }
     }
 
     #[test]
