@@ -242,12 +242,12 @@ impl<'a> Gathering<'a> {
                 mirror_rate: self.transfer.mirror_rate(),
             }
         };
-        let lead = lead(&sight);
-        let was_leading = self.mirror_leads.swap(lead == Lead::All, Ordering::Relaxed);
-        if was_leading != (lead == Lead::All) {
-            tracing::debug!(url = self.transfer.target.url, ?lead, ?sight, "the mirror's part");
+        let part = lead(&sight);
+        let was_leading = self.mirror_leads.swap(part == Lead::All, Ordering::Relaxed);
+        if was_leading != (part == Lead::All) {
+            tracing::debug!(url = self.transfer.target.url, ?part, ?sight, "the mirror's part");
         }
-        match lead {
+        match part {
             Lead::To(end) => hand.reach(Some(end)),
             Lead::All => {
                 self.tell();
