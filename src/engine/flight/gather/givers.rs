@@ -185,6 +185,11 @@ impl Givers {
         }
     }
 
+    /// Whether somebody may still have it.
+    pub(super) fn are_left(&self) -> bool {
+        !self.are_out && self.all.iter().any(|one| one.stand != Stand::Gone)
+    }
+
     /// Whether somebody can be asked again later.
     pub(super) fn are_resting(&self) -> bool {
         !self.are_out && self.all.iter().any(|one| matches!(one.stand, Stand::Rests(_)))

@@ -36,6 +36,8 @@ const CLOSE: u64 = 2 * 1024 * 1024;
 const BEYOND: u64 = 4 * 1024 * 1024;
 /// The mirror is asked for so many bytes at least, while peers bring the rest.
 const STRIDE: u64 = 1024 * 1024;
+/// For how long peers are waited for that are not to be asked at the moment, where the mirror is of no use.
+const OUT_PATIENCE: Duration = Duration::from_secs(4);
 /// How often all may be there and wrong, before no peer is asked any more.
 const DISPUTES_MAX: usize = 4;
 /// When it is looked again who has it, after the first time: others may begin to fetch it, too.
@@ -149,6 +151,7 @@ impl<'a> Gathering<'a> {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = (0, Instant::now());
+        let mut out_since = None;
         loop {
             let led = self.led(&mut heard);
             self.engage(&mut runs);
@@ -159,7 +162,11 @@ impl<'a> Gathering<'a> {
             let may_come =
                 may_come || lock(&self.board).missing() == 0 || lock(&self.givers).are_resting();
             if self.mirror_is_out.load(Ordering::Relaxed) && !may_come {
-                return false;
+                // Who is busy, or benched, is not for long, as a rule.
+                let since = *out_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= OUT_PATIENCE || !lock(&self.givers).are_left() {
+                    return false;
+                }
             }
             tokio::select! {
                 Some(ended) = runs.next() => self.has_ended(&ended),
