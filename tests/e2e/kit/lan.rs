@@ -7,6 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// Networks of this process so far.
 static LANS: AtomicU32 = AtomicU32::new(0);
 
+/// Numbers of machines' hidden addresses begin there.
+const HIDDEN: u32 = 125;
+
 /// The switch.
 pub struct Lan {
     name: String,
@@ -64,6 +67,20 @@ impl Host {
     /// What runs a program there: to be put before it.
     pub fn prefix(&self) -> Vec<String> {
         ["ip", "netns", "exec", &self.name].map(str::to_owned).to_vec()
+    }
+
+    /// Another address of it, at which no other machine finds it: whoever tries hears nothing, as of one
+    /// behind a router that translates addresses. What it dials itself it reaches.
+    pub fn hide(&self) -> String {
+        let (network, number) = self.ip.rsplit_once('.').expect("an address");
+        let number: u32 = number.parse().expect("a number");
+        assert!(number < HIDDEN, "the switch has no more such places");
+        let hidden = format!("{network}.{}", number + HIDDEN);
+        ip(&["-n", &self.name, "address", "add", &format!("{hidden}/32"), "dev", "lo"]);
+        // It does not tell on the switch that it has that address.
+        let silent = "echo 1 > /proc/sys/net/ipv4/conf/all/arp_ignore";
+        ip(&["netns", "exec", &self.name, "sh", "-c", silent]);
+        hidden
     }
 
     /// Nothing passes to it or from it any more.
