@@ -40,8 +40,13 @@ const SIZES: [(f64, f64); 9] = [
 
 pub fn run() {
     let archive = archive();
-    let alone = install(&archive, false);
     let together = install(&archive, true);
+    println!(
+        "  swarm: {:.1} MB from the mirror in {:.1?}",
+        together.by_mirror / 1e6,
+        together.wall
+    );
+    let alone = install(&archive, false);
     let title = format!(
         "{SITES} sites install the same {:.0} MB in {PACKAGES} packages within {WITHIN:?}, the mirror \
          sends {} MB/s",

@@ -320,7 +320,8 @@ pub static KEYS: [Key; 47] = [
         "swarm.bootstrap",
         "",
         "Where to look for nodes of the swarm, a list of `HOST:PORT`. All addresses of a name count, and \
-         it is resolved again every 30 s. One that is found leads to all the others.",
+         it is resolved again every 30 s. One that is found leads to all the others. \
+         Those of one site find each other in its database (`index.url`) anyway.",
     ),
     key(
         "swarm.lan",

@@ -41,7 +41,7 @@ use crate::engine::flight::follower::Follower;
 use crate::engine::flight::pace::Paces;
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
-use crate::engine::flight::{Boarding, Flights, Interest, Landing, NotBoarded};
+use crate::engine::flight::{Boarding, By, Flights, Interest, Landing, NotBoarded};
 use crate::engine::give::Gate;
 use crate::engine::known::{Finding, Findings};
 use crate::engine::late::Late;
@@ -414,7 +414,7 @@ impl Engine {
                 Landing::Unchanged(known) => return Ok(stored(known, Outcome::Revalidated)),
                 Landing::Settled(known) => return Ok(stored(known, ask.hit())),
                 Landing::Flowing(flow) if !interest.flight().is_cut() => {
-                    let outcome = if flow.is_abroad { Outcome::Collapsed } else { outcome };
+                    let outcome = if flow.by == By::Replica { Outcome::Collapsed } else { outcome };
                     let mirror = Arc::clone(&self.mirror);
                     let follower = Box::new(Follower::new(flow, interest, mirror));
                     return Ok(Served::new(Content::Flight(follower), outcome));

@@ -160,8 +160,8 @@ impl Ranking {
 
     /// Bytes per second that it gives, if that is known.
     #[must_use]
-    pub fn rate(&self, holder: &Holder) -> Option<f64> {
-        lock(&self.known).peers.get(&holder.node)?.rate
+    pub fn rate(&self, holder: &Holder) -> Option<u64> {
+        lock(&self.known).peers.get(&holder.node)?.rate.map(whole)
     }
 
     /// All that are known, those first that gave most.
@@ -485,7 +485,7 @@ mod tests {
         drop(busy);
         assert_eq!(trial.0.choose_at(&holders, 2, trial.1).len(), 2);
         assert_eq!(trial.0.choose_at(&holders, 9, trial.1).len(), 3);
-        assert_eq!(trial.0.rate(fast), Some(9_000_000.0));
+        assert_eq!(trial.0.rate(fast), Some(9_000_000));
     }
 
     #[test]

@@ -10,9 +10,9 @@ use prometheus::IntGauge;
 use tokio::time::Instant;
 
 /// Bodies at a time.
-const SLOTS: usize = 20;
-/// Of these, to one peer.
-const SLOTS_A_PEER: usize = 2;
+const SLOTS: usize = 160;
+/// Of these, to one peer: an apt there has up to ten requests on their way, each for another file.
+const SLOTS_A_PEER: usize = 16;
 /// Who takes longer than this for a piece, of 256 kB at most, has to leave the slot to others.
 const PIECE_MAX: Duration = Duration::from_secs(30);
 
@@ -152,7 +152,7 @@ mod tests {
     fn there_are_so_many_in_all() {
         let slots = slots();
         let taken: Vec<_> = (0..).map(peer).map_while(|peer| slots.take(peer)).collect();
-        assert_eq!((taken.len(), slots.in_use.get()), (SLOTS, 20));
+        assert_eq!((taken.len(), slots.in_use.get()), (SLOTS, 160));
     }
 
     #[test]

@@ -409,12 +409,12 @@ fn what_the_index_does_is_counted() {
             let is_seen = &is_seen;
             scope.spawn(move || {
                 // Named by nobody, and not stored: so the index is asked each time.
-                for round in 0..200 {
+                let mut rounds = 0..200;
+                while !is_seen.load(Ordering::Relaxed)
+                    && let Some(round) = rounds.next()
+                {
                     assert_eq!(get(addr, &target).status, 200);
                     get(addr, &format!("{target}.{round}_1_all.deb"));
-                    if is_seen.load(Ordering::Relaxed) {
-                        return;
-                    }
                 }
             });
         }

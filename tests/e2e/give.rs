@@ -15,6 +15,8 @@ const LEARNT: &str = "aptmesh_engine_learnt_lists_total{outcome=\"learnt\"}";
 const GIVEN: &str = "aptmesh_peer_served_bytes_total{to=\"peer\"}";
 const REFUSED: &str = "aptmesh_peer_refused_total";
 const BUSY: &str = "aptmesh_peer_busy_total";
+/// Bodies at a time to one peer; to all of them, ten times as many.
+const EACH: usize = 16;
 const SLOTS_USED: &str = "aptmesh_peer_slots_used";
 const LARGE: usize = 5_000_000;
 
@@ -427,19 +429,19 @@ fn slots_are_shared_and_clients_need_none() {
     };
     let mut under_way = Vec::new();
     for peer in 0..10 {
-        for _ in 0..2 {
+        for _ in 0..EACH {
             let (connection, head) = begin(&other(peer));
             assert_eq!(head.status, 200, "{head:?}");
             under_way.push(connection);
         }
         let (_, third) = begin(&other(peer));
-        assert_eq!(third.status, 503, "two for each");
+        assert_eq!(third.status, 503, "so many for each");
         let retry_after: u64 = third.header("retry-after").unwrap().parse().unwrap();
         assert!((1..=5).contains(&retry_after));
     }
-    assert_eq!(site.count(SLOTS_USED), 20);
+    assert_eq!(site.count(SLOTS_USED), 10 * EACH as u64);
     let (mut turned_away, head) = begin(&other(10));
-    assert_eq!(head.status, 503, "twenty in all");
+    assert_eq!(head.status, 503, "so many in all");
     assert_eq!(turned_away.read_body_some(100), b"busy\n");
     // What costs nothing is answered.
     assert_eq!(site.asked_on(&mut turned_away, "HEAD", &blob, &[]).status, 200);
@@ -453,8 +455,8 @@ fn slots_are_shared_and_clients_need_none() {
     assert!(site.fetched(&archive.deb_path("tool")).body == bytes);
     assert!(!site.log().contains("ERROR"));
 
-    under_way.truncate(10);
-    wait_until(PATIENCE, "slots of those who left", || site.count(SLOTS_USED) == 10);
+    under_way.truncate(5 * EACH);
+    wait_until(PATIENCE, "slots of those who left", || site.count(SLOTS_USED) == 5 * EACH as u64);
     assert_eq!(begin(&other(10)).1.status, 200);
 }
 
@@ -467,7 +469,7 @@ fn who_takes_nothing_leaves_the_slot_to_others() {
         site.ask_on(&mut connection, "GET", &blob, &[]);
         (connection.read_head().status, connection)
     };
-    let mut sleepers: Vec<_> = (0..20).map(|number| begin(&other(number / 2))).collect();
+    let mut sleepers: Vec<_> = (0..10 * EACH).map(|number| begin(&other(number / EACH))).collect();
     assert!(sleepers.iter().all(|(status, _)| *status == 200));
     assert_eq!(begin(&other(10)).0, 503);
     wait_until(PATIENCE, "a slot", || {

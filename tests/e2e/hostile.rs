@@ -204,3 +204,28 @@ fn a_peer_can_not_send_us_elsewhere() {
     assert!(liar.asked(&swarm, "tool") > 0);
     assert_eq!(victim.log().len(), 0);
 }
+
+/// apt gives up after half a minute of silence.
+#[test]
+fn a_client_hears_the_mirror_while_slow_peers_bring_the_rest() {
+    let swarm = Swarm::of(&[("first", 2 * MB), ("tool", 9 * MB)]);
+    swarm.publish(|file| file.rate(1_000_000));
+    let site = swarm.site(&[]);
+    let peer = Liar::of(&swarm, &site, &["first", "tool"], |bytes| right(bytes).rate(1_300_000));
+    for name in ["first", "tool"] {
+        peer.wait_found(&swarm, &site, name);
+    }
+    // By this it is known that it gives what it says.
+    swarm.fetch(&site, "first");
+    let path = format!("/blob/sha256/{}", swarm.blob("tool"));
+    let mut client = Connection::open(site.addr());
+    client.send("GET", &site.url_for(&swarm.mirror, &swarm.path("tool")), &[]);
+    assert_eq!(client.read_head().status, 200);
+    let beginning = client.read_body_some(1000);
+    let by_peer: u64 = peer.door.requests(&path).iter().map(|seen| seen.body_bytes).sum();
+    assert!(by_peer < swarm.size("tool") / 2, "the peer had brought {by_peer} bytes by then");
+    let rest = client.read_body_some(9 * MB + MB);
+    assert!([beginning, rest].concat() == swarm.archive.deb("tool"));
+    let by_mirror = swarm.by_mirror("tool");
+    assert!(by_mirror < swarm.size("tool") / 2, "the mirror brought {by_mirror}");
+}

@@ -4,7 +4,6 @@ use crate::kit::site::Site;
 use crate::kit::*;
 use std::fs;
 use std::net::TcpStream;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -245,20 +244,18 @@ fn two_machines_share_by_three_lines() {
     let mirror = Mirror::start_at(&lan.own_ip());
     let archive = LocalArchive::new("demo").package("tool", "1.0", 3 * MB);
     archive.publish(&mirror, "/debian");
-    let programs = Path::new(env!("CARGO_BIN_EXE_aptmesh")).parent().unwrap();
-    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    let program = env!("CARGO_BIN_EXE_aptmesh");
     let data = [TempDir::new().unwrap(), TempDir::new().unwrap()];
     let mut machines = Vec::new();
     for ((line, host), data) in lines.iter().zip(&hosts).zip(&data) {
         let line = line.replace("KEY=KEY", &format!("KEY={}", key.trim()));
         let line = line.replace("ONE:", &format!("{}:", hosts[0].ip));
         let (names, command) = line.split_once("aptmesh ").expect("a command");
-        let command = format!("{names} exec aptmesh {command}");
+        let command = format!("{names} exec {program} {command}");
         let run = host.prefix();
         let started = Command::new(&run[0])
             .args(&run[1..])
             .args(["sh", "-c", &command])
-            .env("PATH", &path)
             .env("APTMESH_DATA_DIR", data.path())
             // The mirror of this test is no public one.
             .env("APTMESH_MIRROR_ALLOW_PRIVATE", lan.network())

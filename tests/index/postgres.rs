@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use aptmesh::content::digest::{Expected, Sha256};
 use aptmesh::index::postgres::schema::{self, MIGRATIONS, SchemaMismatch};
 use aptmesh::index::postgres::{Config, PostgresIndex};
-use aptmesh::index::{Change, Entry, Expectation, Index, IndexError, Traffic, Use, budget};
+use aptmesh::index::{
+    Change, Changes, Entry, Expectation, Index, IndexError, Traffic, Use, budget,
+};
 
 use crate::conformance;
 use crate::kit::Ca;
@@ -583,4 +585,36 @@ fn many_processes_do_not_get_in_each_others_way() {
 
 pub(crate) fn entry(body: &str) -> Entry {
     Entry { checked_at: 3, ..Entry::nameless(Sha256::of(body.as_bytes()), body.len() as u64) }
+}
+
+/// Its number is lower than that of what was seen before it.
+#[test]
+fn a_change_that_is_committed_late_is_told_all_the_same() {
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    let index = open(&url);
+    let mark = wait(async {
+        index.volume().await.unwrap();
+        index.changes_since(None).await.unwrap().mark
+    });
+    let late = server.slow(
+        database_of(&url),
+        "INSERT INTO blobs (volume, digest, size, stored_at, used_at, uses, rank, checked_at)
+         SELECT id, sha256('late'), 4, 1, 1, 1, 1, 1 FROM volumes",
+        3,
+    );
+    let tells = |changes: &Changes, body: &[u8]| {
+        changes.blobs.contains(&(Sha256::of(body), Some(body.len() as u64)))
+    };
+    let mark = wait(async {
+        conformance::learn(&index, "http://m/list", &[("http://m/a", "early")], 1).await;
+        index.add_blob(&Sha256::of(b"early"), 5, 1).await.unwrap();
+        let seen = index.changes_since(Some(mark)).await.unwrap();
+        assert!(tells(&seen, b"early") && !tells(&seen, b"late"));
+        seen.mark
+    });
+    let count = "SELECT count(*) FROM blobs WHERE size = 4";
+    wait(until("the commit", async || server.sql(database_of(&url), count) == "1"));
+    assert!(tells(&wait(index.changes_since(Some(mark))).unwrap(), b"late"));
+    drop(late);
 }

@@ -18,7 +18,7 @@ use crate::engine::fellows::is_lasting;
 use crate::engine::flight::borrowed::Incoming;
 use crate::engine::flight::note::{Note, Told};
 use crate::engine::flight::transfer::{Arrival, Arrived, Transfer, held_back};
-use crate::engine::flight::{Arriving, Flight, Flow, Landing, State};
+use crate::engine::flight::{Arriving, By, Flight, Flow, Landing, State};
 use crate::engine::leases::{Sight, Tenure};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::plan::Standing;
@@ -334,7 +334,7 @@ impl Transfer {
             asked: None,
             provable: stored,
             borrowed: None,
-            is_abroad: true,
+            by: By::Replica,
             joined_at: Some(joined_at),
         })
     }
@@ -366,9 +366,8 @@ impl Transfer {
             source: Arc::clone(source.unwrap_or(&self.target)),
             borrowed: None,
             origin: note.origin.as_str().into(),
-            is_gathered: false,
             mirrored: None,
-            is_abroad: true,
+            by: By::Replica,
             joined_at: None,
         }
     }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use crate::content::digest::Sha256;
 use crate::engine::fellows::{Loan, is_lasting};
+use crate::engine::flight::By;
 use crate::engine::flight::transfer::{Arrival, Transfer};
 use crate::engine::outcome::Meta;
 use crate::{mirror, swarm};
@@ -76,7 +77,7 @@ impl Transfer {
             asked: None,
             provable: true,
             borrowed: Some(Borrowed { digest: entry.blob, checked_at: entry.checked_at }),
-            is_abroad: false,
+            by: By::Mirror,
             joined_at: None,
         })
     }

@@ -12,7 +12,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::content::digest::Sha256;
-use crate::engine::flight::{Flight, Flow, Interest, Progress, State};
+use crate::engine::flight::{By, Flight, Flow, Interest, Progress, State};
 use crate::engine::outcome::Meta;
 use crate::mirror::{self, Framing, Mirror, Question};
 use crate::store;
@@ -130,7 +130,7 @@ impl Follower {
     /// Whether peers gave all of it that clients have to wait for.
     #[must_use]
     pub fn is_gathered(&self) -> bool {
-        self.flow.is_gathered
+        self.flow.by == By::Peers
     }
 
     /// Whether it will be stored.

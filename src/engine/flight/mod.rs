@@ -56,6 +56,17 @@ pub enum Landing {
     Failed(Failure),
 }
 
+/// Who began to fetch a body, and from whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// This replica, from a mirror, or from a fellow.
+    Mirror,
+    /// This replica, from peers, all of it or nearly all.
+    Peers,
+    /// Another replica.
+    Replica,
+}
+
 /// Bytes that are coming, described.
 #[derive(Clone)]
 pub struct Flow {
@@ -73,12 +84,10 @@ pub struct Flow {
     pub origin: Arc<str>,
     /// Set where a fellow gave them first.
     pub borrowed: Option<Borrowed>,
-    /// Whether peers brought all of them, or nearly all.
-    pub is_gathered: bool,
     /// What they must be, where they come from a mirror: other sites may have them.
     pub mirrored: Option<Sha256>,
-    /// Whether another replica began to fetch them.
-    pub is_abroad: bool,
+    /// Who began to fetch them, from whom.
+    pub by: By,
     /// Set where a fellow with another volume is fetching them: when it was asked for them, in seconds
     /// since 1970. What was recorded since then is newer.
     pub joined_at: Option<i64>,
@@ -124,7 +133,7 @@ pub enum State {
 impl Flow {
     /// Whether a mirror gives it, as far as this process knows.
     pub(super) fn is_from_mirror(&self) -> bool {
-        self.borrowed.is_none() && !self.is_gathered && !self.is_abroad && self.joined_at.is_none()
+        self.by == By::Mirror && self.borrowed.is_none() && self.joined_at.is_none()
     }
 }
 

@@ -11,18 +11,18 @@ use tokio::time::Instant;
 const HOSTS_MAX: usize = 256;
 /// Bytes by which a rate is measured: less may lie in a buffer.
 const SAMPLE: u64 = 512 * 1024;
-/// How much a new measurement counts.
-const WEIGHT: f64 = 0.3;
+/// A new measurement counts for one of so many.
+const WEIGHT: u64 = 3;
 
 /// Bytes per second, by host.
 #[derive(Default)]
-pub(in crate::engine) struct Paces(Mutex<HashMap<String, f64>>);
+pub(in crate::engine) struct Paces(Mutex<HashMap<String, u64>>);
 
 impl Paces {
-    pub(super) fn note(&self, host: &str, rate: f64) {
+    pub(super) fn note(&self, host: &str, rate: u64) {
         let mut paces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = paces.get_mut(host) {
-            *known += (rate - *known) * WEIGHT;
+            *known = (*known * (WEIGHT - 1) + rate) / WEIGHT;
         } else {
             if paces.len() >= HOSTS_MAX {
                 paces.clear();
@@ -31,9 +31,15 @@ impl Paces {
         }
     }
 
-    pub(super) fn of(&self, host: &str) -> Option<f64> {
+    pub(super) fn of(&self, host: &str) -> Option<u64> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(host).copied()
     }
+}
+
+/// Bytes per second.
+pub(super) fn per_second(bytes: u64, time: Duration) -> u64 {
+    let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    bytes.saturating_mul(1000) / millis.max(1)
 }
 
 /// Measures one body.
@@ -49,13 +55,13 @@ impl Watch {
         &mut self,
         next: &Result<Option<Bytes>, E>,
         since: Instant,
-    ) -> Option<f64> {
+    ) -> Option<u64> {
         let Ok(Some(chunk)) = next else { return None };
         self.bytes += chunk.len() as u64;
         self.waited += since.elapsed();
         (self.bytes >= SAMPLE).then(|| {
             let Self { bytes, waited } = std::mem::take(self);
-            bytes as f64 / waited.as_secs_f64().max(0.001)
+            per_second(bytes, waited)
         })
     }
 }

@@ -20,7 +20,7 @@ use crate::engine::flight::gather::board::Giver;
 use crate::engine::flight::gather::leash::Leash;
 use crate::engine::flight::pace::Watch;
 use crate::engine::flight::writer::{NotTaken, Stopped, TAIL, Writer, Written};
-use crate::engine::flight::{Departure, Flight, Flow, Landing, State};
+use crate::engine::flight::{By, Departure, Flight, Flow, Landing, State};
 use crate::engine::leases::Tenure;
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::{Failure, Meta};
@@ -286,7 +286,7 @@ impl Transfer {
     }
 
     /// What its mirror brought lately, in bytes per second.
-    pub(super) fn mirror_rate(&self) -> Option<f64> {
+    pub(super) fn mirror_rate(&self) -> Option<u64> {
         self.engine.paces.of(&self.target.authority.host)
     }
 
@@ -338,7 +338,7 @@ impl Transfer {
             asked,
             provable,
             borrowed,
-            is_abroad: false,
+            by: By::Mirror,
             joined_at: None,
         })))
     }
@@ -392,8 +392,7 @@ impl Transfer {
             origin: Arc::clone(&arrival.origin),
             mirrored,
             borrowed: arrival.borrowed,
-            is_gathered: false,
-            is_abroad: arrival.is_abroad,
+            by: arrival.by,
             joined_at: arrival.joined_at,
         });
         let borrowed = flow.borrowed.as_ref().map(|borrowed| Expected::Sha256(borrowed.digest));
@@ -581,9 +580,7 @@ impl Transfer {
                     // A body that broke off is not asked again: it would seem to have ended.
                     next = match self.resume(flight, flow, received, asked).await? {
                         Some(resumed) => {
-                            if broken.is_err() {
-                                self.engine.metrics.resumed.inc();
-                            }
+                            self.engine.metrics.resumed.inc_by(broken.is_err().into());
                             end = resumed.end;
                             next_of(Some(body.insert(resumed.body))).await
                         }
@@ -700,8 +697,8 @@ pub(in crate::engine) struct Arrival {
     pub(in crate::engine) provable: bool,
     /// Set where it is a fellow that gives it.
     pub(in crate::engine) borrowed: Option<Borrowed>,
-    /// Whether another replica is fetching it.
-    pub(in crate::engine) is_abroad: bool,
+    /// Who fetches it.
+    pub(in crate::engine) by: By,
     /// Set where it is a fellow with another volume that does: when it was asked for it.
     pub(in crate::engine) joined_at: Option<i64>,
 }

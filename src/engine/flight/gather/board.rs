@@ -12,7 +12,7 @@ const RUN_MIN: u64 = 256 * 1024;
 /// What is left of a run that is not worth being divided: who helps takes all of it.
 const TAIL: u64 = 512 * 1024;
 /// Who helps with another's run must be so many times as fast as that one to be done.
-const HELP: f64 = 2.0;
+const HELP: u64 = 2;
 
 /// One of those who bring bytes, by its number in this download.
 pub(in crate::engine) type Giver = usize;
@@ -94,22 +94,24 @@ impl Board {
 
     /// Where nobody is free to begin: a part of what a slower one brings, `rate` telling the bytes per
     /// second of each. What is left of that may come twice; the first counts.
-    pub(super) fn help(&mut self, giver: Giver, rate: impl Fn(Giver) -> f64) -> Option<Assigned> {
-        let own = rate(giver).max(1.0);
-        let left = |run: &Run| (run.end - run.next) as f64 / rate(run.giver).max(1.0);
+    pub(super) fn help(&mut self, giver: Giver, rate: impl Fn(Giver) -> u64) -> Option<Assigned> {
+        let own = rate(giver).max(1);
+        // In milliseconds.
+        let left = |run: &Run| (run.end - run.next).saturating_mul(1000) / rate(run.giver).max(1);
         let helped = |run: &&mut Run| run.giver != giver && run.end > run.next;
         let slowest = self.runs.iter_mut().filter(helped);
-        let run = slowest.max_by(|a, b| left(a).total_cmp(&left(b)))?;
+        let run = slowest.max_by_key(|run| left(run))?;
         let bytes = run.end - run.next;
-        if left(run) < HELP * bytes as f64 / own {
+        if left(run) < HELP * bytes.saturating_mul(1000) / own {
             return None;
         }
         let range = if bytes <= TAIL {
             run.next..run.end
         } else {
             // As much as both bring in the same time.
-            let theirs = bytes as f64 * rate(run.giver) / (rate(run.giver) + own);
-            let from = run.next + (theirs as u64).min(bytes - RUN_MIN);
+            let theirs = rate(run.giver).max(1);
+            let theirs = bytes.saturating_mul(theirs) / theirs.saturating_add(own);
+            let from = run.next + theirs.min(bytes - RUN_MIN);
             let range = from..run.end;
             run.end = from;
             range
@@ -180,7 +182,7 @@ pub(super) fn add(ranges: &mut Vec<Range<u64>>, new: Range<u64>) {
     let touched = ranges.get(from..to).unwrap_or_default();
     let start = touched.first().map_or(new.start, |first| first.start.min(new.start));
     let end = touched.last().map_or(new.end, |last| last.end.max(new.end));
-    ranges.splice(from..to, [start..end]);
+    ranges.splice(from..to, std::iter::once(start..end));
 }
 
 /// The parts of `whole` that disjoint, ascending ranges leave.
@@ -209,21 +211,25 @@ mod tests {
     fn ranges_are_joined_and_told_apart() {
         let mut ranges = Vec::new();
         for (new, all) in [
-            (4..6, vec![4..6]),
-            (8..9, vec![4..6, 8..9]),
-            (6..7, vec![4..7, 8..9]),
-            (0..1, vec![0..1, 4..7, 8..9]),
-            (5..5, vec![0..1, 4..7, 8..9]),
-            (2..8, vec![0..1, 2..9]),
-            (0..20, vec![0..20]),
+            (4..6, "[4..6]"),
+            (8..9, "[4..6, 8..9]"),
+            (6..7, "[4..7, 8..9]"),
+            (0..1, "[0..1, 4..7, 8..9]"),
+            (5..5, "[0..1, 4..7, 8..9]"),
+            (2..8, "[0..1, 2..9]"),
+            (0..20, "[0..20]"),
         ] {
             add(&mut ranges, new);
-            assert_eq!(ranges, all);
+            assert_eq!(format!("{ranges:?}"), all);
         }
-        assert_eq!(gaps(&[0..1, 4..7, 8..9], 0..10), [1..4, 7..8, 9..10]);
-        assert_eq!(gaps(&[0..1, 4..7], 5..7), []);
-        assert_eq!(gaps(&[0..1, 4..17], 2..10), [2..4]);
-        assert_eq!(gaps(&[], 2..2), []);
+        for (taken, whole, left) in [
+            (&[0..1, 4..7, 8..9][..], 0..10, "[1..4, 7..8, 9..10]"),
+            (&[0..1, 4..7], 5..7, "[]"),
+            (&[0..1, 4..17], 2..10, "[2..4]"),
+            (&[], 2..2, "[]"),
+        ] {
+            assert_eq!(format!("{:?}", gaps(taken, whole)), left);
+        }
     }
 
     #[test]
@@ -278,7 +284,7 @@ mod tests {
 
     #[test]
     fn the_fast_help_the_slow() {
-        let rate = |giver| if giver == 0 { 1_000.0 } else { 3_000.0 };
+        let rate = |giver| if giver == 0 { 1_000 } else { 3_000 };
         let mut board = Board::new(4 * MB);
         let slow = board.assign_last(0, 4 * MB).unwrap();
         assert_eq!(board.assign_last(1, MB), None);
@@ -292,7 +298,7 @@ mod tests {
 
     #[test]
     fn the_last_bytes_may_come_twice() {
-        let rate = |giver| if giver == 0 { 1_000.0 } else { 3_000.0 };
+        let rate = |giver| if giver == 0 { 1_000 } else { 3_000 };
         let mut board = Board::new(400_000);
         let slow = board.assign_last(0, MB).unwrap();
         let help = board.help(1, rate).unwrap();

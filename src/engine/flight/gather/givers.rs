@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::engine::Engine;
 use crate::engine::flight::gather::board::Giver;
+use crate::engine::flight::pace::per_second;
 use crate::swarm::claims::Claims;
 use crate::swarm::discovery::{HOLDERS_MAX, Holder};
 
@@ -202,21 +203,21 @@ impl Givers {
     }
 
     /// What all of them bring, in bytes per second.
-    pub(super) fn rate(&self, since: Duration) -> f64 {
-        let brought: u64 = self.all.iter().map(|one| one.brought).sum();
-        brought as f64 / since.as_secs_f64().max(0.001)
+    pub(super) fn rate(&self, since: Duration) -> u64 {
+        per_second(self.all.iter().map(|one| one.brought).sum(), since)
     }
 
     /// What one brings, in bytes per second: as it did in this download, or else as it is known.
     pub(super) fn rate_of(
         &self,
         giver: Giver,
-        known: impl Fn(&Holder) -> Option<f64>,
-    ) -> Option<f64> {
+        known: impl Fn(&Holder) -> Option<u64>,
+    ) -> Option<u64> {
         let one = self.all.get(giver)?;
         let now = if one.stand == Stand::Busy { one.since.elapsed() } else { Duration::ZERO };
-        let busy_for = (one.busy_for + now).as_secs_f64();
-        if busy_for > 0.25 { Some(one.brought as f64 / busy_for) } else { known(&one.holder) }
+        let busy_for = one.busy_for + now;
+        let is_telling = busy_for > REST;
+        if is_telling { Some(per_second(one.brought, busy_for)) } else { known(&one.holder) }
     }
 
     /// Whether bytes were wrong, and nobody knows whose.

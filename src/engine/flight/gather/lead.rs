@@ -21,7 +21,7 @@ const MORSEL: u64 = 16 * 1024;
 /// A file that is hardly larger is brought in one go.
 const SMALL: u64 = 8 * MORSEL;
 /// What a mirror is taken to bring that has not shown it yet, in bytes per second.
-const MIRROR_RATE: f64 = 4_000_000.0;
+const MIRROR_RATE: u64 = 4_000_000;
 
 /// How a download stands.
 #[derive(Clone, Copy, Debug)]
@@ -41,9 +41,9 @@ pub(super) struct Sight {
     /// Whether all who do have brought right bytes before.
     pub(super) are_proven: bool,
     /// What they bring together, in bytes per second.
-    pub(super) rate: f64,
+    pub(super) rate: u64,
     /// What the mirror brought lately, if it is known; in bytes per second.
-    pub(super) mirror_rate: Option<f64>,
+    pub(super) mirror_rate: Option<u64>,
 }
 
 /// How far the mirror may go.
@@ -71,10 +71,11 @@ pub(super) fn lead(sight: &Sight) -> Lead {
 
 /// Whether the mirror alone would be done sooner.
 fn is_late(sight: &Sight) -> bool {
-    let mirror_rate = sight.mirror_rate.unwrap_or(MIRROR_RATE).max(1.0);
-    let by_mirror = (sight.size - sight.led) as f64 / mirror_rate;
-    let by_peers = sight.missing as f64 / sight.rate.max(1.0);
-    sight.since >= TRIAL && by_peers > by_mirror + SLACK.as_secs_f64()
+    let time =
+        |bytes: u64, rate: u64| Duration::from_millis(bytes.saturating_mul(1000) / rate.max(1));
+    let by_mirror = time(sight.size - sight.led, sight.mirror_rate.unwrap_or(MIRROR_RATE));
+    let by_peers = time(sight.missing, sight.rate);
+    sight.since >= TRIAL && by_peers > by_mirror.saturating_add(SLACK)
 }
 
 #[cfg(test)]
@@ -90,14 +91,14 @@ mod tests {
         missing: 40 * MB,
         are_busy: true,
         are_proven: true,
-        rate: 20e6,
-        mirror_rate: Some(10e6),
+        rate: 20 * MB,
+        mirror_rate: Some(10 * MB),
     };
 
     #[test]
     fn the_mirror_brings_as_little_as_will_do() {
         let (ms, s) = (Duration::from_millis, Duration::from_secs);
-        let young = Sight { since: ms(100), led: 0, rate: 0.0, ..WELL };
+        let young = Sight { since: ms(100), led: 0, rate: 0, ..WELL };
         for (why, sight, expected) in [
             ("peers bring it soon", WELL, Lead::To(MORSEL)),
             ("it has only begun", young, Lead::To(0)),
@@ -107,15 +108,19 @@ mod tests {
             ("nobody brings it", Sight { are_busy: false, ..young }, Lead::All),
             ("nobody knows them", Sight { are_proven: false, ..WELL }, Lead::To(MORSEL)),
             ("for long", Sight { are_proven: false, since: s(1), ..WELL }, Lead::All),
-            ("they are slow", Sight { rate: 5e6, ..WELL }, Lead::All),
+            ("they are slow", Sight { rate: 5 * MB, ..WELL }, Lead::All),
             (
                 "so is the mirror",
-                Sight { rate: 5e6, mirror_rate: Some(5e6), ..WELL },
+                Sight { rate: 5 * MB, mirror_rate: Some(5 * MB), ..WELL },
                 Lead::To(MORSEL),
             ),
-            ("nobody knows the mirror", Sight { mirror_rate: None, rate: 2e6, ..WELL }, Lead::All),
-            ("they may still be", Sight { since: ms(300), rate: 0.0, ..WELL }, Lead::To(MORSEL)),
-            ("there is little left", Sight { rate: 1e6, missing: MB, ..WELL }, Lead::To(MORSEL)),
+            (
+                "nobody knows the mirror",
+                Sight { mirror_rate: None, rate: 2 * MB, ..WELL },
+                Lead::All,
+            ),
+            ("they may still be", Sight { since: ms(300), rate: 0, ..WELL }, Lead::To(MORSEL)),
+            ("there is little left", Sight { rate: MB, missing: MB, ..WELL }, Lead::To(MORSEL)),
         ] {
             assert_eq!(lead(&sight), expected, "{why}");
         }

@@ -23,7 +23,7 @@ use crate::engine::flight::gather::leash::Leash;
 use crate::engine::flight::gather::peers::Gathering;
 use crate::engine::flight::transfer::{Arrival, Arrived, Asked, Beginning, Transfer};
 use crate::engine::flight::writer::{TAIL, Writer};
-use crate::engine::flight::{Flight, Flow, Landing};
+use crate::engine::flight::{By, Flight, Flow, Landing};
 use crate::engine::outcome::{Failure, Meta};
 use crate::swarm::Swarm;
 use crate::swarm::discovery::Holder;
@@ -183,8 +183,7 @@ impl Transfer {
             origin,
             borrowed: None,
             mirrored: Some(gathering.blob()),
-            is_gathered: false,
-            is_abroad: false,
+            by: By::Mirror,
             joined_at: None,
         });
         flight.land(Landing::Flowing(Arc::clone(&flow)));
@@ -205,8 +204,7 @@ impl Transfer {
             origin: "peers".into(),
             borrowed: None,
             mirrored: None,
-            is_gathered: true,
-            is_abroad: false,
+            by: By::Peers,
             joined_at: None,
         })
     }

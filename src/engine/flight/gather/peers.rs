@@ -46,7 +46,7 @@ const LOOK_AGAIN: [Duration; 4] = [
     Duration::from_secs(15),
 ];
 /// What a peer is taken to bring of which nobody knows, in bytes per second.
-const RATE: f64 = 1_000_000.0;
+const RATE: u64 = 1_000_000;
 /// No file of an archive is older; seconds since 1970.
 const OLDEST: i64 = 631_152_000;
 
@@ -161,7 +161,7 @@ impl<'a> Gathering<'a> {
             self.engage(&mut runs);
             // Whoever is asked or looked for has the budget's time to show what it brings.
             let may_come = !runs.is_empty() || looking.is_some();
-            self.lead(&hand, led, heard.1, may_come && self.begun.elapsed() < TRIAL);
+            self.hold(&hand, led, heard.1, may_come && self.begun.elapsed() < TRIAL);
             let may_come = may_come || lock(&self.givers).are_resting();
             if self.mirror_is_out.load(Ordering::Relaxed) && !may_come {
                 return false;
@@ -221,7 +221,7 @@ impl<'a> Gathering<'a> {
     }
 
     /// Lengthens or shortens the mirror's leash.
-    fn lead(&self, hand: &Hand, led: u64, heard_at: Instant, may_come: bool) {
+    fn hold(&self, hand: &Hand, led: u64, heard_at: Instant, may_come: bool) {
         let (missing, meeting) = {
             let board = lock(&self.board);
             (board.missing(), board.meeting())
@@ -242,12 +242,12 @@ impl<'a> Gathering<'a> {
                 mirror_rate: self.transfer.mirror_rate(),
             }
         };
-        let lead = lead(&sight);
-        let was_leading = self.mirror_leads.swap(lead == Lead::All, Ordering::Relaxed);
-        if was_leading != (lead == Lead::All) {
-            tracing::debug!(url = self.transfer.target.url, ?lead, ?sight, "the mirror's part");
+        let part = lead(&sight);
+        let was_leading = self.mirror_leads.swap(part == Lead::All, Ordering::Relaxed);
+        if was_leading != (part == Lead::All) {
+            tracing::debug!(url = self.transfer.target.url, ?part, ?sight, "the mirror's part");
         }
-        match lead {
+        match part {
             Lead::To(end) => hand.reach(Some(end)),
             Lead::All => {
                 self.tell();
@@ -288,7 +288,7 @@ impl<'a> Gathering<'a> {
             };
             let mut board = lock(&self.board);
             let share = board.missing() / u64::try_from(wanted).unwrap_or(1).max(1);
-            let most = rate(&holder).map_or(RUN, |rate| (rate as u64).clamp(RUN, RUN_MAX));
+            let most = rate(&holder).map_or(RUN, |rate| rate.clamp(RUN, RUN_MAX));
             let most = if self.size <= RUN { self.size } else { most.min(share) };
             let assigned = match givers.have(*giver) {
                 Some(have) if self.is_of_use(&board, &holder, have) => {
