@@ -3,7 +3,7 @@
 //! Beside each site one that has only the mirror gets the same requests.
 //!
 //! All that chance decides comes of one seed: who is on when, and who asks for what. An hour of then takes
-//! ten seconds.
+//! ten seconds. Fifty volumes on one disk wait for each other: `TMPDIR=/dev/shm` has them in memory.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -38,7 +38,7 @@ const EVERY: f64 = 2.5;
 /// What each of the two mirrors sends in all, in bytes per second.
 const LINE: u64 = 50_000_000;
 const PATIENCE: Duration = Duration::from_mins(2);
-/// Sent from peers to sites, by the sites' word.
+/// Bytes that sites had from peers, by their own word.
 const FROM_PEERS: &str = "aptmesh_swarm_received_bytes_total{from=\"peer\"}";
 /// What is counted at the sites of the swarm: name, label.
 const COUNTED: [(&str, &str); 5] = [
@@ -231,6 +231,7 @@ pub fn run() {
     let script = Script::write();
     println!("\n{}", script.describe());
     let lan = Lan::new();
+    lan.make_room(SITES as u32);
     let archive = archive(&script);
     let mirrors = [(); 2].map(|()| Mirror::start_at(&lan.own_ip()));
     for (path, file) in archive.files() {

@@ -1,6 +1,7 @@
 //! A network of this test's own: machines with addresses of their own on one switch, each of which can be
 //! cut off. The test itself is on it, too. Takes root, as on a machine for tests.
 
+use std::fs;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -35,6 +36,18 @@ impl Lan {
         ip(&["address", "add", &format!("{}/24", lan.own_ip()), "dev", &lan.name]);
         ip(&["link", "set", &lan.name, "up"]);
         lan
+    }
+
+    /// Has room for so many machines that all talk with each other. The kernel counts all of their
+    /// neighbours together, and forgets some when there are too many: 1,024, unless it is told otherwise.
+    pub fn make_room(&self, machines: u32) {
+        let file = "/proc/sys/net/ipv4/neigh/default/gc_thresh3";
+        let most: u32 = fs::read_to_string(file).unwrap().trim().parse().expect("a number");
+        let wanted = 4 * machines * machines;
+        if most < wanted {
+            fs::write(file, wanted.to_string()).expect("root's rights");
+            fs::write(file.replace('3', "2"), (wanted / 2).to_string()).expect("root's rights");
+        }
     }
 
     /// Where the test itself is.
