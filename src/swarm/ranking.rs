@@ -18,6 +18,9 @@ const ERRORS_MAX: u32 = 3;
 /// so that not all sites come back to it at once.
 const BENCH: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mins(10));
 const JITTER: f64 = 0.2;
+/// A silence that counts as an error, though who asked had it all from elsewhere before there was one: as
+/// long as a download waits for peers at most. Short ones add up: nobody waits so long for a small file.
+const SILENCE: Duration = Duration::from_millis(500);
 /// For how long one is not asked that gave wrong bytes.
 const BLAME: Duration = Duration::from_hours(24);
 /// For how long one that is busy is left alone: as it says, within these bounds.
@@ -55,6 +58,9 @@ struct Peer {
     /// Seconds to the first byte.
     first_byte: Option<f64>,
     in_flight: usize,
+    /// For how long it has not answered, and up to when that is counted.
+    silent: Duration,
+    silent_until: Instant,
     errors: u32,
     pause: Duration,
     benched_until: Instant,
@@ -135,8 +141,7 @@ impl Ranking {
     pub fn begin(self: &Arc<Self>, holder: &Holder) -> Attempt {
         let now = Instant::now();
         lock(&self.known).peer(holder, now).in_flight += 1;
-        let report =
-            Report { begun: now, first_byte: None, received: 0, outcome: Outcome::Nothing };
+        let report = Report { begun: now, first_byte: None, received: 0, outcome: Outcome::Left };
         Attempt { ranking: Arc::clone(self), holder: holder.clone(), report }
     }
 
@@ -273,6 +278,8 @@ impl Peer {
             rate: None,
             first_byte: None,
             in_flight: 0,
+            silent: Duration::ZERO,
+            silent_until: now,
             errors: 0,
             pause: BENCH.0 / 2,
             benched_until: now,
@@ -299,24 +306,42 @@ impl Peer {
         if let Some(rate) = report.rate(now) {
             self.rate = Some(mixed(self.rate, rate));
         }
+        let is_heard = report.first_byte.is_some() || !matches!(report.outcome, Outcome::Left);
+        if is_heard {
+            (self.silent, self.silent_until) = (Duration::ZERO, now);
+        }
         match report.outcome {
             Outcome::Done => {
                 self.success = mixed(Some(self.success), 1.0);
                 (self.errors, self.pause) = (0, BENCH.0 / 2);
             }
-            Outcome::Failed => {
-                self.success = mixed(Some(self.success), 0.0);
-                self.errors = self.errors.saturating_add(1);
-                // What was under way at the same time fails for the same reason.
-                if self.errors >= ERRORS_MAX && self.benched_until <= now {
-                    self.pause = (2 * self.pause).min(BENCH.1);
-                    self.benched_until = now + self.pause.mul_f64(jitter);
-                }
-            }
+            Outcome::Failed => self.fail(jitter, now),
             Outcome::Busy(after) => {
                 self.busy_until = self.busy_until.max(now + after.clamp(BUSY.0, BUSY.1));
             }
-            Outcome::Nothing => {}
+            Outcome::Left if !is_heard => self.left_waiting(report.begun, jitter, now),
+            Outcome::Absent | Outcome::Left => {}
+        }
+    }
+
+    fn fail(&mut self, jitter: f64, now: Instant) {
+        self.success = mixed(Some(self.success), 0.0);
+        self.errors = self.errors.saturating_add(1);
+        // What was under way at the same time fails for the same reason.
+        if self.errors >= ERRORS_MAX && self.benched_until <= now {
+            self.pause = (2 * self.pause).min(BENCH.1);
+            self.benched_until = now + self.pause.mul_f64(jitter);
+        }
+    }
+
+    /// It was asked then, and has said nothing.
+    fn left_waiting(&mut self, begun: Instant, jitter: f64, now: Instant) {
+        // What was asked at the same time waited no longer for that.
+        self.silent += now.duration_since(begun.max(self.silent_until));
+        self.silent_until = now;
+        if self.silent >= SILENCE {
+            self.silent = Duration::ZERO;
+            self.fail(jitter, now);
         }
     }
 }
@@ -347,8 +372,10 @@ enum Outcome {
     Done,
     Failed,
     Busy(Duration),
-    /// It says nothing about the site.
-    Nothing,
+    /// It does not have it, which is no error.
+    Absent,
+    /// Who asked broke it off.
+    Left,
 }
 
 /// A site is being asked, and gives. Dropped without a word, it was broken off by who asked.
@@ -394,7 +421,7 @@ impl Attempt {
 
     /// It does not have the blob, or not yet as much of it; no error of it.
     pub fn absent(self) {
-        self.end(Outcome::Nothing);
+        self.end(Outcome::Absent);
     }
 
     /// Its bytes were wrong.
@@ -511,6 +538,33 @@ mod tests {
         trial.ask(&bad, 0, Outcome::Done);
         (0..2).for_each(|_| trial.ask(&bad, 0, Outcome::Failed));
         assert!(trial.may_ask(&bad), "a success makes up for all");
+    }
+
+    #[test]
+    fn silence_that_adds_up_is_an_error() {
+        let silent_for = |trial: &Trial, site: &Holder, millis| {
+            let begun = trial.1 - Duration::from_millis(millis);
+            lock(&trial.0.known).peer(site, begun).in_flight += 1;
+            let report = Report { begun, first_byte: None, received: 0, outcome: Outcome::Left };
+            trial.0.end(site, &report, trial.1);
+        };
+        let (mut trial, mute) = (Trial::begin(), holder("mute"));
+        for _ in 0..11 {
+            trial.pass(Duration::from_millis(200));
+            // At the same time.
+            (0..4).for_each(|_| silent_for(&trial, &mute, 150));
+            assert!(trial.may_ask(&mute));
+        }
+        trial.pass(Duration::from_millis(200));
+        silent_for(&trial, &mute, 150);
+        assert!(!trial.may_ask(&mute), "three times half a second");
+        let slow = holder("slow");
+        for _ in 0..40 {
+            trial.pass(Duration::from_millis(500));
+            silent_for(&trial, &slow, 400);
+            trial.ask(&slow, 1000, Outcome::Left);
+            assert!(trial.may_ask(&slow), "it answers now and then");
+        }
     }
 
     #[test]

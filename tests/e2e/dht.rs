@@ -1,6 +1,10 @@
 //! The swarm's DHT: nodes find each other, announce, look up, and keep strangers out; each a process on
 //! a loopback address of its own.
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::json;
@@ -401,6 +405,80 @@ fn who_announces_too_fast_is_held_up_and_nobody_else() {
     victim.wait_found(&blob(4), &[&modest]);
     assert_eq!(modest.metric("aptmesh_dht_announces_total{result=\"refused\"}"), 0.0);
     assert!(victim.resident_bytes() < 150_000_000, "{} bytes", victim.resident_bytes());
+}
+
+#[test]
+fn a_flood_of_look_ups_stays_within_bounds_and_harms_nobody() {
+    let key = swarm_key();
+    let nodes = swarm(&key, 3);
+    let (flood, modest, victim) = (&nodes[0], &nodes[1], &nodes[2]);
+    victim.announce(&blobs(5));
+    modest.wait_found(&blob(4), &[victim]);
+    let asked = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        // Each is passed on to all others, as nobody has any of it.
+        for part in 0..16 {
+            let asked = &asked;
+            scope.spawn(move || {
+                for number in 0..200 {
+                    let wanted = blob(10_000 + 200 * part + number);
+                    assert_eq!(flood.look_up(&wanted), [""; 0]);
+                    asked.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let mut found = 0;
+        while found < 20 || asked.load(Ordering::Relaxed) < 3_200 {
+            assert_eq!(modest.look_up(&blob(found % 5)), [victim.url()], "amidst the flood");
+            found += 1;
+        }
+    });
+    for node in [flood, victim] {
+        assert!(node.resident_bytes() < 150_000_000, "{} bytes", node.resident_bytes());
+        assert_eq!(node.count("connected"), 2);
+    }
+    modest.announce(&blobs(6)[5..]);
+    victim.wait_found(&blob(5), &[modest]);
+}
+
+#[test]
+fn a_conversation_that_was_overheard_opens_no_door() {
+    let key = swarm_key();
+    let node = Node::start(&key, &[]);
+    // All that another node says, in its own time.
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let wire = kit::door::Door::open(([127, 0, 0, 1], 0).into(), {
+        let (heard, node) = (heard.clone(), node.dht());
+        move |near| overhear(near, node, &heard)
+    });
+    let other = Node::build(&key).env("SWARM_BOOTSTRAP", wire.addr().to_string()).start();
+    other.wait_connected(1);
+    other.announce(&blobs(1));
+    node.wait_found(&blob(0), &[&other]);
+    drop((other, wire));
+    wait_until(LONG, "the end of it", || node.count("connected") == 0);
+    let said = heard.lock().unwrap().clone();
+    assert!(said.len() > 500, "{} bytes were overheard", said.len());
+    let again = node.hears(&said);
+    // Who it is, to somebody who can not read it.
+    assert!(again.len() <= 500, "{} bytes", again.len());
+    assert_eq!(node.count("connected"), 0);
+}
+
+/// Passes on what is said on both sides, and keeps what this one says.
+fn overhear(mut near: TcpStream, far: SocketAddr, heard: &Mutex<Vec<u8>>) {
+    let Ok(mut far) = TcpStream::connect(far) else { return };
+    let (mut back, mut answers) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+    let answering = std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = near.read(&mut buffer) {
+        heard.lock().unwrap().extend_from_slice(&buffer[..count]);
+        if far.write_all(&buffer[..count]).is_err() {
+            break;
+        }
+    }
+    let _ = far.shutdown(Shutdown::Both);
+    let _ = answering.join();
 }
 
 #[test]

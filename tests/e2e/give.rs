@@ -630,6 +630,9 @@ fn nonsense_is_answered_or_hung_up_on() {
         format!("GET / HTTP/1.1\r\n{many}\r\n"),
         "GET / HTTP/9.9\r\n\r\n".to_owned(),
         "\0\u{16}\u{3}\u{1}".repeat(1000),
+        // Those who look for peers elsewhere.
+        format!("\u{13}BitTorrent protocol{}", "\0".repeat(48)),
+        "\u{13}/multistream/1.0.0\n\u{7}/noise\n".to_owned(),
         format!("GET /blob/sha256/{blob} HTTP/1.1\r\nAuthorization: \u{80}\r\n\r\n"),
     ] {
         let mut connection = Connection::open(site.peer());

@@ -1,10 +1,12 @@
 //! Peers that lie, break off or dawdle: no wrong byte reaches a client, who did it is left alone, who did
 //! not is not, and the file comes all the same.
 
+use crate::failure::Client;
 use crate::kit::node::Node;
 use crate::kit::site::Site;
 use crate::kit::*;
 use crate::swarm::{FROM_PEERS, PATIENCE, Swarm, TO_PEERS};
+use serde_json::json;
 use std::time::Duration;
 
 const MB: usize = 1024 * 1024;
@@ -205,6 +207,100 @@ fn a_peer_can_not_send_us_elsewhere() {
     assert_eq!(victim.log().len(), 0);
 }
 
+/// Names of so many packages.
+fn tools(count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("tool{number}")).collect()
+}
+
+#[test]
+fn who_never_answers_is_not_asked_for_each_file() {
+    let names = tools(20);
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let packages: Vec<(&str, usize)> = names.iter().map(|name| (*name, 3 * MB / 2)).collect();
+    let swarm = Swarm::of(&packages);
+    let site = swarm.site(&[]);
+    let mute: Vec<Liar> = (0..3).map(|_| Liar::of(&swarm, &site, &names, right)).collect();
+    for liar in &mute {
+        for name in &names {
+            let path = format!("/blob/sha256/{}", swarm.blob(name));
+            liar.door.script(&path, vec![Fault::StallHead(Duration::from_mins(2)); 9]);
+        }
+        liar.wait_found(&swarm, &site, names[0]);
+        liar.wait_found(&swarm, &site, names[19]);
+    }
+    let client = Client::of(&swarm, &site);
+    for name in &names {
+        client.gets_of_mirror(&[name]);
+    }
+    let asked = |name: &&str| mute.iter().map(|liar| liar.asked(&swarm, name)).sum::<usize>();
+    assert!(asked(&names[0]) > 0);
+    // Two at a time would be forty.
+    let in_all: usize = names.iter().map(asked).sum();
+    assert!(in_all <= 24, "asked {in_all} times");
+}
+
+/// Nodes that claim everything, and whose addresses are a hole.
+#[test]
+fn a_crowd_that_claims_everything_and_is_nowhere_costs_little() {
+    let names = tools(30);
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let packages: Vec<(&str, usize)> = names.iter().map(|name| (*name, 3 * MB / 2)).collect();
+    let swarm = Swarm::of(&packages);
+    let site = swarm.site(&[]);
+    let hole = Abyss::open();
+    let mut claims: Vec<String> = names.iter().map(|name| swarm.blob(name)).collect();
+    claims.extend((0..2_000).map(|number| sha256_hex(format!("claim {number}").as_bytes())));
+    let crowd: Vec<Node> = (0..8)
+        .map(|_| {
+            let node = Node::build(&swarm.key)
+                .env("SWARM_ADVERTISE", format!("http://{}", hole.addr()))
+                .env("SWARM_BOOTSTRAP", site.dht().to_string())
+                .start();
+            node.announce(&claims);
+            node
+        })
+        .collect();
+    wait_until(PATIENCE, "many to claim all", || {
+        let found = |blob: &String| site.node().look_up(blob).len() >= crowd.len() / 2;
+        claims[..names.len()].iter().all(found)
+    });
+    Client::of(&swarm, &site).gets_of_mirror(&names);
+    assert!(site.peak_resident_bytes() < 250_000_000, "{} bytes", site.peak_resident_bytes());
+    site.check_blobs();
+}
+
+/// More than a node would tell of: this one is in the hands of somebody else.
+#[test]
+fn of_a_thousand_false_providers_few_are_asked() {
+    let swarm = Swarm::of(&[("tool", 2 * MB), ("next", 2 * MB)]);
+    // What has nothing answers fastest, and so is asked most.
+    let (node, nothing) = (Mirror::start(), Mirror::start());
+    let url = format!("http://{}", nothing.addr());
+    let provider = |number| json!({ "node": format!("n{number}"), "urls": [url], "filter": 0 });
+    let crowd: Vec<_> = (0..1_000).map(provider).collect();
+    let told = json!({ "node": "own", "peers": crowd }).to_string();
+    for blob in ["tool", "next"].map(|name| swarm.blob(name)) {
+        node.put(&format!("/lookup/{blob}"), File::new(told.as_bytes()));
+    }
+    node.put("/peers", File::new(told.as_bytes()));
+    let proxy = Proxy::build()
+        .env("APTMESH_SWARM_KEY", &swarm.key)
+        .env("APTMESH_SWARM_ANNOUNCE", "false")
+        .env("APTMESH_SWARM_ALLOW_PRIVATE", "127.0.0.0/8")
+        .env("APTMESH_PROXY_SIDECAR", format!("http://{}", node.addr()))
+        .start();
+    swarm.learn(&proxy);
+    let client = Client::of(&swarm, &proxy);
+    // Nobody is so busy that the mirror has given all before anybody is asked.
+    swarm.mirror.limit(1_000_000);
+    for name in ["tool", "next"] {
+        client.gets_of_mirror(&[name]);
+        let asked = nothing.requests(&format!("/blob/sha256/{}", swarm.blob(name))).len();
+        assert!((1..=64).contains(&asked), "{name}: {asked} were asked");
+    }
+    assert!(proxy.peak_resident_bytes() < 200_000_000);
+}
+
 /// apt gives up after half a minute of silence.
 #[test]
 fn a_client_hears_the_mirror_while_slow_peers_bring_the_rest() {
@@ -228,4 +324,18 @@ fn a_client_hears_the_mirror_while_slow_peers_bring_the_rest() {
     assert!([beginning, rest].concat() == swarm.archive.deb("tool"));
     let by_mirror = swarm.by_mirror("tool");
     assert!(by_mirror < swarm.size("tool") / 2, "the mirror brought {by_mirror}");
+}
+
+/// What clients were promised is not all that there is of it: so nobody takes it for the whole.
+#[test]
+fn a_mirror_that_sends_more_than_the_list_says_completes_no_answer() {
+    let swarm = Swarm::of(&[("tool", 2 * MB)]);
+    let site = swarm.site(&[]);
+    let wrong = noise(11, swarm.archive.deb("tool").len() + 64 * 1024);
+    let wrong = [b"!<arch>\n", &wrong[8..]].concat();
+    swarm.mirror.put(&swarm.path("tool"), File::new(wrong).chunked());
+    let reply = get(site.addr(), &site.url_for(&swarm.mirror, &swarm.path("tool")));
+    let is_whole =
+        reply.status == 200 && reply.complete && reply.body.len() as u64 == swarm.size("tool");
+    assert!(!is_whole, "{} bytes of something else", reply.body.len());
 }

@@ -10,6 +10,7 @@ mod dht;
 mod durability;
 mod duties;
 mod failover;
+mod failure;
 mod find;
 mod fleet;
 mod flights;

@@ -104,6 +104,18 @@ impl Host {
     pub fn heal(&self) {
         ip(&["link", "set", &self.name, "up"]);
     }
+
+    /// What it sends to the other one is lost on the way, without a word.
+    pub fn lose(&self, other: &Host) {
+        // As if that were a machine that nobody has.
+        let nobody = ["lladdr", "02:00:00:00:00:01", "dev", "eth0", "nud", "permanent"];
+        ip(&[&["-n", &self.name, "neigh", "replace", &other.ip][..], &nobody].concat());
+    }
+
+    /// After [`Host::lose`]: it gets there again.
+    pub fn find(&self, other: &Host) {
+        ip(&["-n", &self.name, "neigh", "delete", &other.ip, "dev", "eth0"]);
+    }
 }
 
 impl Drop for Host {
