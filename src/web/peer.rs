@@ -81,7 +81,7 @@ impl Peer {
         );
         let slots = metrics.gauge(
             "aptmesh_peer_slots_used",
-            "Bodies on their way to other sites: 20 at most, 2 to one address.",
+            "Bodies on their way to other sites: 160 at most, 16 to one address.",
         );
         let uplink = Uplink::new(upload_limit, waits);
         background.spawn(Arc::clone(&uplink).run());
