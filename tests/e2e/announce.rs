@@ -237,6 +237,27 @@ fn a_site_that_announces_nothing_tells_nobody_of_itself() {
 }
 
 #[test]
+fn a_site_that_announces_nothing_gives_others_nothing_though_it_has_replicas() {
+    let server = Postgres::start();
+    let (url, swarm) = (fleet::migrated(&server), Swarm::of(&PACKAGES));
+    let settings = [
+        ("SWARM_ANNOUNCE", "false"),
+        ("INDEX_URL", url.as_str()),
+        ("PROXY_ADVERTISE", "http://127.0.0.1:9979"),
+    ];
+    let silent = swarm.site_with(&[], &settings);
+    swarm.fetch(&silent, "large");
+    let secret = Secret::of_swarm(&swarm.key.parse().unwrap());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let blob = swarm.blob("large");
+    let token = secret.token(&Sha256::from_hex(&blob).unwrap(), now);
+    let path = format!("/blob/sha256/{blob}");
+    let reply = request(silent.peer(), "GET", &path, &[("Authorization", &token)]);
+    assert_eq!(reply.status, 403, "that port is for its replicas");
+    assert_eq!(ask_filter(&swarm.key, silent.peer(), "", &[]).status, 403);
+}
+
+#[test]
 fn after_a_restart_it_goes_on_and_what_is_gone_is_withdrawn() {
     let lost = ["one", "two", "three"];
     let sizes = lost.map(|name| (name, 2 * MB));
