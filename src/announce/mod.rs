@@ -87,7 +87,7 @@ struct Teller {
     share: Share,
     builder: Builder,
     /// Up to where changes were seen; `None`: all has to be looked through.
-    mark: Option<u64>,
+    mark: Option<String>,
     looked_through: Option<Instant>,
     is_troubled: bool,
 }
@@ -161,7 +161,7 @@ impl Teller {
     }
 
     async fn look(&mut self) -> Result<Difference, IndexError> {
-        let changes = self.index.changes_since(self.mark).await?;
+        let changes = self.index.changes_since(self.mark.as_deref()).await?;
         if changes.are_too_many {
             return self.look_through().await;
         }

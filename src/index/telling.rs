@@ -20,8 +20,8 @@ pub struct Tellable {
 /// What came and what went since one looked last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// From where to go on the next time.
-    pub mark: u64,
+    /// From where to go on the next time, in words of the index's own.
+    pub mark: String,
     /// Each blob that changed, and its size; `None`: it is not to be told of any more. Some may not have
     /// changed at all.
     pub blobs: Vec<(Sha256, Option<u64>)>,
