@@ -160,19 +160,31 @@ impl Peer {
         if answer.status() == StatusCode::SERVICE_UNAVAILABLE {
             self.busy.inc();
         }
-        // What has no body takes no slot.
+        self.in_a_slot(visit, blob, answer)
+    }
+
+    /// The have-filter.
+    async fn tell(&self, visit: &Visit) -> Response {
+        match &self.filter {
+            Some(filter) => filter.answer(visit).await,
+            None => reply::refusal(StatusCode::NOT_FOUND, "there is no filter"),
+        }
+    }
+
+    /// An answer to another site, its body within the bounds for all of them. What has none takes no slot.
+    fn in_a_slot(&self, visit: &Visit, what: &Sha256, answer: Response) -> Response {
         let has_body = matches!(answer.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT);
-        if head_only || !has_body {
+        if visit.method == Method::HEAD || !has_body {
             return answer;
         }
-        let Some(slot) = self.slots.take(visit.client.address) else { return self.busy(blob) };
+        let Some(slot) = self.slots.take(visit.client.address) else { return self.busy(what) };
         let uplink = Arc::clone(&self.uplink);
         reply::passed(answer, |source| source.given(slot, uplink))
     }
 
-    fn busy(&self, blob: &Sha256) -> Response {
+    fn busy(&self, what: &Sha256) -> Response {
         self.busy.inc();
-        let spread = blob.as_bytes().first().map_or(0, |first| u64::from(*first) % RETRY_AFTER_MAX);
+        let spread = what.as_bytes().first().map_or(0, |first| u64::from(*first) % RETRY_AFTER_MAX);
         reply::busy(Duration::from_secs(1 + spread), "busy")
     }
 }
@@ -203,10 +215,11 @@ async fn answer(peer: Arc<Peer>, visit: Visit) -> Response {
         (Asker::Site, Some(Asked::Blob(blob))) => {
             peer.count("peer", peer.give(&visit, head_only, &blob).await)
         }
-        (_, Some(Asked::Filter)) => match &peer.filter {
-            Some(filter) => filter.answer(&visit).await,
-            None => reply::refusal(StatusCode::NOT_FOUND, "there is no filter"),
-        },
+        (Asker::Fellow, Some(Asked::Filter)) => peer.count("replica", peer.tell(&visit).await),
+        (Asker::Site, Some(Asked::Filter)) => {
+            let answer = peer.tell(&visit).await;
+            peer.count("peer", peer.in_a_slot(&visit, &FILTER, answer))
+        }
         _ => reply::refusal(StatusCode::NOT_FOUND, "not here"),
     }
 }
