@@ -402,6 +402,7 @@ pub trait Index: Send + Sync {
     fn trouble(&self) -> Option<&'static str> {
         None
     }
+
     /// Adds errands at the end, at `now`: each takes the place of that of another version of its package.
     /// Those that have waited for [`ERRAND_TERM`] make place.
     async fn add_errands(&self, errands: &[Errand], now: i64) -> Result<(), IndexError>;

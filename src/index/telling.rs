@@ -5,7 +5,8 @@ use crate::content::digest::Sha256;
 /// Changes that are told of at once: of more, it is quicker to look through all blobs.
 pub const CHANGES_MAX: usize = 20_000;
 
-/// Deltas from before that are kept when the have-filter is built anew: peers that come seldomer take the whole.
+/// Deltas from before that are kept when the have-filter is built anew: peers that come seldomer take the
+/// whole.
 pub const DELTAS_KEPT: usize = 64;
 
 /// A blob that other sites may be told of, since a list names it.

@@ -65,8 +65,8 @@ impl Asked {
 }
 
 impl Peer {
-    /// The surface, with the site's have-filter if there is to be one. All other sites together get `upload_limit` bytes a second at most; 0: as many as
-    /// they can take.
+    /// The surface, with the site's have-filter if there is to be one. All other sites together get
+    /// `upload_limit` bytes a second at most; 0: as many as they can take.
     #[must_use]
     pub fn new(
         engine: Arc<Engine>,
