@@ -111,7 +111,7 @@ async fn status(admin: Arc<Admin>) -> Response {
         Some(dht) => dht.status().await,
         None => None,
     };
-    let (session, all_time) = admin.engine.traffic().await;
+    let (session, all_time) = admin.engine.traffic();
     let bytes = &admin.engine.metrics().served_bytes;
     let served =
         Source::ALL.map(|from| (from.label(), bytes.with_label_values(&[from.label()]).get()));
