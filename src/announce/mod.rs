@@ -176,15 +176,12 @@ impl Teller {
     }
 
     async fn announce(&mut self, difference: &Difference) {
-        let (ours, others): (Vec<_>, Vec<_>) =
-            difference.came.iter().copied().partition(|(digest, _)| self.share.has(digest));
+        let came = difference.came.iter().copied();
+        let ours: Vec<_> = came.filter(|(digest, _)| self.share.has(digest)).collect();
         for blobs in ours.chunks(AT_A_TIME) {
             self.dht.announce(blobs).await;
         }
-        // Another node of the site announces them; here they were while they were on their way.
-        let gone = others.iter().map(|(digest, _)| *digest).chain(difference.went.iter().copied());
-        let gone: Vec<_> = gone.collect();
-        for blobs in gone.chunks(AT_A_TIME) {
+        for blobs in difference.went.chunks(AT_A_TIME) {
             self.dht.withdraw(blobs).await;
         }
         for blobs in difference.passed.chunks(AT_A_TIME) {
