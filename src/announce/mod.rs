@@ -140,8 +140,11 @@ impl Teller {
             self.announce(&difference).await;
         }
         let lease = self.nodes.builders_lease();
-        let generation = self.builder.build(&*self.index, lease, &self.known).await?;
-        self.dht.set_filter(generation).await;
+        let built = self.builder.build(&*self.index, lease, &self.known).await;
+        if built.as_ref().is_err_and(IndexError::is_fenced_off) {
+            self.nodes.let_go_of_filter();
+        }
+        self.dht.set_filter(built?).await;
         Ok(())
     }
 

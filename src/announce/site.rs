@@ -105,6 +105,11 @@ impl Nodes {
         self.filter.as_ref()
     }
 
+    /// Another node has it by now.
+    pub(super) fn let_go_of_filter(&mut self) {
+        self.filter = None;
+    }
+
     /// Has the others take over at once.
     pub(super) async fn leave(&mut self, index: &dyn Index) {
         let held: Vec<Lease> = self.lease.take().into_iter().chain(self.filter.take()).collect();
