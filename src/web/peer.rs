@@ -21,7 +21,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::web::connection::Visit;
 use crate::web::filter::HaveFilter;
 use crate::web::reply::{self, Counted};
-use crate::web::slots::Slots;
+use crate::web::slots::{self, Slots};
 use crate::web::uplink::Uplink;
 
 /// Who is turned away comes back after one second at least, and this many at most: not all at once.
@@ -151,7 +151,7 @@ impl Peer {
     }
 
     async fn give(&self, visit: &Visit, head_only: bool, blob: &Sha256) -> Response {
-        let answer = match self.engine.give(blob).await {
+        let answer = match self.engine.give(blob, slots::peer_at(visit.client.address)).await {
             Gift::Stored(known) => reply::lent(&visit.headers, head_only, blob, &known),
             Gift::Arriving(follower) => reply::arriving(&visit.headers, head_only, blob, follower),
             Gift::Nothing => return reply::refusal(StatusCode::NOT_FOUND, "not here"),

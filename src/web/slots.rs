@@ -115,7 +115,8 @@ impl Drop for Slot {
     }
 }
 
-fn peer_at(address: IpAddr) -> IpAddr {
+/// Whom an address stands for: in IPv6, a network.
+pub(super) fn peer_at(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(address) => {
