@@ -1,5 +1,5 @@
-//! What others get of us: fellows all that lies here, other sites what is public. No mirror and nobody
-//! else is asked for them.
+//! What others get of us: fellows all that lies here, other sites what is public, of all volumes of ours.
+//! No mirror and no other site is asked for them.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use crate::content::digest::Sha256;
 use crate::content::swarm_key::SwarmKey;
+use crate::engine::fellows::Offer;
 use crate::engine::flight::follower::Follower;
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::{Content, Outcome, Served};
@@ -54,6 +55,8 @@ pub enum Gift {
     Stored(Arc<Known>),
     /// One that is coming from a mirror.
     Arriving(Box<Follower>),
+    /// One that only fellows have.
+    Elsewhere(Box<Offer>),
     /// There is none, or it is not public.
     Nothing,
     /// That can not be told at the moment.
@@ -219,15 +222,18 @@ impl Engine {
             let is_named = self.is_named(blob, true).await?;
             return Ok(if is_named { arriving } else { Gift::Nothing });
         }
-        if !self.is_named(blob, false).await? {
-            return Ok(Gift::Nothing);
+        if self.is_named(blob, false).await? {
+            let key = name_of(blob);
+            let known = match self.held(&key).await {
+                Some(known) => Some(known),
+                None => self.loaded(&key, self.index.by_blob(blob).await?).await,
+            };
+            if let Some(known) = known {
+                return Ok(Gift::Stored(known));
+            }
         }
-        let key = name_of(blob);
-        let known = match self.held(&key).await {
-            Some(known) => Some(known),
-            None => self.loaded(&key, self.index.by_blob(blob).await?).await,
-        };
-        Ok(known.map_or(Gift::Nothing, Gift::Stored))
+        let offer = self.public_offer(blob).await?;
+        Ok(offer.map_or(Gift::Nothing, |offer| Gift::Elsewhere(Box::new(offer))))
     }
 
     /// What a mirror sends us now. That other sites follow it keeps no flight going: we fetch for our own

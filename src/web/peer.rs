@@ -15,9 +15,11 @@ use warp::reply::Response;
 
 use crate::content::digest::Sha256;
 use crate::engine::Engine;
+use crate::engine::fellows::Offer;
 use crate::engine::give::{Asker, Gift};
-use crate::engine::outcome::Source;
+use crate::engine::outcome;
 use crate::telemetry::metrics::Metrics;
+use crate::web::body::Source;
 use crate::web::connection::Visit;
 use crate::web::filter::HaveFilter;
 use crate::web::reply::{self, Counted};
@@ -128,7 +130,7 @@ impl Peer {
     }
 
     fn count(&self, to: &str, mut answer: Response) -> Response {
-        if let Some(source) = answer.extensions().get::<Source>() {
+        if let Some(source) = answer.extensions().get::<outcome::Source>() {
             let given = &self.engine.metrics().given_bytes;
             let counter = given.with_label_values(&[to, source.label()]);
             answer.extensions_mut().insert(Counted(counter));
@@ -154,6 +156,7 @@ impl Peer {
         let answer = match self.engine.give(blob, slots::peer_at(visit.client.address)).await {
             Gift::Stored(known) => reply::lent(&visit.headers, head_only, blob, &known),
             Gift::Arriving(follower) => reply::arriving(&visit.headers, head_only, blob, follower),
+            Gift::Elsewhere(offer) => return self.pass_on(visit, head_only, &offer).await,
             Gift::Nothing => return reply::refusal(StatusCode::NOT_FOUND, "not here"),
             Gift::Busy => return self.busy(blob),
         };
@@ -161,6 +164,18 @@ impl Peer {
             self.busy.inc();
         }
         self.in_a_slot(visit, blob, answer)
+    }
+
+    /// What a fellow has, as it comes from there: the swarm is told of all that the site has. That it does
+    /// not come now is no reason to think that it is not there.
+    async fn pass_on(&self, visit: &Visit, head_only: bool, offer: &Offer) -> Response {
+        let (head, part) = reply::passed_on(&visit.headers, head_only, offer);
+        let Some(part) = part else { return reply::with_payload(head, Source::Empty) };
+        let blob = &offer.entry.blob;
+        let Some(slot) = self.slots.take(visit.client.address) else { return self.busy(blob) };
+        let Some(passing) = self.engine.pass_on(offer, part).await else { return self.busy(blob) };
+        let source = Source::passing(passing).given(slot, Arc::clone(&self.uplink));
+        reply::with_payload(head, source)
     }
 
     /// The have-filter.
