@@ -316,6 +316,9 @@ pub trait Index: Send + Sync {
     /// disagree.
     async fn expectation(&self, key: &str) -> Result<Option<Expectation>, IndexError>;
 
+    /// Bytes of `blob`, as some list says that names it under whatever key.
+    async fn listed_size(&self, blob: &Sha256) -> Result<Option<u64>, IndexError>;
+
     /// The lists that name `key`.
     async fn lists_naming(&self, key: &str) -> Result<Vec<String>, IndexError>;
 

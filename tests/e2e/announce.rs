@@ -19,7 +19,7 @@ const MB: usize = 1024 * 1024;
 const PACKAGES: [(&str, usize); 3] = [("large", 2 * MB), ("larger", 3 * MB), ("small", 100_000)];
 
 /// What stands for a blob in a filter.
-fn entry(key: &str, blob: &str) -> u64 {
+pub fn entry(key: &str, blob: &str) -> u64 {
     let key: SwarmKey = key.parse().unwrap();
     key.dht_key(&Sha256::from_hex(blob).unwrap()).short()
 }
@@ -34,7 +34,7 @@ fn ask_filter(key: &str, peer: SocketAddr, query: &str, more: &[(&str, &str)]) -
 }
 
 /// The filter, if there is one.
-fn filter(key: &str, site: &Site) -> Option<Filter> {
+pub fn filter(key: &str, site: &Site) -> Option<Filter> {
     let reply = ask_filter(key, site.peer(), "", &[]);
     match reply.status {
         200 => Some(Filter::parse(&reply.body).expect("a filter")),

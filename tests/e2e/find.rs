@@ -383,6 +383,8 @@ fn sites_lead_nowhere_where_sites_are_not_to_be() {
     }
     wait_until(PATIENCE, "both are refused", || fetches(&proxy, "failed") >= 2);
     assert_eq!((address.port.connections(), name.port.connections()), (0, 0));
+    // That counts where it is chosen who is asked for blobs.
+    assert_eq!(proxy.count("aptmesh_swarm_known_peers"), 2);
     // The same, where they may be.
     let proxy = proxy_of(&key, &node);
     wait_fetches(&proxy, "whole", 2);

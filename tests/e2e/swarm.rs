@@ -1,5 +1,6 @@
 //! Sites fetch from each other what one of them has, or is fetching, and from the mirror what none has.
 
+use crate::announce;
 use crate::kit::site::Site;
 use crate::kit::*;
 use std::fs;
@@ -235,6 +236,46 @@ fn real_apt_is_served_by_another_site() {
     two.wait_landed();
     assert!(by_mirror() - all <= all / 10, "the mirror gave {} of {all}", by_mirror() - all);
     assert!(two.count(FROM_PEERS) >= all * 9 / 10);
+}
+
+#[test]
+fn a_list_under_its_hash_comes_from_the_other_site() {
+    let swarm = Swarm::of(&[("tool", 10_000)]);
+    let path = format!("/debian/{}", swarm.archive.by_hash_path());
+    let (release, list) = ("/debian/dists/demo/Release", swarm.archive.index());
+    let one = swarm.site(&[]);
+    let entry = announce::entry(&swarm.key, &sha256_hex(list.as_bytes()));
+    wait_until(PATIENCE, "the list in the filter", || {
+        announce::filter(&swarm.key, &one).is_some_and(|filter| filter.has(entry))
+    });
+    let before = swarm.mirror.bodies(&path);
+    let two = Site::start(&swarm.key, &[&one]);
+    assert_eq!(get(two.addr(), &two.url_for(&swarm.mirror, release)).status, 200);
+    wait_until(PATIENCE, "the release file is learnt", || two.count(LEARNT) >= 1);
+    wait_filters(&two, 1);
+    let reply = get(two.addr(), &two.url_for(&swarm.mirror, &path));
+    assert_eq!(reply.body, list.as_bytes());
+    assert_eq!(reply.header("x-aptmesh-source"), Some("peer"));
+    assert_eq!(swarm.mirror.bodies(&path), before);
+}
+
+#[test]
+fn a_mirror_without_ranges_is_held_and_brings_the_rest_if_need_be() {
+    let swarm = Swarm::of(&[("first", 2 * MB), ("large", 12 * MB)]);
+    let one = swarm.stocked(&[], &["first", "large"]);
+    let two = swarm.site(&[&one]);
+    swarm.wait_found(&two, "first", &[&one]);
+    swarm.fetch(&two, "first");
+    swarm.wait_found(&two, "large", &[&one]);
+    swarm.publish(|file| file.ignore_range().rate(2_000_000));
+    swarm.fetch(&two, "large");
+    assert!(two.count(FROM_PEERS) > swarm.size("large") / 2);
+    // Now with nobody else to ask.
+    let three = swarm.site(&[&two]);
+    drop(one);
+    swarm.wait_found(&three, "large", &[&two]);
+    drop(two);
+    swarm.fetch(&three, "large");
 }
 
 /// The README's lines, as they stand there, on two machines.

@@ -16,7 +16,7 @@ use crate::engine::Engine;
 use crate::engine::flight::borrowed::{Borrowed, Incoming};
 use crate::engine::flight::follower::range_of;
 use crate::engine::flight::gather::Gathered;
-use crate::engine::flight::gather::board::Giver;
+use crate::engine::flight::gather::ahead::Judged;
 use crate::engine::flight::gather::leash::Leash;
 use crate::engine::flight::pace::Watch;
 use crate::engine::flight::writer::{NotTaken, Stopped, TAIL, Writer, Written};
@@ -217,6 +217,11 @@ impl Transfer {
                     self.engine.mirror.blame(&origin);
                 }
                 Err(Failure::Mirror(_)) if !out_of_tries => {}
+                // Some do not know ranges, or not well.
+                Err(failure) if until.is_some() && !failure.is_not_there() => {
+                    tracing::info!(%origin, ?failure, "asking for all of it");
+                    return Box::pin(self.ask(deadline, None)).await;
+                }
                 decided => return decided,
             }
             fruitless += 1;
@@ -532,6 +537,8 @@ impl Transfer {
         let mut pace = Watch::default();
         let mut end = flow.meta.size;
         let mut fruitless = 0;
+        // Whether it is worth breaking off, and asking for the rest later.
+        let mut is_ranged = true;
         let (mut received, mut next, mut body, mut asked) = match beginning {
             Beginning::Body(first, body, asked) => (0, Ok(Some(first)), Some(body), asked),
             Beginning::Rest(received) => (received, Err(LEFT.to_owned()), None, None),
@@ -540,6 +547,9 @@ impl Transfer {
             match next {
                 Ok(Some(chunk)) => {
                     received += chunk.len() as u64;
+                    if end.is_some_and(|end| received > end) {
+                        return Err("the mirror sent more than it said".to_owned());
+                    }
                     if self.kind == Kind::Release && received > RELEASE_MAX {
                         return Err("the release file is too large".to_owned());
                     }
@@ -548,12 +558,13 @@ impl Transfer {
                     if let Err(Stopped) = writer.write(chunk).await {
                         return Ok(());
                     }
-                    if asked != Some(received)
-                        && end != Some(received)
-                        && !leash.reaches_soon(received).await
-                    {
-                        (asked, body, next) = (Some(received), None, Ok(None));
-                        continue;
+                    if asked != Some(received) && end != Some(received) {
+                        if !is_ranged {
+                            leash.reaches_beyond(received).await;
+                        } else if !leash.reaches_soon(received).await {
+                            (asked, body, next) = (Some(received), None, Ok(None));
+                            continue;
+                        }
                     }
                     let waiting = Instant::now();
                     next = next_of(body.as_mut()).await;
@@ -562,6 +573,10 @@ impl Transfer {
                     }
                 }
                 Ok(None) if end.is_none_or(|end| end == received) => return Ok(()),
+                // A part may be shorter than what was asked for (RFC 9110 §15.3.7).
+                Ok(None) if asked.is_some_and(|asked| received < asked) => {
+                    next = Err("the mirror sent a part of what was asked for".to_owned());
+                }
                 Ok(None) if asked != Some(received) => {
                     return Err("the mirror sent less than it said".to_owned());
                 }
@@ -576,10 +591,11 @@ impl Transfer {
                         tokio::time::sleep(RESUME_PAUSE * fruitless).await;
                     }
                     leash.reaches_beyond(received).await;
-                    asked = leash.end();
                     // A body that broke off is not asked again: it would seem to have ended.
-                    next = match self.resume(flight, flow, received, asked).await? {
+                    next = match self.resume(flight, flow, received, leash.end()).await? {
                         Some(resumed) => {
+                            is_ranged = resumed.is_part;
+                            asked = resumed.asked;
                             self.engine.metrics.resumed.inc_by(broken.is_err().into());
                             end = resumed.end;
                             next_of(Some(body.insert(resumed.body))).await
@@ -592,7 +608,7 @@ impl Transfer {
     }
 
     /// Waits until as many bytes are due; not while a client waits for them.
-    async fn keep_pace(&self, flight: &Flight, begun: Instant, received: u64) {
+    pub(super) async fn keep_pace(&self, flight: &Flight, begun: Instant, received: u64) {
         let Some(pace) = self.pace else { return };
         let due = begun + Duration::from_millis(received.saturating_mul(1000) / pace.max(1));
         while Instant::now() < due && flight.is_wanted_by_one() {
@@ -710,9 +726,9 @@ pub(super) struct Arrived {
 }
 
 impl Arrived {
-    /// Whose bytes turned out to be wrong.
-    pub(super) fn culprits(&self) -> &[Giver] {
-        &self.written.culprits
+    /// Whose bytes turned out to be right, and whose wrong.
+    pub(super) fn givers(&self) -> &Judged {
+        &self.written.givers
     }
 }
 

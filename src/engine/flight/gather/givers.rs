@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::engine::Engine;
+use crate::engine::flight::gather::ahead::Judged;
 use crate::engine::flight::gather::board::Giver;
 use crate::engine::flight::pace::per_second;
 use crate::swarm::claims::Claims;
@@ -133,14 +134,15 @@ impl Givers {
         }
     }
 
-    /// Bytes of it are here, up to byte `end`.
-    pub(super) fn brought(&mut self, giver: Giver, bytes: u64, end: u64) {
+    /// Bytes of it are here, up to byte `end`; how many all have brought.
+    pub(super) fn brought(&mut self, giver: Giver, bytes: u64, end: u64) -> u64 {
         if let Some(one) = self.all.get_mut(giver) {
             one.have = one.have.map(|have| have.max(end));
             one.brought += bytes;
             one.brought_at = Some(Instant::now());
             one.failures = 0;
         }
+        self.all.iter().map(|one| one.brought).sum()
     }
 
     /// What it was asked for has come to its end; whether its filter was right, if it was by that.
@@ -181,6 +183,11 @@ impl Givers {
         if let Some(one) = self.all.get_mut(giver) {
             one.have = one.have.max(Some(have));
         }
+    }
+
+    /// Whether somebody may still have it.
+    pub(super) fn are_left(&self) -> bool {
+        !self.are_out && self.all.iter().any(|one| one.stand != Stand::Gone)
     }
 
     /// Whether somebody can be asked again later.
@@ -249,14 +256,14 @@ impl Givers {
         }
     }
 
-    /// The whole is right, and these brought something else.
-    pub(super) fn judge(mut self, engine: &Engine, culprits: &[Giver]) {
-        for culprit in culprits {
+    /// The whole is right: these brought what is in it, and those something else.
+    pub(super) fn judge(mut self, engine: &Engine, judged: &Judged) {
+        for culprit in &judged.culprits {
             self.blame(*culprit, engine);
         }
-        for (giver, one) in self.all.iter().enumerate() {
-            if one.brought > 0 && !culprits.contains(&giver) && !one.is_suspect {
-                engine.swarm.ranking.prove(&one.holder, one.brought);
+        for (giver, bytes) in &judged.proven {
+            if let Some(one) = self.all.get(*giver).filter(|one| !one.is_blamed) {
+                engine.swarm.ranking.prove(&one.holder, *bytes);
             }
         }
     }
