@@ -273,7 +273,7 @@ fn name_of(blob: &Sha256) -> String {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn no_peer_has_all_turns() {
         let gate = Gate::new(&Config::default());
         let [greedy, modest] = [1, 2].map(|last| IpAddr::from([192, 0, 2, last]));
