@@ -405,6 +405,7 @@ pub trait Index: Send + Sync {
     fn trouble(&self) -> Option<&'static str> {
         None
     }
+
     /// Adds errands at the end, at `now`: each takes the place of that of another version of its package.
     /// Those that have waited for [`ERRAND_TERM`] make place.
     async fn add_errands(&self, errands: &[Errand], now: i64) -> Result<(), IndexError>;
@@ -470,10 +471,10 @@ pub trait Index: Send + Sync {
         limit: usize,
     ) -> Result<Vec<Tellable>, IndexError>;
 
-    /// What of that has changed since the mark of the last look; `None`: from when on to look. Changes
-    /// may be missed, after a long time and by a crash of the server: all are to be looked through now
-    /// and then.
-    async fn changes_since(&self, mark: Option<u64>) -> Result<Changes, IndexError>;
+    /// What of that has changed since the mark of the last look, each change once; `None`: from when on
+    /// to look, and what is too old to be told of is forgotten. Changes may be missed, after a long time
+    /// and by a crash of the server: all are to be looked through now and then.
+    async fn changes_since(&self, mark: Option<&str>) -> Result<Changes, IndexError>;
 
     /// The site's have-filter; `None`: it has none.
     async fn filter(&self) -> Result<Option<KeptFilter>, IndexError>;

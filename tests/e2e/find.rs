@@ -205,6 +205,21 @@ fn a_node_that_is_none_does_not_disturb_apt() {
 }
 
 #[test]
+fn a_proxy_whose_node_can_not_read_its_index_says_so() {
+    let key = swarm_key();
+    let proxy = |announce: &str| {
+        Proxy::build()
+            .env("APTMESH_SWARM_KEY", &key)
+            .env("APTMESH_SWARM_ANNOUNCE", announce)
+            .env("APTMESH_LISTEN_PEER", "127.0.0.1:0")
+            .env("APTMESH_PROXY_SIDECAR", "http://127.0.0.1:9")
+            .start()
+    };
+    assert!(proxy("true").log().contains("what is stored is not announced"));
+    assert!(!proxy("false").log().contains("what is stored is not announced"));
+}
+
+#[test]
 fn the_settings_of_the_node_are_checked() {
     let key = swarm_key();
     for (name, url, key, why) in [

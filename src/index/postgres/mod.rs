@@ -358,7 +358,7 @@ impl Index for PostgresIndex {
         tellings::tellable_after(&self.calls, after, limit).await
     }
 
-    async fn changes_since(&self, mark: Option<u64>) -> Result<Changes, IndexError> {
+    async fn changes_since(&self, mark: Option<&str>) -> Result<Changes, IndexError> {
         tellings::changes_since(&self.calls, mark).await
     }
 

@@ -581,7 +581,8 @@ impl Index for SqliteIndex {
             .await
     }
 
-    async fn changes_since(&self, mark: Option<u64>) -> Result<Changes, IndexError> {
+    async fn changes_since(&self, mark: Option<&str>) -> Result<Changes, IndexError> {
+        let mark = mark.map(|mark| mark.parse().unwrap_or_default());
         self.reader.call("look up changes", move |c| tellings::changes_since(c, mark)).await
     }
 
