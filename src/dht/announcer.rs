@@ -58,6 +58,12 @@ impl Announcer {
         }
     }
 
+    /// Whether it was last announced before `at`, and is not due now.
+    pub(super) fn was_announced_before(&self, key: &DhtKey, at: Instant, now: Instant) -> bool {
+        let renewed = at + self.renew.mul_f64(jitter(key));
+        self.due.get(key).is_some_and(|due| *due > now && *due < renewed)
+    }
+
     /// The next keys after that one, in their own order: for who looks through all of them.
     pub(super) fn after(&self, key: Option<DhtKey>, max: usize) -> Vec<DhtKey> {
         let from = key.map_or(Bound::Unbounded, Bound::Excluded);
@@ -134,6 +140,20 @@ mod tests {
         announcer.hasten(&key(1), start + TTL / 30);
         announcer.hasten(&key(1), start + TTL / 20);
         assert_eq!(announcer.take_due(1, start + TTL / 30), [key(1)]);
+    }
+
+    #[test]
+    fn what_a_newcomer_has_not_heard_was_announced_before_it_came() {
+        let (mut announcer, start) = (Announcer::new(TTL), Instant::now());
+        let (came, now) = (start + TTL / 10, start + TTL / 5);
+        announcer.add(key(1), start);
+        announcer.add(key(2), start);
+        assert!(!announcer.was_announced_before(&key(1), came, now), "it is due: all will hear");
+        assert_eq!(announcer.take_due(1, start), [key(1)]);
+        assert_eq!(announcer.take_due(1, came), [key(2)]);
+        assert!(announcer.was_announced_before(&key(1), came, now));
+        assert!(!announcer.was_announced_before(&key(2), came, now));
+        assert!(!announcer.was_announced_before(&key(3), came, now), "it is not announced");
     }
 
     #[test]

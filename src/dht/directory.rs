@@ -25,7 +25,7 @@ pub(super) struct Directory {
 /// What became of a card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Taken {
-    /// It is of a node that was not known.
+    /// It is of a node that was not known, or had said goodbye.
     New,
     /// It is newer than what was known.
     Newer,
@@ -56,8 +56,9 @@ impl Directory {
         if known.is_none() && self.cards.len() >= KNOWN_MAX {
             return (Some(peer), Taken::Refused);
         }
-        self.cards.insert(peer, signed);
-        (Some(peer), if known.is_some() { Taken::Newer } else { Taken::New })
+        let before = self.cards.insert(peer, signed);
+        let was_there = before.is_some_and(|before| !before.card.addresses.is_empty());
+        (Some(peer), if was_there { Taken::Newer } else { Taken::New })
     }
 
     pub(super) fn card(&self, peer: &PeerId) -> Option<&Card> {
@@ -132,7 +133,8 @@ mod tests {
     const NOW: u64 = 1_700_000_000_000;
 
     fn card(identity: &Keypair, issued: u64) -> Signed {
-        sign(identity, own_card(identity, issued, "site", 0, &[], Vec::new()))
+        let addresses = vec!["192.0.2.1:1".parse().unwrap()];
+        sign(identity, own_card(identity, issued, "site", 0, &[], addresses))
     }
 
     fn directory() -> Directory {
@@ -150,6 +152,15 @@ mod tests {
         assert_eq!(directory.expire(NOW + millis(LIFE)), []);
         assert_eq!(directory.expire(NOW + 1 + millis(LIFE)), [peer]);
         assert_eq!(directory.len(), 0);
+    }
+
+    #[test]
+    fn who_comes_back_after_a_goodbye_is_new() {
+        let (node, mut directory) = (Keypair::generate_ed25519(), directory());
+        directory.take(card(&node, NOW), NOW);
+        let goodbye = sign(&node, own_card(&node, NOW + 1, "site", 0, &[], Vec::new()));
+        assert_eq!(directory.take(goodbye, NOW).1, Taken::Newer);
+        assert_eq!(directory.take(card(&node, NOW + 2), NOW).1, Taken::New);
     }
 
     #[test]

@@ -104,6 +104,20 @@ fn nobody_is_sent_to_a_site_that_said_goodbye() {
 }
 
 #[test]
+fn who_comes_back_is_given_its_records_at_once() {
+    let key = swarm_key();
+    let mut nodes = swarm(&key, 2);
+    nodes[0].announce(&blobs(30));
+    wait_until(LONG, "the records", || nodes[1].count("records") == 30);
+    // Nothing is to be renewed for long. After a goodbye, and after a crash:
+    for ends in [Node::stop, Node::kill9] {
+        ends(&mut nodes[1]);
+        nodes[1].restart();
+        wait_until(LONG, "the records again", || nodes[1].count("records") == 30);
+    }
+}
+
+#[test]
 fn a_restart_keeps_the_identity_and_resumes() {
     let key = swarm_key();
     let first = Node::start(&key, &[]);

@@ -186,13 +186,24 @@ impl Node {
             self.hang_up(peer);
             return;
         }
-        self.met.insert(peer);
+        self.has_answered(peer);
         for card in others.iter().filter_map(|card| Signed::parse(card)) {
             self.take_card(card);
         }
         let addresses = self.directory.card(&peer).map(|card| self.reachable(&card.addresses));
         for address in addresses.unwrap_or_default() {
             self.net.behaviour_mut().kad.add_address(&peer, address);
+        }
+    }
+
+    /// Who answers is there. One that has not since it was connected may have started anew, with no
+    /// records: to be connected is not enough, as who never answers can do that again and again.
+    fn has_answered(&mut self, peer: PeerId) {
+        if self.away.remove(&peer).is_some() {
+            self.map = None;
+        }
+        if self.met.insert(peer) {
+            self.announcing.joined(peer, Instant::now());
         }
     }
 
@@ -218,7 +229,7 @@ impl Node {
                     kad.remove_peer(&peer);
                 }
                 if taken == Taken::New {
-                    self.announcing.joined(peer);
+                    self.announcing.joined(peer, Instant::now());
                 }
                 self.map = None;
                 self.card_came(&peer);

@@ -274,10 +274,6 @@ impl Node {
                     self.dialled.extend(address.map(|address| (connection_id, address)));
                     self.meet(peer_id);
                 }
-                if self.away.remove(&peer_id).is_some() {
-                    self.map = None;
-                    self.announcing.joined(peer_id);
-                }
                 self.alone.send_if_modified(|alone| std::mem::replace(alone, false));
             }
             SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, .. } => {
@@ -336,7 +332,7 @@ impl Node {
     }
 
     /// A node did not answer, or could not be reached: it is left alone for a while, and gets out of
-    /// the table, so that no look-up waits for it. It comes back with the next connection.
+    /// the table, so that no look-up waits for it. It is back when it has answered.
     fn is_away(&mut self, peer: PeerId) {
         let now = Instant::now();
         if self.away.len() >= AWAY_MAX {
