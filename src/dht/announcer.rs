@@ -6,9 +6,10 @@ use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use crate::content::swarm_key::DhtKey;
+use crate::dht::records::BOUNDS;
 
-/// Keys of one node: as many blobs as a site may have that keeps all of an architecture.
-pub(super) const KEYS_MAX: usize = 200_000;
+/// Keys of one node: as many as another takes of it, which in a small swarm keeps all.
+pub(super) const KEYS_MAX: usize = BOUNDS.of_a_node;
 
 /// The keys and their times.
 pub(super) struct Announcer {

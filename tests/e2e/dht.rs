@@ -386,14 +386,19 @@ fn a_flood_stays_within_bounds_and_harms_nobody() {
     let key = swarm_key();
     let nodes = swarm(&key, 3);
     let (flood, modest, victim) = (&nodes[0], &nodes[1], &nodes[2]);
-    let many: Vec<String> = (1_000..141_000).map(blob).collect();
-    for part in many.chunks(20_000) {
-        flood.announce(part);
+    let many: Vec<String> = (1_000..132_072).map(blob).collect();
+    for part in many.chunks(16_384) {
+        assert_eq!(flood.announce(part)["new"], 16_384);
     }
+    assert_eq!(flood.announce(&blobs(1))["refused"], 1);
+    wait_until(Duration::from_secs(120), "all to be taken", || victim.count("records") == 131_072);
+    // What is promised comes on top.
+    let more: Vec<_> = (200_000..200_100)
+        .map(|number| json!({ "sha256": blob(number), "size": 2_000_000 }))
+        .collect();
+    flood.post("/announce?provisional=true", &json!({ "blobs": more }));
     let refused = "aptmesh_dht_offered_total{result=\"refused\"}";
-    wait_until(Duration::from_secs(120), "the bound to be reached", || {
-        victim.metric(refused) >= 1.0
-    });
+    wait_until(LONG, "the bound to be reached", || victim.metric(refused) >= 1.0);
     assert_eq!(victim.count("records"), 131_072);
     assert!(victim.resident_bytes() < 150_000_000, "{} bytes", victim.resident_bytes());
     modest.announce(&blobs(5));
