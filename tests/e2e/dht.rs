@@ -140,11 +140,31 @@ fn a_restart_keeps_the_identity_and_resumes() {
 }
 
 #[test]
+fn what_nobody_could_fetch_any_more_is_not_renewed_after_a_restart() {
+    let key = swarm_key();
+    let first = Node::start(&key, &[]);
+    let mut announcer = Node::start(&key, &[&first]);
+    announcer.wait_connected(1);
+    announcer.announce(&blobs(10));
+    first.wait_found(&blob(9), &[&announcer]);
+    let name = announcer.status("node");
+    announcer.kill9();
+    let resumed = || Node::build(&key).seeds(&[&first]).data_of(&announcer);
+    let mut mute = resumed().env("SWARM_ADVERTISE", "").start();
+    mute.wait_connected(1);
+    assert_eq!(mute.status("node"), name);
+    assert_eq!((mute.count("announced"), &mute.announce(&blobs(1))["refused"]), (0, &json!(1)));
+    mute.kill9();
+    let again = resumed().start();
+    assert_eq!(again.count("announced"), 10);
+    first.wait_found(&blob(9), &[&again]);
+}
+
+#[test]
 fn two_nodes_with_one_data_folder_are_not_the_same() {
     let key = swarm_key();
     let first = Node::start(&key, &[]);
-    let folder = first.data().display().to_string();
-    let second = Node::build(&key).seeds(&[&first]).env("DATA_DIR", folder).start();
+    let second = Node::build(&key).seeds(&[&first]).data_of(&first).start();
     second.wait_connected(1);
     assert_ne!(first.status("node"), second.status("node"));
 }
