@@ -521,6 +521,23 @@ fn overhear(mut near: TcpStream, far: SocketAddr, heard: &Mutex<Vec<u8>>) {
 }
 
 #[test]
+fn a_hang_up_has_the_settings_read_again_and_ends_nothing() {
+    let (key, file) = (swarm_key(), tempfile::NamedTempFile::new().unwrap());
+    let write = |text: &str| std::fs::write(file.path(), text).unwrap();
+    let node = Node::build(&key).config(file.path()).start();
+    let says = |what: &str| {
+        node.signal("HUP");
+        wait_until(LONG, what, || node.log().contains(what));
+    };
+    write("[swarm]\nannounce_ttl = \"2h\"\n");
+    says("swarm.announce_ttl");
+    assert!(node.log().contains("takes effect at the next start"));
+    write("[swarm]\nanounce = true\n");
+    says("swarm.anounce");
+    assert_eq!(node.announce(&blobs(1))["new"], 1, "it goes on");
+}
+
+#[test]
 fn what_is_no_order_is_refused() {
     let key = swarm_key();
     let node = Node::start(&key, &[]);
