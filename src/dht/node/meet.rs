@@ -188,7 +188,7 @@ impl Node {
         }
         self.has_answered(peer);
         for card in others.iter().filter_map(|card| Signed::parse(card)) {
-            self.take_card(card);
+            self.take_card(card, peer);
         }
         let addresses = self.directory.card(&peer).map(|card| self.reachable(&card.addresses));
         for address in addresses.unwrap_or_default() {
@@ -207,19 +207,20 @@ impl Node {
         }
     }
 
-    /// Takes a node's card from its own hand; whether it is one, and its own.
+    /// Takes a node's card from its own hand; whether it is one, and its own. Where there is no room for
+    /// it, the node may ask all the same.
     fn take_own_card(&mut self, peer: PeerId, card: &[u8]) -> bool {
         let Some(signed) = Signed::parse(card) else { return false };
-        let (whose, taken) = self.take_card(signed);
+        let (whose, taken) = self.take_card(signed, peer);
         whose == Some(peer) && taken != Taken::Refused
     }
 
-    fn take_card(&mut self, signed: Signed) -> (Option<PeerId>, Taken) {
+    fn take_card(&mut self, signed: Signed, by: PeerId) -> (Option<PeerId>, Taken) {
         let gone = signed.card.addresses.is_empty();
-        let (whose, taken) = self.directory.take(signed, wall_clock());
+        let (whose, taken) = self.directory.take(signed, by, wall_clock());
         let Some(peer) = whose else { return (whose, taken) };
         match taken {
-            Taken::New | Taken::Newer => {
+            Taken::New | Taken::Instead(_) | Taken::Newer => {
                 let card = self.directory.card(&peer);
                 let addresses =
                     card.map(|card| self.reachable(&card.addresses)).unwrap_or_default();
@@ -228,15 +229,18 @@ impl Node {
                 if gone {
                     kad.remove_peer(&peer);
                 }
-                if taken == Taken::New {
+                if let Taken::Instead(gone) = taken {
+                    kad.remove_peer(&gone);
+                }
+                if taken != Taken::Newer {
                     self.announcing.joined(peer, Instant::now());
                 }
                 self.map = None;
                 self.card_came(&peer);
             }
-            Taken::Refused => {
+            Taken::Full | Taken::Refused => {
                 self.metrics.cards_refused.inc();
-                tracing::debug!(%peer, "a card was refused");
+                tracing::debug!(%peer, ?taken, "a card was not taken");
             }
             Taken::Known => {}
         }
