@@ -15,6 +15,8 @@ use crate::dht::reach::socket_address;
 
 /// How often one of the connected nodes is met again: to hear what is new, and whether it is still there.
 const AGAIN: Duration = Duration::from_secs(2);
+/// After how long, at least, a card that changed is shown to all again; and how much later for each of them.
+const SHOWN_FOR: (Duration, Duration) = (Duration::from_secs(3), Duration::from_millis(200));
 
 type TalkEvent = Event<<Talk as libp2p::request_response::Codec>::Request, Answer>;
 
@@ -112,6 +114,7 @@ impl Node {
     /// Signs our card anew and shows it to all who are connected.
     pub(super) fn show_card(&mut self) {
         self.sign_card();
+        self.shown_at = Instant::now();
         let connected: Vec<PeerId> = self.net.connected_peers().copied().collect();
         for peer in connected {
             self.meet(peer);
@@ -130,8 +133,13 @@ impl Node {
         self.card = directory::sign(&self.identity, card);
     }
 
-    pub(super) fn card_is_old(&self) -> bool {
-        wall_clock().saturating_sub(self.card.card.issued) > millis(LIFE / 6)
+    /// A filter that grows changes the card every few seconds, and nobody shall spend his time on cards.
+    pub(super) fn is_to_show_card(&self, now: Instant) -> bool {
+        let connected = u32::try_from(self.net.connected_peers().count()).unwrap_or(u32::MAX);
+        let (at_least, for_each) = SHOWN_FOR;
+        let pause = at_least + for_each.saturating_mul(connected);
+        let is_old = wall_clock().saturating_sub(self.card.card.issued) > millis(LIFE / 6);
+        is_old || (self.card_changed && now.duration_since(self.shown_at) >= pause)
     }
 
     /// Where others fetch from this site: as advertised, else from the peer port wherever the node is

@@ -126,6 +126,7 @@ pub(super) struct Node {
     /// Seeds there are that are not ourselves, as of late.
     seeds_known: bool,
     met_at: Instant,
+    shown_at: Instant,
     swept_at: Instant,
     saved_at: Instant,
     explored_at: Instant,
@@ -193,6 +194,7 @@ impl Node {
             selves: HashSet::new(),
             dialled: HashMap::new(),
             met_at: now,
+            shown_at: now,
             swept_at: now,
             saved_at: now,
             explored_at: now,
@@ -386,7 +388,7 @@ impl Node {
     }
 
     fn on_tick(&mut self, now: Instant) {
-        if self.card_changed || self.card_is_old() {
+        if self.is_to_show_card(now) {
             self.show_card();
         }
         self.meet_next(now);
