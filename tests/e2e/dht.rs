@@ -423,6 +423,12 @@ fn a_flood_stays_within_bounds_and_harms_nobody() {
     assert!(victim.resident_bytes() < 150_000_000, "{} bytes", victim.resident_bytes());
     modest.announce(&blobs(5));
     victim.wait_found(&blob(4), &[modest]);
+    // All of it goes at once, in more messages than one connection has room for.
+    for part in many.chunks(16_384) {
+        flood.withdraw(part);
+    }
+    wait_until(LONG, "the end of the flood", || victim.count("records") == 5);
+    assert_eq!(victim.count("connected"), 2);
 }
 
 #[test]

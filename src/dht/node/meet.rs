@@ -10,13 +10,17 @@ use super::{Node, Sent, wall_clock};
 use crate::content::card::{Signed, URLS_MAX};
 use crate::dht::directory::{self, LIFE, Taken, millis};
 use crate::dht::message::{Answer, Ask, Known};
-use crate::dht::network::Talk;
+use crate::dht::network::{SENT_MAX, Talk};
 use crate::dht::reach::socket_address;
 
 /// How often one of the connected nodes is met again: to hear what is new, and whether it is still there.
 const AGAIN: Duration = Duration::from_secs(2);
 /// After how long, at least, a card that changed is shown to all again; and how much later for each of them.
 const SHOWN_FOR: (Duration, Duration) = (Duration::from_secs(3), Duration::from_millis(200));
+
+/// Messages that wait for one node: what is announced may be withdrawn all at once, four thousand keys in
+/// each. What is beyond that is not sent.
+const WAITING_MAX: usize = 64;
 
 type TalkEvent = Event<<Talk as libp2p::request_response::Codec>::Request, Answer>;
 
@@ -33,10 +37,12 @@ impl Node {
                 self.on_answer(peer, request_id, response);
             }
             Event::OutboundFailure { peer, request_id, error, .. } => {
-                let sent = self.sent.remove(&request_id);
                 tracing::debug!(%peer, %error, "a node did not answer");
-                if let Some((_, Sent::Announced(keys))) = sent {
-                    self.announce_failed(&keys);
+                if let Some((_, sent)) = self.sent.remove(&request_id) {
+                    self.not_sent(sent);
+                }
+                for (_, sent) in self.waiting.remove(&peer).unwrap_or_default() {
+                    self.not_sent(sent);
                 }
                 // Who can be reached, and does not answer, is no better than one who is gone.
                 self.hang_up(peer);
@@ -75,6 +81,7 @@ impl Node {
             (Some((_, Sent::Withdrawn | Sent::Promised)), Answer::Done { .. }) | (None, _) => {}
             (Some(_), _) => self.hang_up(peer),
         }
+        self.send_next(peer);
     }
 
     /// Shows a node our card, and asks for its own and for those that are new.
@@ -88,10 +95,41 @@ impl Node {
     }
 
     pub(super) fn send(&mut self, peer: PeerId, ask: Ask, sent: Sent) {
+        let is_busy = || self.sent.values().filter(|(to, _)| *to == peer).count() >= SENT_MAX;
+        if !matches!(sent, Sent::Card) && is_busy() {
+            self.send_later(peer, ask, sent);
+            return;
+        }
         let addresses = self.directory.card(&peer).map(|card| self.reachable(&card.addresses));
         let talk = &mut self.net.behaviour_mut().talk;
         let id = talk.send_request_with_addresses(&peer, ask, addresses.unwrap_or_default());
         self.sent.insert(id, (peer, sent));
+    }
+
+    fn send_later(&mut self, peer: PeerId, ask: Ask, sent: Sent) {
+        let waiting = self.waiting.entry(peer).or_default();
+        if waiting.len() < WAITING_MAX {
+            waiting.push_back((ask, sent));
+        } else {
+            self.not_sent(sent);
+        }
+    }
+
+    fn send_next(&mut self, peer: PeerId) {
+        let Some(waiting) = self.waiting.get_mut(&peer) else { return };
+        let next = waiting.pop_front();
+        if waiting.is_empty() {
+            self.waiting.remove(&peer);
+        }
+        if let Some((ask, sent)) = next {
+            self.send(peer, ask, sent);
+        }
+    }
+
+    fn not_sent(&mut self, sent: Sent) {
+        if let Sent::Announced(keys) = sent {
+            self.announce_failed(&keys);
+        }
     }
 
     /// Meets the next of the connected nodes, in turn.

@@ -27,6 +27,7 @@ use crate::content::card::Signed;
 use crate::content::swarm_key::{DhtKey, SwarmKey};
 use crate::dht::directory::{self, Directory};
 use crate::dht::home::Home;
+use crate::dht::message::Ask;
 use crate::dht::metrics::DhtMetrics;
 use crate::dht::network::{self, Net, NetEvent};
 use crate::dht::place::Map;
@@ -111,6 +112,8 @@ pub(super) struct Node {
     round: VecDeque<PeerId>,
     away: HashMap<PeerId, Away>,
     sent: HashMap<OutboundRequestId, (PeerId, Sent)>,
+    /// What is to be sent when a node has answered to what was sent before.
+    waiting: HashMap<PeerId, VecDeque<(Ask, Sent)>>,
     announcing: Announcing,
     rates: Rates,
     look_ups: LookUps,
@@ -184,6 +187,7 @@ impl Node {
             round: VecDeque::new(),
             away: HashMap::new(),
             sent: HashMap::new(),
+            waiting: HashMap::new(),
             announcing: Announcing::new(config.announce_ttl, announced, now),
             rates: Rates::default(),
             look_ups: LookUps::default(),
