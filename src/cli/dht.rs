@@ -19,11 +19,11 @@ use crate::web::phase::Phase;
 /// For how long requests under way are waited for.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
-pub(super) fn run(config: Config, sources: Sources) -> anyhow::Result<()> {
+pub(super) fn run(config: Config, sources: &Sources) -> anyhow::Result<()> {
     logs::start(&config.log);
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let served = runtime.block_on(serve(config, &sources));
+    let served = runtime.block_on(serve(config, sources));
     // A resolver holds nobody up any more.
     runtime.shutdown_background();
     served
