@@ -3,7 +3,7 @@
 //!
 //! `make bench` installs what it needs. `cargo bench --bench side_by_side -- hits` runs one part of
 //! `hits`, `misses`, `crowd`, `pipelining`, `learning`, `evicting`,
-//! `importing`, `fleet`, `dht`, `swarm`.
+//! `importing`, `fleet`, `dht`, `swarm`, `replay`.
 
 #[path = "../../tests/e2e/kit/mod.rs"]
 mod kit;
@@ -17,6 +17,7 @@ mod importing;
 mod learning;
 mod misses;
 mod pipelining;
+mod replay;
 mod rivals;
 mod swarm;
 mod table;
@@ -62,6 +63,9 @@ fn main() {
     }
     if wanted("swarm") {
         swarm::run();
+    }
+    if wanted("replay") {
+        replay::run();
     }
 }
 

@@ -74,14 +74,16 @@ pub fn run() {
     );
 }
 
+/// Bytes of a package than which this share of all packages is smaller.
+pub fn size_at(share: f64) -> f64 {
+    let above = SIZES.iter().position(|(up_to, _)| *up_to >= share).unwrap().max(1);
+    let ((from, small), (to, large)) = (SIZES[above - 1], SIZES[above]);
+    small * (large / small).powf((share - from) / (to - from))
+}
+
 /// Packages of such sizes, scaled so that they are so many bytes together.
 fn archive() -> LocalArchive {
-    let size = |number: usize| {
-        let at = (number as f64 + 0.5) / PACKAGES as f64;
-        let above = SIZES.iter().position(|(share, _)| *share >= at).unwrap();
-        let ((from, small), (to, large)) = (SIZES[above - 1], SIZES[above]);
-        small * (large / small).powf((at - from) / (to - from))
-    };
+    let size = |number: usize| size_at((number as f64 + 0.5) / PACKAGES as f64);
     let sizes: Vec<f64> = (0..PACKAGES).map(size).collect();
     let scale = BYTES as f64 / sizes.iter().sum::<f64>();
     // Not in the order of their sizes.

@@ -87,7 +87,7 @@ struct Teller {
     share: Share,
     builder: Builder,
     /// Up to where changes were seen; `None`: all has to be looked through.
-    mark: Option<u64>,
+    mark: Option<String>,
     looked_through: Option<Instant>,
     is_troubled: bool,
 }
@@ -140,8 +140,11 @@ impl Teller {
             self.announce(&difference).await;
         }
         let lease = self.nodes.builders_lease();
-        let generation = self.builder.build(&*self.index, lease, &self.known).await?;
-        self.dht.set_filter(generation).await;
+        let built = self.builder.build(&*self.index, lease, &self.known).await;
+        if built.as_ref().is_err_and(IndexError::is_fenced_off) {
+            self.nodes.let_go_of_filter();
+        }
+        self.dht.set_filter(built?).await;
         Ok(())
     }
 
@@ -161,7 +164,7 @@ impl Teller {
     }
 
     async fn look(&mut self) -> Result<Difference, IndexError> {
-        let changes = self.index.changes_since(self.mark).await?;
+        let changes = self.index.changes_since(self.mark.as_deref()).await?;
         if changes.are_too_many {
             return self.look_through().await;
         }
@@ -176,15 +179,12 @@ impl Teller {
     }
 
     async fn announce(&mut self, difference: &Difference) {
-        let (ours, others): (Vec<_>, Vec<_>) =
-            difference.came.iter().copied().partition(|(digest, _)| self.share.has(digest));
+        let came = difference.came.iter().copied();
+        let ours: Vec<_> = came.filter(|(digest, _)| self.share.has(digest)).collect();
         for blobs in ours.chunks(AT_A_TIME) {
             self.dht.announce(blobs).await;
         }
-        // Another node of the site announces them; here they were while they were on their way.
-        let gone = others.iter().map(|(digest, _)| *digest).chain(difference.went.iter().copied());
-        let gone: Vec<_> = gone.collect();
-        for blobs in gone.chunks(AT_A_TIME) {
+        for blobs in difference.went.chunks(AT_A_TIME) {
             self.dht.withdraw(blobs).await;
         }
         for blobs in difference.passed.chunks(AT_A_TIME) {

@@ -25,6 +25,7 @@ const NODES_MAX: usize = 64;
 #[derive(Debug, Serialize, Deserialize)]
 struct Note {
     addresses: Vec<SocketAddr>,
+    /// Whether it has a share of what the site announces.
     announces: bool,
 }
 
@@ -53,29 +54,38 @@ impl Nodes {
         // One that has stopped is nowhere.
         let Some(status) = dht.status().await else { return Ok(()) };
         self.me = status.node;
-        let note = Note { addresses: status.addresses, announces };
-        self.hold(index, &note).await?;
         let mut places = Vec::new();
+        let mut is_alone = true;
         self.announcing.clear();
         for other in index.holdings_like(NODE).await?.into_iter().take(NODES_MAX) {
             let told = other.note.and_then(|note| serde_json::from_str::<Note>(&note).ok());
             let id = other.lease.name.strip_prefix(NODE).unwrap_or_default();
             let Some(told) = told.filter(|_| id != self.me) else { continue };
+            is_alone = false;
             places.extend(told.addresses);
             self.announcing.extend(told.announces.then(|| id.to_owned()));
         }
+        // What one announces that reaches nobody, nobody hears of: others have its share, then.
+        let is_heard = is_alone || status.connected > 0;
+        let note = Note { addresses: status.addresses, announces: announces && is_heard };
+        self.hold(index, &note, announces).await?;
         dht.find(places).await;
         self.met_at = Some(Instant::now());
         Ok(())
     }
 
     /// Holds the leases: this node's own, and if nobody else has it, the one to build the filter.
-    async fn hold(&mut self, index: &dyn Index, note: &Note) -> Result<(), IndexError> {
+    async fn hold(
+        &mut self,
+        index: &dyn Index,
+        note: &Note,
+        announces: bool,
+    ) -> Result<(), IndexError> {
         let name = format!("{NODE}{}", self.me);
         if self.lease.is_none() {
             self.lease = take(index, &name, &self.me).await?;
         }
-        if self.filter.is_none() && note.announces {
+        if self.filter.is_none() && announces {
             self.filter = take(index, FILTER, &self.me).await?;
         }
         let told = serde_json::to_string(note).unwrap_or_default();
@@ -103,6 +113,11 @@ impl Nodes {
     /// What this node builds the have-filter under, if it is the one that does.
     pub(super) const fn builders_lease(&self) -> Option<&Lease> {
         self.filter.as_ref()
+    }
+
+    /// Another node has it by now.
+    pub(super) fn let_go_of_filter(&mut self) {
+        self.filter = None;
     }
 
     /// Has the others take over at once.

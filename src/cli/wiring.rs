@@ -65,6 +65,7 @@ pub(super) async fn build(
     places: &Places,
 ) -> anyhow::Result<Parts> {
     budget::set(config.patience);
+    warn_of_silence(config);
     let metrics = Metrics::default();
     let store = Arc::new(Store::open(&config.store));
     let mirror = Arc::new(Mirror::new(&config.mirror, &metrics)?);
@@ -98,6 +99,17 @@ pub(super) async fn build(
     let dht = node.as_ref().map(|node| node.dht.clone());
     let admin = Arc::new(Admin::new(Arc::clone(&engine), dht, metrics, phase.clone()));
     Ok(Parts { engine, mirror, proxy, admin, peer, node })
+}
+
+/// A node in a process of its own reads the site's index where that is a database; of a file it tells
+/// nobody.
+fn warn_of_silence(config: &Config) {
+    let is_apart = config.swarm.as_ref().is_some_and(|swarm| swarm.sidecar.is_some());
+    if is_apart && config.dht.announce && matches!(config.index, index::Config::Sqlite(_)) {
+        tracing::warn!(
+            "what is stored is not announced: the node of proxy.sidecar can not read a file (index.url)"
+        );
+    }
 }
 
 /// The other sites, found by the node in a process of its own or by ours, whose API is at `own`.

@@ -157,7 +157,10 @@ impl Config {
                 folders: engine::volume::folders::Config { roots: folders, own: data.clone() },
                 fellows: engine::fellows::Config { advertise },
                 announced_from: reader.size("swarm.announce_min_size"),
-                give: engine::give::Config { swarm_key: dht.key.clone() },
+                give: engine::give::Config {
+                    // The port may be open for fellows all the same.
+                    swarm_key: dht.key.clone().filter(|_| dht.announce),
+                },
             },
             swarm: reader.swarm(&dht),
             dht,

@@ -1,6 +1,7 @@
 //! Fellows: replicas of this site with a volume of their own. What one of them has is fetched from it
 //! before any mirror is asked.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,12 +17,13 @@ use tokio_util::task::TaskTracker;
 use crate::archive::kind::Kind;
 use crate::content::digest::{Expected, Hasher, Sha256};
 use crate::engine::flight::Flight;
+use crate::engine::flight::follower::Cut;
 use crate::engine::flight::writer::{Stopped, Writer};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::plan::Freshness;
 use crate::engine::volume::promise::Staged;
 use crate::engine::{Ask, Engine, Sharing, without_index};
-use crate::index::{Entry, Expectation, Index, Presence, budget};
+use crate::index::{Entry, Expectation, Index, IndexError, Presence, budget};
 use crate::store::{COMMIT_PATIENCE, StoreError};
 use crate::swarm::fellows::{self, Body};
 use crate::swarm::token::Secret;
@@ -81,11 +83,34 @@ impl Met {
 }
 
 /// What fellows have of a resource.
-pub(super) struct Offer {
+pub struct Offer {
     /// What it is.
-    pub(super) entry: Entry,
+    pub entry: Entry,
     /// Where they are reached.
     urls: Vec<String>,
+}
+
+/// Bytes of a blob on their way through us, from a fellow to another site.
+pub struct Passing {
+    body: Box<Body>,
+    left: u64,
+}
+
+impl Passing {
+    /// The next bytes; `None` at the end.
+    ///
+    /// # Errors
+    /// When the fellow breaks off.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Cut> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let next = self.body.chunk().await.map_err(|error| Cut(error.to_string().into()))?;
+        let mut bytes = next.ok_or_else(|| Cut("a fellow gave too little".into()))?;
+        bytes.truncate(usize::try_from(self.left).unwrap_or(usize::MAX));
+        self.left -= bytes.len() as u64;
+        Ok(Some(bytes))
+    }
 }
 
 /// Bytes of a blob from a fellow.
@@ -166,13 +191,14 @@ impl Fellows {
         met.as_ref().is_some_and(|met| met.secret.admits(authorization, blob, met.now()))
     }
 
-    /// The bytes of `blob` from `from` on, of the first that answers.
-    async fn open(&self, urls: &[String], entry: &Entry, from: u64) -> Option<Body> {
+    /// These bytes of a blob, of the first that answers.
+    async fn open(&self, urls: &[String], entry: &Entry, part: Range<u64>) -> Option<Body> {
+        let part = (part.start, Some(part.end).filter(|end| *end < entry.size));
         let met = self.met.load_full()?;
         let asked = urls.iter().filter(|url| self.swarm.may_ask(url)).take(ASKED_MAX);
         for url in asked {
             let token = met.secret.token(&entry.blob, met.now());
-            match self.swarm.fetch(url, &entry.blob, from, &token).await {
+            match self.swarm.fetch(url, &entry.blob, part, &token).await {
                 Ok(body) if body.size() == Some(entry.size) => return Some(body),
                 Ok(body) => {
                     tracing::warn!(url, size = ?body.size(), "a fellow has another size of a blob");
@@ -213,7 +239,7 @@ impl Fellows {
     /// All bytes of a small blob.
     async fn whole(&self, urls: &[String], entry: &Entry) -> Option<(Arc<str>, Bytes)> {
         let mut urls = urls;
-        while let Some(mut body) = self.open(urls, entry, 0).await {
+        while let Some(mut body) = self.open(urls, entry, 0..entry.size).await {
             match read(&mut body, entry).await {
                 Ok(bytes) if Sha256::of(&bytes) == entry.blob => {
                     return Some((Arc::clone(body.url()), bytes));
@@ -302,7 +328,10 @@ impl Engine {
                 let (url, bytes) = self.fellows.whole(urls, entry).await?;
                 Some(Loan::Whole(url, bytes))
             } else {
-                self.fellows.open(urls, entry, 0).await.map(|body| Loan::Coming(Box::new(body)))
+                self.fellows
+                    .open(urls, entry, 0..entry.size)
+                    .await
+                    .map(|body| Loan::Coming(Box::new(body)))
             }
         };
         timeout(BUDGET, borrowing).await.ok()?
@@ -313,7 +342,33 @@ impl Engine {
         // Its clients waited for the index when they came.
         let holders = self.index.holders(&entry.blob);
         let holders = budget::for_at_most(budget::of_a_request(), holders).await.ok()?;
-        timeout(BUDGET, self.fellows.open(&holders.urls, entry, from)).await.ok()?
+        timeout(BUDGET, self.fellows.open(&holders.urls, entry, from..entry.size)).await.ok()?
+    }
+
+    /// What fellows have of a blob that is not here, if a list names it: other sites are told of what all
+    /// of us have.
+    pub(super) async fn public_offer(&self, blob: &Sha256) -> Result<Option<Offer>, IndexError> {
+        if !self.fellows.are_there() {
+            return Ok(None);
+        }
+        let holders = self.index.holders(blob).await?;
+        let Some(size) = holders.size.filter(|_| !holders.urls.is_empty()) else {
+            return Ok(None);
+        };
+        if self.index.names(&[*blob]).await?.iter().all(|names| names.lists.is_empty()) {
+            return Ok(None);
+        }
+        let named = self.index.by_blob(blob).await?.filter(|entry| entry.size == size);
+        let entry = named.unwrap_or_else(|| Entry::nameless(*blob, size));
+        Ok(Some(Offer { entry, urls: holders.urls }))
+    }
+
+    /// These bytes of what fellows offer, for another site; `None` if none of them gives it now.
+    pub async fn pass_on(&self, offer: &Offer, part: Range<u64>) -> Option<Passing> {
+        let left = part.end.saturating_sub(part.start);
+        let opening = self.fellows.open(&offer.urls, &offer.entry, part);
+        let body = Box::new(timeout(BUDGET, opening).await.ok()??);
+        Some(Passing { body, left })
     }
 
     /// A fellow's bytes turned out to be wrong.
@@ -369,7 +424,7 @@ impl Engine {
             // Somebody else brought it just now.
             return Some(known);
         }
-        let mut body = self.fellows.open(urls, entry, 0).await?;
+        let mut body = self.fellows.open(urls, entry, 0..entry.size).await?;
         let staged = self.room.stage(Some(entry.size)).await.ok()?;
         let flight = Arc::new(Flight::new());
         let hasher = Hasher::new(Some(Expected::Sha256(entry.blob)));

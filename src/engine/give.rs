@@ -1,16 +1,19 @@
-//! What others get of us: fellows all that lies here, other sites what is public. No mirror and nobody
-//! else is asked for them.
+//! What others get of us: fellows all that lies here, other sites what is public, of all volumes of ours.
+//! No mirror and no other site is asked for them.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quick_cache::sync::Cache;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use crate::content::digest::Sha256;
 use crate::content::swarm_key::SwarmKey;
+use crate::engine::fellows::Offer;
 use crate::engine::flight::follower::Follower;
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::outcome::{Content, Outcome, Served};
@@ -23,8 +26,10 @@ use crate::swarm::token::Secret;
 const REMEMBERED_MAX: usize = 16_384;
 /// Look-ups for other sites at a time, so that their questions do not crowd out our clients'.
 const LOOK_UPS_MAX: usize = 8;
-/// For how long one of them waits for its turn.
-const LOOK_UP_PATIENCE: Duration = Duration::from_millis(100);
+/// Of these, for one peer, so that no peer has them all.
+const LOOK_UPS_A_PEER: usize = 2;
+/// For how long one of them waits for its turn: an apt at the peer has ten files looked up at once.
+const LOOK_UP_PATIENCE: Duration = Duration::from_millis(300);
 
 /// How others are told from strangers.
 #[derive(Clone, Debug, Default)]
@@ -50,6 +55,8 @@ pub enum Gift {
     Stored(Arc<Known>),
     /// One that is coming from a mirror.
     Arriving(Box<Follower>),
+    /// One that only fellows have.
+    Elsewhere(Box<Offer>),
     /// There is none, or it is not public.
     Nothing,
     /// That can not be told at the moment.
@@ -62,6 +69,32 @@ pub(super) struct Gate {
     /// Whether lists name a blob, and the state of knowledge that says so.
     named: Cache<Sha256, (bool, u64)>,
     look_ups: Semaphore,
+    /// Of peers that have turns, or wait for one.
+    by_peer: Mutex<HashMap<IpAddr, Arc<Semaphore>>>,
+}
+
+/// The right to ask the index for a peer.
+struct Turn<'a> {
+    _look_up: SemaphorePermit<'a>,
+    _lane: Lane<'a>,
+}
+
+/// A peer's place among those that have turns.
+struct Lane<'a> {
+    gate: &'a Gate,
+    peer: IpAddr,
+    turn: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Lane<'_> {
+    fn drop(&mut self) {
+        let mut by_peer = self.gate.by_peer();
+        drop(self.turn.take());
+        // Who waits holds on to it.
+        if by_peer.get(&self.peer).is_some_and(|turns| Arc::strong_count(turns) == 1) {
+            by_peer.remove(&self.peer);
+        }
+    }
 }
 
 enum Swarm {
@@ -76,7 +109,30 @@ impl Gate {
             if *key == SwarmKey::open() { Swarm::Open } else { Swarm::Keyed(Secret::of_swarm(key)) }
         });
         let (named, look_ups) = (Cache::new(REMEMBERED_MAX), Semaphore::new(LOOK_UPS_MAX));
-        Self { swarm, named, look_ups }
+        Self { swarm, named, look_ups, by_peer: Mutex::default() }
+    }
+
+    /// Waits until it is the turn of `peer`; `None`: that is not soon.
+    async fn turn(&self, peer: IpAddr) -> Option<Turn<'_>> {
+        timeout(LOOK_UP_PATIENCE, self.next_turn(peer)).await.ok()?
+    }
+
+    async fn next_turn(&self, peer: IpAddr) -> Option<Turn<'_>> {
+        let mut lane = Lane { gate: self, peer, turn: None };
+        let new = || Arc::new(Semaphore::new(LOOK_UPS_A_PEER));
+        let turns = Arc::clone(self.by_peer().entry(peer).or_insert_with(new));
+        lane.turn = Some(turns.acquire_owned().await.ok()?);
+        let look_up = self.look_ups.acquire().await.ok()?;
+        Some(Turn { _look_up: look_up, _lane: lane })
+    }
+
+    fn by_peer(&self) -> MutexGuard<'_, HashMap<IpAddr, Arc<Semaphore>>> {
+        self.by_peer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether lists name a blob, as far as that is remembered.
+    fn remembers(&self, blob: &Sha256, knowledge: u64) -> Option<bool> {
+        self.named.get(blob).filter(|(_, at)| *at == knowledge).map(|(is_named, _)| is_named)
     }
 
     /// Whether who asks for `what` is of the swarm.
@@ -136,45 +192,63 @@ impl Engine {
         }
     }
 
-    /// What another site gets when it asks for `blob`. What is not here costs one look-up at most, and no
-    /// more than a few are made at a time.
-    pub async fn give(self: &Arc<Self>, blob: &Sha256) -> Gift {
+    /// What the site of `peer` gets when it asks for `blob`. What is not here costs one look-up at most,
+    /// and no more than a few are made at a time.
+    pub async fn give(self: &Arc<Self>, blob: &Sha256, peer: IpAddr) -> Gift {
+        if let Some(gift) = self.give_at_hand(blob).await {
+            return gift;
+        }
+        let Some(_turn) = self.gate.turn(peer).await else { return Gift::Busy };
         budget::waited_for(self.give_in_time(blob)).await.unwrap_or_else(|error| {
             without_index::<()>(&error);
             Gift::Busy
         })
     }
 
+    /// What can be told without the index.
+    async fn give_at_hand(self: &Arc<Self>, blob: &Sha256) -> Option<Gift> {
+        let knowledge = self.knowledge.load(Ordering::Acquire);
+        if !self.gate.remembers(blob, knowledge)? {
+            return Some(Gift::Nothing);
+        }
+        if let Some(arriving) = self.arriving(blob) {
+            return Some(arriving);
+        }
+        self.held(&name_of(blob)).await.map(Gift::Stored)
+    }
+
     async fn give_in_time(self: &Arc<Self>, blob: &Sha256) -> Result<Gift, IndexError> {
-        let Ok(Ok(_turn)) = timeout(LOOK_UP_PATIENCE, self.gate.look_ups.acquire()).await else {
-            return Ok(Gift::Busy);
-        };
-        if let Some((flight, flow)) = self.flights.bringing(blob) {
-            if !self.is_named(blob, true).await? {
-                return Ok(Gift::Nothing);
+        if let Some(arriving) = self.arriving(blob) {
+            let is_named = self.is_named(blob, true).await?;
+            return Ok(if is_named { arriving } else { Gift::Nothing });
+        }
+        if self.is_named(blob, false).await? {
+            let key = name_of(blob);
+            let known = match self.held(&key).await {
+                Some(known) => Some(known),
+                None => self.loaded(&key, self.index.by_blob(blob).await?).await,
+            };
+            if let Some(known) = known {
+                return Ok(Gift::Stored(known));
             }
-            // That other sites follow it keeps no flight going: we fetch for our own clients.
-            let follower = Follower::aside(flow, &flight, Arc::clone(&self.mirror));
-            return Ok(Gift::Arriving(Box::new(follower)));
         }
-        if !self.is_named(blob, false).await? {
-            return Ok(Gift::Nothing);
-        }
-        let key = name_of(blob);
-        let known = match self.held(&key).await {
-            Some(known) => Some(known),
-            None => self.loaded(&key, self.index.by_blob(blob).await?).await,
-        };
-        Ok(known.map_or(Gift::Nothing, Gift::Stored))
+        let offer = self.public_offer(blob).await?;
+        Ok(offer.map_or(Gift::Nothing, |offer| Gift::Elsewhere(Box::new(offer))))
+    }
+
+    /// What a mirror sends us now. That other sites follow it keeps no flight going: we fetch for our own
+    /// clients.
+    fn arriving(&self, blob: &Sha256) -> Option<Gift> {
+        let (flight, flow) = self.flights.bringing(blob)?;
+        let follower = Follower::aside(flow, &flight, Arc::clone(&self.mirror));
+        Some(Gift::Arriving(Box::new(follower)))
     }
 
     /// Whether a list names `blob`: only what archives publish is given away. One that is not stored
     /// counts only where it is on its way.
     async fn is_named(&self, blob: &Sha256, is_on_its_way: bool) -> Result<bool, IndexError> {
         let knowledge = self.knowledge.load(Ordering::Acquire);
-        if let Some((is_named, at)) = self.gate.named.get(blob)
-            && at == knowledge
-        {
+        if let Some(is_named) = self.gate.remembers(blob, knowledge) {
             return Ok(is_named);
         }
         let is_named = if is_on_its_way {
@@ -193,4 +267,23 @@ impl Engine {
 /// Under which name memory holds it.
 fn name_of(blob: &Sha256) -> String {
     format!("sha256:{blob}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn no_peer_has_all_turns() {
+        let gate = Gate::new(&Config::default());
+        let [greedy, modest] = [1, 2].map(|last| IpAddr::from([192, 0, 2, last]));
+        let first = gate.turn(greedy).await.unwrap();
+        let second = gate.turn(greedy).await.unwrap();
+        assert!(gate.turn(greedy).await.is_none());
+        let other = gate.turn(modest).await.unwrap();
+        let waiting = gate.turn(greedy);
+        let (third, ()) = tokio::join!(waiting, async { drop(first) });
+        drop((second, third.unwrap(), other));
+        assert!(gate.by_peer().is_empty());
+    }
 }

@@ -61,7 +61,7 @@ pub enum Source {
 
 impl Source {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Store, Self::Replica, Self::Mirror];
+    pub const ALL: [Self; 4] = [Self::Store, Self::Replica, Self::Peer, Self::Mirror];
 
     /// The word for metric labels.
     #[must_use]

@@ -1,12 +1,11 @@
 //! What went through, by where it came from and where it went: since the start, as the metrics count it,
 //! and since ever, as the index keeps it for the whole site.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::{IntCounter, IntCounterVec};
-use tokio::sync::Mutex;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::engine::outcome::Source;
 use crate::engine::{Engine, EngineMetrics};
@@ -16,6 +15,8 @@ use crate::swarm::Swarm;
 
 /// How often the index is told: so much a crash loses.
 const TELL_EVERY: Duration = Duration::from_secs(10);
+/// The same, while nothing went through here: for what others have told.
+const TELL_NOTHING_EVERY: Duration = Duration::from_mins(5);
 
 /// What counts.
 struct Counters {
@@ -32,15 +33,27 @@ struct Counters {
 pub(super) struct Meter {
     index: Arc<dyn Index>,
     counters: Counters,
+    /// One tells at a time.
+    telling: tokio::sync::Mutex<()>,
     told: Mutex<Told>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Told {
     /// What was counted by then, since the start.
     session: Traffic,
     /// What the index had then; `None`: it never answered.
     ever: Option<Traffic>,
+    /// When it said that.
+    at: Option<Instant>,
+}
+
+impl Told {
+    /// Whether it is not worth asking the index.
+    fn is_all(&self, session: &Traffic, now: Instant) -> bool {
+        let is_due = |at| now.duration_since(at) >= TELL_NOTHING_EVERY;
+        *session == self.session && self.at.is_some_and(|at| !is_due(at))
+    }
 }
 
 impl Meter {
@@ -56,7 +69,8 @@ impl Meter {
             served: metrics.served_bytes.clone(),
             given: metrics.given_bytes.clone(),
         };
-        Arc::new(Self { index: Arc::clone(index), counters, told: Mutex::default() })
+        let (telling, told) = Default::default();
+        Arc::new(Self { index: Arc::clone(index), counters, telling, told })
     }
 
     /// For as long as the process lives.
@@ -72,16 +86,23 @@ impl Meter {
     /// What the index may have counted without saying so is not told again; while it is not asked, it is
     /// told later.
     pub(super) async fn tell(&self) {
-        let mut told = self.told.lock().await;
-        let session = self.session();
-        match self.index.add_traffic(&session.since(&told.session)).await {
-            Ok(ever) => *told = Told { session, ever: Some(ever) },
+        let _alone = self.telling.lock().await;
+        let (before, session) = (*self.told(), self.session());
+        if before.is_all(&session, Instant::now()) {
+            return;
+        }
+        match self.index.add_traffic(&session.since(&before.session)).await {
+            Ok(ever) => *self.told() = Told { session, ever: Some(ever), at: Some(Instant::now()) },
             Err(error) if error.is_old_news() => {}
             Err(error) => {
                 tracing::debug!(%error, source = %error.source, "what went through was not counted");
-                told.session = session;
+                *self.told() = Told { session, at: None, ..before };
             }
         }
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Since the start.
@@ -104,9 +125,24 @@ impl Meter {
 impl Engine {
     /// What went through this process since its start, and through all of the site's since ever, as far
     /// as the index told; of others, some seconds are missing.
-    pub async fn traffic(&self) -> (Traffic, Option<Traffic>) {
-        let told = self.meter.told.lock().await;
+    pub fn traffic(&self) -> (Traffic, Option<Traffic>) {
+        let told = *self.meter.told();
         let session = self.meter.session();
         (session, told.ever.map(|ever| ever.and(&session.since(&told.session))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_told_seldom() {
+        let (nothing, something) = (Traffic::default(), Traffic::of_parts([1; 6]));
+        let now = Instant::now();
+        assert!(!Told::default().is_all(&nothing, now), "what there was before is not known");
+        let told = Told { at: Some(now), ..Told::default() };
+        assert!(told.is_all(&nothing, now) && !told.is_all(&something, now));
+        assert!(!told.is_all(&nothing, now + TELL_NOTHING_EVERY));
     }
 }

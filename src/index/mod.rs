@@ -316,6 +316,9 @@ pub trait Index: Send + Sync {
     /// disagree.
     async fn expectation(&self, key: &str) -> Result<Option<Expectation>, IndexError>;
 
+    /// Bytes of `blob`, as some list says that names it under whatever key.
+    async fn listed_size(&self, blob: &Sha256) -> Result<Option<u64>, IndexError>;
+
     /// The lists that name `key`.
     async fn lists_naming(&self, key: &str) -> Result<Vec<String>, IndexError>;
 
@@ -402,6 +405,7 @@ pub trait Index: Send + Sync {
     fn trouble(&self) -> Option<&'static str> {
         None
     }
+
     /// Adds errands at the end, at `now`: each takes the place of that of another version of its package.
     /// Those that have waited for [`ERRAND_TERM`] make place.
     async fn add_errands(&self, errands: &[Errand], now: i64) -> Result<(), IndexError>;
@@ -467,10 +471,10 @@ pub trait Index: Send + Sync {
         limit: usize,
     ) -> Result<Vec<Tellable>, IndexError>;
 
-    /// What of that has changed since the mark of the last look; `None`: from when on to look. Changes
-    /// may be missed, after a long time and by a crash of the server: all are to be looked through now
-    /// and then.
-    async fn changes_since(&self, mark: Option<u64>) -> Result<Changes, IndexError>;
+    /// What of that has changed since the mark of the last look, each change once; `None`: from when on
+    /// to look, and what is too old to be told of is forgotten. Changes may be missed, after a long time
+    /// and by a crash of the server: all are to be looked through now and then.
+    async fn changes_since(&self, mark: Option<&str>) -> Result<Changes, IndexError>;
 
     /// The site's have-filter; `None`: it has none.
     async fn filter(&self) -> Result<Option<KeptFilter>, IndexError>;

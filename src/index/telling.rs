@@ -5,7 +5,8 @@ use crate::content::digest::Sha256;
 /// Changes that are told of at once: of more, it is quicker to look through all blobs.
 pub const CHANGES_MAX: usize = 20_000;
 
-/// Deltas from before that are kept when the have-filter is built anew: peers that come seldomer take the whole.
+/// Deltas from before that are kept when the have-filter is built anew: peers that come seldomer take the
+/// whole.
 pub const DELTAS_KEPT: usize = 64;
 
 /// A blob that other sites may be told of, since a list names it.
@@ -20,8 +21,8 @@ pub struct Tellable {
 /// What came and what went since one looked last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// From where to go on the next time.
-    pub mark: u64,
+    /// From where to go on the next time, in words of the index's own.
+    pub mark: String,
     /// Each blob that changed, and its size; `None`: it is not to be told of any more. Some may not have
     /// changed at all.
     pub blobs: Vec<(Sha256, Option<u64>)>,

@@ -109,7 +109,7 @@ impl Fellows {
         self.bench.put(url, Instant::now() + BLAMED_FOR);
     }
 
-    /// Asks the replica at `url` for `blob`, from byte `from` on.
+    /// Asks the replica at `url` for `blob`, from byte `from` on, up to the byte before `until` or to its end.
     ///
     /// # Errors
     /// When it does not have it, or does not answer in time.
@@ -117,11 +117,15 @@ impl Fellows {
         &self,
         url: &str,
         blob: &Sha256,
-        from: u64,
+        (from, until): (u64, Option<u64>),
         token: &str,
     ) -> Result<Body, SwarmError> {
         let path = format!("/blob/sha256/{blob}");
-        let (status, response) = self.answer(url, &path, from, token).await?;
+        let range = match until {
+            Some(until) => Some(format!("bytes={from}-{}", until.saturating_sub(1))),
+            None => (from > 0).then(|| format!("bytes={from}-")),
+        };
+        let (status, response) = self.answer(url, &path, range, token).await?;
         let url: Arc<str> = url.into();
         let failed = |reason: String| SwarmError { url: Arc::clone(&url), reason };
         let whole = match (status, from) {
@@ -140,7 +144,8 @@ impl Fellows {
     /// # Errors
     /// When it is not fetching it, or does not answer in time.
     pub async fn join(&self, url: &str, flight: &Sha256, token: &str) -> Result<Body, SwarmError> {
-        let (status, response) = self.answer(url, &format!("/flight/{flight}"), 0, token).await?;
+        let (status, response) =
+            self.answer(url, &format!("/flight/{flight}"), None, token).await?;
         let url: Arc<str> = url.into();
         if status != 200 {
             return Err(SwarmError { url, reason: format!("answered {status}") });
@@ -170,10 +175,10 @@ impl Fellows {
         &self,
         url: &str,
         path: &str,
-        from: u64,
+        range: Option<String>,
         token: &str,
     ) -> Result<(u16, reqwest::Response), SwarmError> {
-        let asked = timeout(ANSWER_PATIENCE, self.ask(url, path, from, token)).await;
+        let asked = timeout(ANSWER_PATIENCE, self.ask(url, path, range, token)).await;
         let answered = asked.unwrap_or_else(|_elapsed| Err("no answer in time".to_owned()));
         let url: Arc<str> = url.into();
         let told = match &answered {
@@ -194,13 +199,13 @@ impl Fellows {
         &self,
         url: &str,
         path: &str,
-        from: u64,
+        range: Option<String>,
         token: &str,
     ) -> Result<(u16, reqwest::Response), String> {
         let url = format!("{}{path}", url.trim_end_matches('/'));
         let mut request = self.client.get(url).header("authorization", token);
-        if from > 0 {
-            request = request.header("range", format!("bytes={from}-"));
+        if let Some(range) = range {
+            request = request.header("range", range);
         }
         let response = request.send().await.map_err(in_words)?;
         Ok((response.status().as_u16(), response))

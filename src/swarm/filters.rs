@@ -19,6 +19,7 @@ use crate::swarm::chance::Chance;
 use crate::swarm::claims::Claims;
 use crate::swarm::discovery::{Discovery, HOLDERS_MAX, Holder};
 use crate::swarm::peers::{FilterAnswer, Peers, Refused};
+use crate::swarm::ranking::Ranking;
 use crate::swarm::sidecar::{Sidecar, Site};
 use crate::telemetry::metrics::Metrics;
 
@@ -28,8 +29,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const SITES_MAX: usize = 200;
 /// Bytes of all filters: 500 of sites with 100,000 blobs each.
 const BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Filters that are fetched at a time.
-const FETCHES_MAX: usize = 4;
+/// Filters that are fetched at a time. Most who are asked in vain can not be reached: each takes two seconds,
+/// for which others should not have to wait.
+const FETCHES_MAX: usize = 16;
 /// For how long one may take: the largest, on a line of a megabit.
 const FETCH_MAX: Duration = Duration::from_secs(30);
 /// For how long a site is left alone that does not give its filter, at first; then for twice as long, up
@@ -42,6 +44,7 @@ pub struct Filters {
     sidecar: Arc<Sidecar>,
     peers: Arc<Peers>,
     claims: Arc<Claims>,
+    ranking: Arc<Ranking>,
     kept: ArcSwap<Vec<(Holder, Arc<Filter>)>>,
     chance: Chance,
     metrics: FilterMetrics,
@@ -94,13 +97,14 @@ impl Filters {
         key: SwarmKey,
         sidecar: Arc<Sidecar>,
         peers: Arc<Peers>,
-        claims: Arc<Claims>,
+        (claims, ranking): (Arc<Claims>, Arc<Ranking>),
         metrics: &Metrics,
         tasks: &TaskTracker,
     ) -> Arc<Self> {
         let (kept, chance) = (ArcSwap::default(), Chance::default());
         let metrics = FilterMetrics::new(metrics);
-        let filters = Arc::new(Self { key, sidecar, peers, claims, kept, chance, metrics });
+        let filters =
+            Arc::new(Self { key, sidecar, peers, claims, ranking, kept, chance, metrics });
         tasks.spawn(Arc::clone(&filters).keep());
         filters
     }
@@ -154,7 +158,14 @@ impl Filters {
 
     /// `None` for what is neither a filter, nor a delta to the last one.
     async fn fetch_once(&self, holder: &Holder, last: Option<&Filter>) -> Option<Fetched> {
+        // Who can not be reached gives no blobs, either.
+        let attempt = self.ranking.begin(holder);
         let answer = self.peers.filter(holder, last.map(Filter::generation)).await;
+        if let Err(Refused::Failed(_)) = answer {
+            attempt.failed();
+        } else {
+            attempt.absent();
+        }
         let bytes = match answer {
             Ok(FilterAnswer::Changed(bytes)) => bytes,
             Ok(FilterAnswer::Unchanged) => return Some(Fetched::Unchanged),

@@ -92,7 +92,7 @@ impl Swarm {
             config.key.clone(),
             sidecar,
             Arc::clone(&peers),
-            Arc::clone(&claims),
+            (Arc::clone(&claims), Arc::clone(&ranking)),
             metrics,
             tasks,
         );

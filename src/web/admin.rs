@@ -1,6 +1,7 @@
 //! The admin surface: is it alive, is it ready, what does it count. Apart from the proxy, so that
 //! clients do not see it.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use warp::{Filter as _, Reply as _};
 
 use crate::dht::Dht;
 use crate::engine::Engine;
+use crate::engine::outcome::Source;
 use crate::index::Traffic;
 use crate::telemetry::metrics::Metrics;
 use crate::web::phase::Phase;
@@ -109,16 +111,15 @@ async fn status(admin: Arc<Admin>) -> Response {
         Some(dht) => dht.status().await,
         None => None,
     };
-    let (session, all_time) = admin.engine.traffic().await;
+    let (session, all_time) = admin.engine.traffic();
     let bytes = &admin.engine.metrics().served_bytes;
-    let served = |source| bytes.with_label_values(&[source]).get();
+    let served =
+        Source::ALL.map(|from| (from.label(), bytes.with_label_values(&[from.label()]).get()));
     warp::reply::json(&json!({
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_seconds": admin.started.elapsed().as_secs(),
         "flights": admin.engine.flights(),
-        "served_bytes": {
-            "store": served("store"), "replica": served("replica"), "mirror": served("mirror"),
-        },
+        "served_bytes": HashMap::from(served),
         "traffic": {"session": by_way(session), "all_time": all_time.map(by_way)},
         "stored": totals.map(|totals| json!({
             "resources": totals.resources, "blobs": totals.blobs, "bytes": totals.bytes,

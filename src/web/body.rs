@@ -14,6 +14,7 @@ use http_body::{Frame, SizeHint};
 use prometheus::IntCounter;
 use tokio::time::timeout;
 
+use crate::engine::fellows::Passing;
 use crate::engine::flight::follower::{Chunk, Cut, Follower, SPAN_MAX, Span};
 use crate::engine::relayed::Relayed;
 use crate::web::slots::Slot;
@@ -145,6 +146,18 @@ impl Source {
                 }
             },
         )))
+    }
+
+    /// A fellow's bytes, for another site.
+    pub(super) fn passing(passing: Passing) -> Self {
+        Self::Stream(Box::pin(futures_util::stream::unfold(Some(passing), |passing| async {
+            let mut passing = passing?;
+            match passing.next().await {
+                Ok(Some(bytes)) => Some((Ok(Chunk::Bytes(bytes)), Some(passing))),
+                Ok(None) => None,
+                Err(cut) => Some((Err(cut), None)),
+            }
+        })))
     }
 
     /// A mirror's bytes, as they come.

@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, StatusCode};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 use warp::reply::Response;
 
 use crate::content::filter::History;
+use crate::engine::outcome;
 use crate::index::{Index, IndexError};
+use crate::web::body::Source;
 use crate::web::connection::Visit;
 use crate::web::reply;
 
@@ -64,12 +66,17 @@ impl HaveFilter {
             let body = delta.map_or_else(|| kept.whole.clone(), |delta| delta.to_bytes().into());
             (StatusCode::OK, body)
         };
-        let mut answer = Response::new(body.into());
-        *answer.status_mut() = status;
+        let mut head = http::Response::new(());
+        *head.status_mut() = status;
         let kind = HeaderValue::from_static("application/octet-stream");
-        answer.headers_mut().insert(header::CONTENT_TYPE, kind);
-        answer.headers_mut().extend(HeaderValue::from_str(&etag).map(|etag| (header::ETAG, etag)));
-        answer
+        head.headers_mut().insert(header::CONTENT_TYPE, kind);
+        head.headers_mut().extend(HeaderValue::from_str(&etag).map(|etag| (header::ETAG, etag)));
+        if status == StatusCode::OK {
+            head.headers_mut().insert(header::CONTENT_LENGTH, body.len().into());
+        }
+        head.extensions_mut().insert(outcome::Source::Store);
+        let is_sent = visit.method == Method::GET;
+        reply::with_payload(head, if is_sent { Source::Bytes(body) } else { Source::Empty })
     }
 
     /// What can not be seen now is as it was.

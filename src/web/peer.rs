@@ -15,13 +15,15 @@ use warp::reply::Response;
 
 use crate::content::digest::Sha256;
 use crate::engine::Engine;
+use crate::engine::fellows::Offer;
 use crate::engine::give::{Asker, Gift};
-use crate::engine::outcome::Source;
+use crate::engine::outcome;
 use crate::telemetry::metrics::Metrics;
+use crate::web::body::Source;
 use crate::web::connection::Visit;
 use crate::web::filter::HaveFilter;
 use crate::web::reply::{self, Counted};
-use crate::web::slots::Slots;
+use crate::web::slots::{self, Slots};
 use crate::web::uplink::Uplink;
 
 /// Who is turned away comes back after one second at least, and this many at most: not all at once.
@@ -65,8 +67,8 @@ impl Asked {
 }
 
 impl Peer {
-    /// The surface, with the site's have-filter if there is to be one. All other sites together get `upload_limit` bytes a second at most; 0: as many as
-    /// they can take.
+    /// The surface, with the site's have-filter if there is to be one. All other sites together get
+    /// `upload_limit` bytes a second at most; 0: as many as they can take.
     #[must_use]
     pub fn new(
         engine: Arc<Engine>,
@@ -81,7 +83,7 @@ impl Peer {
         );
         let slots = metrics.gauge(
             "aptmesh_peer_slots_used",
-            "Bodies on their way to other sites: 20 at most, 2 to one address.",
+            "Bodies on their way to other sites: 160 at most, 16 to one address.",
         );
         let uplink = Uplink::new(upload_limit, waits);
         background.spawn(Arc::clone(&uplink).run());
@@ -128,7 +130,7 @@ impl Peer {
     }
 
     fn count(&self, to: &str, mut answer: Response) -> Response {
-        if let Some(source) = answer.extensions().get::<Source>() {
+        if let Some(source) = answer.extensions().get::<outcome::Source>() {
             let given = &self.engine.metrics().given_bytes;
             let counter = given.with_label_values(&[to, source.label()]);
             answer.extensions_mut().insert(Counted(counter));
@@ -151,28 +153,53 @@ impl Peer {
     }
 
     async fn give(&self, visit: &Visit, head_only: bool, blob: &Sha256) -> Response {
-        let answer = match self.engine.give(blob).await {
+        let answer = match self.engine.give(blob, slots::peer_at(visit.client.address)).await {
             Gift::Stored(known) => reply::lent(&visit.headers, head_only, blob, &known),
             Gift::Arriving(follower) => reply::arriving(&visit.headers, head_only, blob, follower),
+            Gift::Elsewhere(offer) => return self.pass_on(visit, head_only, &offer).await,
             Gift::Nothing => return reply::refusal(StatusCode::NOT_FOUND, "not here"),
             Gift::Busy => return self.busy(blob),
         };
         if answer.status() == StatusCode::SERVICE_UNAVAILABLE {
             self.busy.inc();
         }
-        // What has no body takes no slot.
+        self.in_a_slot(visit, blob, answer)
+    }
+
+    /// What a fellow has, as it comes from there: the swarm is told of all that the site has. That it does
+    /// not come now is no reason to think that it is not there.
+    async fn pass_on(&self, visit: &Visit, head_only: bool, offer: &Offer) -> Response {
+        let (head, part) = reply::passed_on(&visit.headers, head_only, offer);
+        let Some(part) = part else { return reply::with_payload(head, Source::Empty) };
+        let blob = &offer.entry.blob;
+        let Some(slot) = self.slots.take(visit.client.address) else { return self.busy(blob) };
+        let Some(passing) = self.engine.pass_on(offer, part).await else { return self.busy(blob) };
+        let source = Source::passing(passing).given(slot, Arc::clone(&self.uplink));
+        reply::with_payload(head, source)
+    }
+
+    /// The have-filter.
+    async fn tell(&self, visit: &Visit) -> Response {
+        match &self.filter {
+            Some(filter) => filter.answer(visit).await,
+            None => reply::refusal(StatusCode::NOT_FOUND, "there is no filter"),
+        }
+    }
+
+    /// An answer to another site, its body within the bounds for all of them. What has none takes no slot.
+    fn in_a_slot(&self, visit: &Visit, what: &Sha256, answer: Response) -> Response {
         let has_body = matches!(answer.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT);
-        if head_only || !has_body {
+        if visit.method == Method::HEAD || !has_body {
             return answer;
         }
-        let Some(slot) = self.slots.take(visit.client.address) else { return self.busy(blob) };
+        let Some(slot) = self.slots.take(visit.client.address) else { return self.busy(what) };
         let uplink = Arc::clone(&self.uplink);
         reply::passed(answer, |source| source.given(slot, uplink))
     }
 
-    fn busy(&self, blob: &Sha256) -> Response {
+    fn busy(&self, what: &Sha256) -> Response {
         self.busy.inc();
-        let spread = blob.as_bytes().first().map_or(0, |first| u64::from(*first) % RETRY_AFTER_MAX);
+        let spread = what.as_bytes().first().map_or(0, |first| u64::from(*first) % RETRY_AFTER_MAX);
         reply::busy(Duration::from_secs(1 + spread), "busy")
     }
 }
@@ -203,10 +230,11 @@ async fn answer(peer: Arc<Peer>, visit: Visit) -> Response {
         (Asker::Site, Some(Asked::Blob(blob))) => {
             peer.count("peer", peer.give(&visit, head_only, &blob).await)
         }
-        (_, Some(Asked::Filter)) => match &peer.filter {
-            Some(filter) => filter.answer(&visit).await,
-            None => reply::refusal(StatusCode::NOT_FOUND, "there is no filter"),
-        },
+        (Asker::Fellow, Some(Asked::Filter)) => peer.count("replica", peer.tell(&visit).await),
+        (Asker::Site, Some(Asked::Filter)) => {
+            let answer = peer.tell(&visit).await;
+            peer.count("peer", peer.in_a_slot(&visit, &FILTER, answer))
+        }
         _ => reply::refusal(StatusCode::NOT_FOUND, "not here"),
     }
 }

@@ -1,6 +1,7 @@
 //! Answers to clients: from what the engine came to, or from why it did not. The one place where a
 //! failure becomes a status.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::archive::target::TargetError;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::content::validators::http_date;
+use crate::engine::fellows::Offer;
 use crate::engine::flight::follower::Follower;
 use crate::engine::memory::Known;
 use crate::engine::outcome::{self, Content, Failure, Meta, Outcome, Served};
@@ -182,6 +184,26 @@ pub(super) fn lent(
     let head = head(&meta, &portion, &status, outcome::Source::Store);
     let source = if head_only { Source::Empty } else { stored(known, &portion) };
     with_payload(head, source)
+}
+
+/// The head of what a fellow has, for another site, and the bytes that are to follow, if any are.
+pub(super) fn passed_on(
+    asked: &HeaderMap,
+    head_only: bool,
+    offer: &Offer,
+) -> (Response<()>, Option<Range<u64>>) {
+    let Offer { entry, .. } = offer;
+    let meta = meta_of(&entry.blob, Some(entry.size), entry.validators.last_modified);
+    let portion = if head_only { Portion::Whole } else { portion(asked, &meta) };
+    let status = cache_status(Outcome::Miss, false);
+    let head = head(&meta, &portion, &status, outcome::Source::Replica);
+    let part = match portion {
+        _ if head_only => None,
+        Portion::Whole => Some(0..entry.size).filter(|part| !part.is_empty()),
+        Portion::Part(part) => Some(part),
+        Portion::NotModified | Portion::Unsatisfiable => None,
+    };
+    (head, part)
 }
 
 fn head(meta: &Meta, portion: &Portion, status: &str, origin: outcome::Source) -> Response<()> {

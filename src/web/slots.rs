@@ -115,7 +115,8 @@ impl Drop for Slot {
     }
 }
 
-fn peer_at(address: IpAddr) -> IpAddr {
+/// Whom an address stands for: in IPv6, a network.
+pub(super) fn peer_at(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(address) => {
@@ -159,20 +160,22 @@ mod tests {
     fn who_is_slow_leaves_it_to_others() {
         let (mut held, begun) = (Held::default(), Instant::now());
         let after = |seconds| begun + Duration::from_secs(seconds);
-        let numbers: Vec<u64> = (0..20).map(|last| held.take(peer(last), begun).unwrap()).collect();
+        let peers = (0..).map(peer).take(SLOTS);
+        let numbers: Vec<u64> = peers.map(|peer| held.take(peer, begun).unwrap()).collect();
         held.by_number.get_mut(&numbers[7]).unwrap().handed_at = Some(after(1));
-        assert_eq!(held.take(peer(90), after(30)), None, "not so slow yet");
-        let number = held.take(peer(90), after(32)).unwrap();
+        assert_eq!(held.take(peer(200), after(30)), None, "not so slow yet");
+        let number = held.take(peer(200), after(32)).unwrap();
         assert!(!numbers.contains(&number) && !held.by_number.contains_key(&numbers[7]));
-        assert_eq!(held.take(peer(91), after(999)), None, "the others wait for us");
+        assert_eq!(held.take(peer(201), after(999)), None, "the others wait for us");
     }
 
     #[test]
     fn one_machine_has_many_addresses_of_the_sixth_version() {
         let slots = slots();
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
-        let _taken = (slots.take(address("2001:db8::1")), slots.take(address("2001:db8::2")));
-        assert!(slots.take(address("2001:db8::3")).is_none());
+        let one = |host: usize| address(&format!("2001:db8::{host:x}"));
+        let _taken: Vec<_> = (0..SLOTS_A_PEER).map(|host| slots.take(one(host)).unwrap()).collect();
+        assert!(slots.take(one(SLOTS_A_PEER)).is_none());
         assert!(slots.take(address("2001:db8:0:1::1")).is_some());
     }
 }

@@ -19,7 +19,7 @@ const MB: usize = 1024 * 1024;
 const PACKAGES: [(&str, usize); 3] = [("large", 2 * MB), ("larger", 3 * MB), ("small", 100_000)];
 
 /// What stands for a blob in a filter.
-fn entry(key: &str, blob: &str) -> u64 {
+pub fn entry(key: &str, blob: &str) -> u64 {
     let key: SwarmKey = key.parse().unwrap();
     key.dht_key(&Sha256::from_hex(blob).unwrap()).short()
 }
@@ -34,7 +34,7 @@ fn ask_filter(key: &str, peer: SocketAddr, query: &str, more: &[(&str, &str)]) -
 }
 
 /// The filter, if there is one.
-fn filter(key: &str, site: &Site) -> Option<Filter> {
+pub fn filter(key: &str, site: &Site) -> Option<Filter> {
     let reply = ask_filter(key, site.peer(), "", &[]);
     match reply.status {
         200 => Some(Filter::parse(&reply.body).expect("a filter")),
@@ -171,6 +171,11 @@ fn a_peer_is_given_what_changed_since_it_asked_last() {
     let same = ask_filter(&swarm.key, one.peer(), "", &[("If-None-Match", &etag)]);
     assert_eq!((same.status, same.body.len()), (304, 0));
     assert_eq!(same.header("etag"), Some(etag.as_str()));
+    // It counts as what blobs are counted as, and is bound as they are.
+    let given = || one.count("aptmesh_peer_served_bytes_total{to=\"peer\"}");
+    let (before, whole) = (given(), ask_filter(&swarm.key, one.peer(), "", &[]));
+    assert_eq!(whole.header("content-length"), Some(whole.body.len().to_string().as_str()));
+    assert!(given() >= before + whole.body.len() as u64);
 
     swarm.fetch(&one, "large");
     wait_in_filter(&swarm, &one, &["large"]);
@@ -234,6 +239,27 @@ fn a_site_that_announces_nothing_tells_nobody_of_itself() {
     assert_eq!(other.node().peers(), [[""; 0]], "a card without a URL");
     assert_eq!(other.node().get("/peers")["peers"][0]["filter"], 0);
     assert!(TcpStream::connect(silent.peer()).is_err());
+}
+
+#[test]
+fn a_site_that_announces_nothing_gives_others_nothing_though_it_has_replicas() {
+    let server = Postgres::start();
+    let (url, swarm) = (fleet::migrated(&server), Swarm::of(&PACKAGES));
+    let settings = [
+        ("SWARM_ANNOUNCE", "false"),
+        ("INDEX_URL", url.as_str()),
+        ("PROXY_ADVERTISE", "http://127.0.0.1:9979"),
+    ];
+    let silent = swarm.site_with(&[], &settings);
+    swarm.fetch(&silent, "large");
+    let secret = Secret::of_swarm(&swarm.key.parse().unwrap());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let blob = swarm.blob("large");
+    let token = secret.token(&Sha256::from_hex(&blob).unwrap(), now);
+    let path = format!("/blob/sha256/{blob}");
+    let reply = request(silent.peer(), "GET", &path, &[("Authorization", &token)]);
+    assert_eq!(reply.status, 403, "that port is for its replicas");
+    assert_eq!(ask_filter(&swarm.key, silent.peer(), "", &[]).status, 403);
 }
 
 #[test]

@@ -205,6 +205,21 @@ fn a_node_that_is_none_does_not_disturb_apt() {
 }
 
 #[test]
+fn a_proxy_whose_node_can_not_read_its_index_says_so() {
+    let key = swarm_key();
+    let proxy = |announce: &str| {
+        Proxy::build()
+            .env("APTMESH_SWARM_KEY", &key)
+            .env("APTMESH_SWARM_ANNOUNCE", announce)
+            .env("APTMESH_LISTEN_PEER", "127.0.0.1:0")
+            .env("APTMESH_PROXY_SIDECAR", "http://127.0.0.1:9")
+            .start()
+    };
+    assert!(proxy("true").log().contains("what is stored is not announced"));
+    assert!(!proxy("false").log().contains("what is stored is not announced"));
+}
+
+#[test]
 fn the_settings_of_the_node_are_checked() {
     let key = swarm_key();
     for (name, url, key, why) in [
@@ -368,6 +383,8 @@ fn sites_lead_nowhere_where_sites_are_not_to_be() {
     }
     wait_until(PATIENCE, "both are refused", || fetches(&proxy, "failed") >= 2);
     assert_eq!((address.port.connections(), name.port.connections()), (0, 0));
+    // That counts where it is chosen who is asked for blobs.
+    assert_eq!(proxy.count("aptmesh_swarm_known_peers"), 2);
     // The same, where they may be.
     let proxy = proxy_of(&key, &node);
     wait_fetches(&proxy, "whole", 2);

@@ -553,6 +553,8 @@ fn what_went_through_is_told_since_the_start_and_since_ever() {
     let fetched = site.traffic("session/from_mirrors");
     assert!((size..size + 100_000).contains(&fetched), "{fetched}");
     assert_eq!(site.traffic("session/from_store"), size);
+    assert_eq!(site.status()["served_bytes"]["store"], size);
+    assert_eq!(site.status()["served_bytes"]["peer"], 0);
     assert_eq!(site.traffic("session/to_peers"), size);
     assert_eq!(site.traffic("session/from_peers") + site.traffic("session/to_replicas"), 0);
     wait_until(PATIENCE, "the sums of all time", || {

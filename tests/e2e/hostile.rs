@@ -325,3 +325,17 @@ fn a_client_hears_the_mirror_while_slow_peers_bring_the_rest() {
     let by_mirror = swarm.by_mirror("tool");
     assert!(by_mirror < swarm.size("tool") / 2, "the mirror brought {by_mirror}");
 }
+
+/// What clients were promised is not all that there is of it: so nobody takes it for the whole.
+#[test]
+fn a_mirror_that_sends_more_than_the_list_says_completes_no_answer() {
+    let swarm = Swarm::of(&[("tool", 2 * MB)]);
+    let site = swarm.site(&[]);
+    let wrong = noise(11, swarm.archive.deb("tool").len() + 64 * 1024);
+    let wrong = [b"!<arch>\n", &wrong[8..]].concat();
+    swarm.mirror.put(&swarm.path("tool"), File::new(wrong).chunked());
+    let reply = get(site.addr(), &site.url_for(&swarm.mirror, &swarm.path("tool")));
+    let is_whole =
+        reply.status == 200 && reply.complete && reply.body.len() as u64 == swarm.size("tool");
+    assert!(!is_whole, "{} bytes of something else", reply.body.len());
+}

@@ -3,6 +3,8 @@
 
 use crate::kit::postgres::database_of;
 use crate::kit::*;
+use aptmesh::content::digest::Sha256;
+use aptmesh::swarm::token::Secret;
 use std::cell::Cell;
 use std::fs;
 use std::io::Write as _;
@@ -11,7 +13,7 @@ use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const FROM_FELLOWS: &str = "aptmesh_engine_served_total{source=\"replica\"}";
@@ -20,6 +22,7 @@ const ASKED: &str = "aptmesh_swarm_requests_total";
 /// How often a test is begun.
 const ATTEMPTS: usize = 4;
 const LARGE: usize = 5_000_000;
+const LEARNT: &str = "aptmesh_engine_learnt_lists_total{outcome=\"learnt\"}";
 
 thread_local! {
     static WAS_LATE: Cell<bool> = const { Cell::new(false) };
@@ -542,6 +545,65 @@ fn the_upload_limit_is_not_for_fellows() {
         site.fetch(&second, &path, &bytes);
         assert_eq!(first.count(&format!("{GIVEN}{{to=\"replica\"}}")), bytes.len() as u64);
         assert_eq!(site.mirror.bodies(&path), 1);
+    });
+}
+
+/// They are told of it by the one, and come to the other.
+#[test]
+fn another_site_gets_at_one_replica_what_its_fellow_has() {
+    on_time(|| {
+        let (site, archive, key) = (Site::new(), archive(), node::swarm_key());
+        archive.publish(&site.mirror, "/debian");
+        let of_swarm = [
+            ("APTMESH_SWARM_KEY", &*key),
+            ("APTMESH_LISTEN_DHT", "127.0.0.1:0"),
+            ("APTMESH_LISTEN_SIDECAR", "127.0.0.1:0"),
+        ];
+        let first = site.replica_with(&of_swarm);
+        for path in
+            ["dists/demo/Release".to_owned(), archive.index_path(), archive.deb_path("tool")]
+        {
+            assert_eq!(site.get(&first, &format!("/debian/{path}")).status, 200);
+        }
+        first.wait_landed();
+        wait_until(PATIENCE, "both lists are learnt", || first.count(LEARNT) >= 2);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = listener.local_addr().unwrap();
+        drop(listener);
+        let (listen, url) = (peer.to_string(), format!("http://{peer}"));
+        let own = [("APTMESH_LISTEN_PEER", &*listen), ("APTMESH_PROXY_ADVERTISE", &*url)];
+        let second = site.replica_with(&[&of_swarm[..], &own].concat());
+        site.mirror.clear_log();
+
+        let secret = Secret::of_swarm(&key.parse().unwrap());
+        let ask = |method: &str, bytes: &[u8], fields: &[(&str, &str)]| {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+            let token = secret.token(&Sha256::of(bytes), now);
+            let fields = [&[("Authorization", token.as_str())], fields].concat();
+            request(peer, method, &blob_path(bytes), &fields)
+        };
+        let tool = archive.deb("tool").to_vec();
+        wait_until(PATIENCE, "the fellow", || ask("HEAD", &tool, &[]).status == 200);
+        let whole = ask("GET", &tool, &[]);
+        assert_eq!((whole.status, whole.complete), (200, true), "{}", whole.reason);
+        assert!(whole.body == tool);
+        assert!(whole.header("last-modified").is_some());
+        let part = ask("GET", &tool, &[("Range", "bytes=1000000-1499999")]);
+        assert_eq!((part.status, part.complete), (206, true));
+        assert!(part.body == tool[1_000_000..1_500_000]);
+        let etag = format!("\"{}\"", sha256_hex(&tool));
+        assert_eq!(ask("GET", &tool, &[("If-None-Match", &etag)]).status, 304);
+        assert_eq!(ask("GET", &tool, &[("Range", "bytes=99999999-")]).status, 416);
+        assert!(!blob_of(&second, &tool).exists(), "it only passes through");
+        let passed = second.count(&format!("{GIVEN}{{to=\"peer\",source=\"replica\"}}"));
+        assert_eq!(passed, tool.len() as u64 + 500_000);
+
+        // Still nothing but what is public, and nothing that nobody has.
+        let (path, unlisted) = site.package(9, 50_000);
+        site.fetch(&first, &path, &unlisted);
+        assert_eq!(ask("GET", &unlisted, &[]).status, 404);
+        assert_eq!(ask("GET", archive.deb("toy"), &[]).status, 404);
+        assert_eq!(site.mirror.bodies(&format!("/debian/{}", archive.deb_path("tool"))), 0);
     });
 }
 

@@ -280,6 +280,10 @@ async fn believes_lists_only_where_they_agree(index: &impl Index) {
     let naming = index.lists_naming("http://m/a").await.unwrap();
     assert_eq!(naming, ["http://m/two", "http://m/one"]);
     assert_eq!(index.lists_naming("http://m/c").await.unwrap(), Vec::<String>::new());
+    let Expectation { size, digest } = expectation("b");
+    let Expected::Sha256(digest) = digest else { panic!("a SHA-256: {digest:?}") };
+    assert_eq!(index.listed_size(&digest).await.unwrap(), size);
+    assert_eq!(index.listed_size(&Sha256::of(b"nobody's")).await.unwrap(), None);
     learn(index, "http://m/one", &[("http://m/a", "new")], 3).await;
     assert_eq!(index.expectation("http://m/a").await.unwrap(), Some(expectation("new")));
 }

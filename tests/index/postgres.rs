@@ -609,12 +609,45 @@ fn a_change_that_is_committed_late_is_told_all_the_same() {
     let mark = wait(async {
         conformance::learn(&index, "http://m/list", &[("http://m/a", "early")], 1).await;
         index.add_blob(&Sha256::of(b"early"), 5, 1).await.unwrap();
-        let seen = index.changes_since(Some(mark)).await.unwrap();
+        let seen = index.changes_since(Some(&mark)).await.unwrap();
         assert!(tells(&seen, b"early") && !tells(&seen, b"late"));
         seen.mark
     });
     let count = "SELECT count(*) FROM blobs WHERE size = 4";
     wait(until("the commit", async || server.sql(database_of(&url), count) == "1"));
-    assert!(tells(&wait(index.changes_since(Some(mark))).unwrap(), b"late"));
+    assert!(tells(&wait(index.changes_since(Some(&mark))).unwrap(), b"late"));
     drop(late);
+}
+
+/// Whatever it does, and on whatever database of the server.
+#[test]
+fn a_long_transaction_elsewhere_has_no_change_told_twice() {
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    let index = open(&url);
+    wait(index.volume()).unwrap();
+    let long = server.slow(database_of(&url), "SELECT txid_current()", 60);
+    wait(async {
+        let mark = index.changes_since(None).await.unwrap().mark;
+        conformance::learn(&index, "http://m/list", &[("http://m/a", "once")], 1).await;
+        index.add_blob(&Sha256::of(b"once"), 4, 1).await.unwrap();
+        let seen = index.changes_since(Some(&mark)).await.unwrap();
+        assert_eq!(seen.blobs, [(Sha256::of(b"once"), Some(4))]);
+        let again = index.changes_since(Some(&seen.mark)).await.unwrap();
+        assert_eq!(again.blobs, []);
+    });
+    drop(long);
+}
+
+#[test]
+fn changes_that_were_left_behind_are_forgotten() {
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    let index = open(&url);
+    wait(index.volume()).unwrap();
+    let sql = |statement: &str| server.sql(database_of(&url), statement);
+    sql("INSERT INTO changes (id, by_transaction, digest) OVERRIDING SYSTEM VALUE
+         SELECT id, txid_current(), sha256('x') FROM unnest(ARRAY[1, 3, 4, 100002, 100003]) AS id");
+    wait(index.changes_since(None)).unwrap();
+    assert_eq!(sql("SELECT string_agg(id::TEXT, ' ' ORDER BY id) FROM changes"), "4 100002 100003");
 }

@@ -13,6 +13,16 @@ use crate::mirror::{Body, Framing, MirrorError, Question};
 pub(in crate::engine) struct Resumed {
     pub(in crate::engine) body: Incoming,
     pub(in crate::engine) end: Option<u64>,
+    /// Whether the mirror gives parts.
+    pub(in crate::engine) is_part: bool,
+    /// It was asked for up to this byte only.
+    pub(in crate::engine) asked: Option<u64>,
+}
+
+impl Resumed {
+    fn whole(body: Incoming, end: Option<u64>) -> Self {
+        Self { body, end, is_part: false, asked: None }
+    }
 }
 
 impl Transfer {
@@ -34,7 +44,9 @@ impl Transfer {
         let mirror = &self.engine.mirror;
         // Mirrors of one archive mark the same file differently: its digest tells better.
         let is_proven_by_digest = flow.checked
-            && (flow.borrowed.is_some() || until.is_some() || mirror.has_several(&flow.source));
+            && (flow.borrowed.is_some()
+                || flow.mirrored.is_some()
+                || mirror.has_several(&flow.source));
         let headers = if is_proven_by_digest {
             range_of(received, until)
         } else {
@@ -64,7 +76,8 @@ impl Transfer {
                 }
                 (Some((_, Some(total))), Some(size)) if total != size => Err(changed()),
                 (Some((_, Some(end))), _) | (Some((_, None)), Some(end)) => {
-                    Ok(Some(Resumed { body: Incoming::Mirror(answer.body.into()), end: Some(end) }))
+                    let body = Incoming::Mirror(answer.body.into());
+                    Ok(Some(Resumed { body, end: Some(end), is_part: true, asked: until }))
                 }
                 _ => Err("the mirror resumed without telling where the file ends".to_owned()),
             },
@@ -81,14 +94,12 @@ impl Transfer {
                     }
                 };
                 match self.skip(flight, received, answer.body).await {
-                    Ok(Some(body)) => {
-                        Ok(Some(Resumed { body: Incoming::Mirror(body.into()), end }))
-                    }
+                    Ok(Some(body)) => Ok(Some(Resumed::whole(Incoming::Mirror(body.into()), end))),
                     Ok(None) => Err(changed()),
                     Err(_broke_off) => Ok(None),
                 }
             }
-            500.. => Ok(None),
+            429 | 500.. => Ok(None),
             // One mirror may not have it yet.
             404 if mirror.has_several(&flow.source) => Ok(None),
             status => Err(format!("the mirror answered {status} when asked for the rest")),
@@ -100,7 +111,7 @@ impl Transfer {
         let digest = flow.borrowed.as_ref()?.digest;
         let entry = Entry::nameless(digest, flow.meta.size?);
         let body = self.engine.borrow_rest(&entry, received).await?;
-        Some(Resumed { body: Incoming::Fellow(Box::new(body)), end: flow.meta.size })
+        Some(Resumed::whole(Incoming::Fellow(Box::new(body)), flow.meta.size))
     }
 
     /// Skips what is there already of a body that began anew; `None` if it is not the same bytes.

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::content::digest::{Hasher, Sha256, Verdict};
-use crate::engine::flight::gather::ahead::Ahead;
+use crate::engine::flight::gather::ahead::{Ahead, Judged};
 use crate::engine::flight::gather::board::Giver;
 use crate::engine::flight::{Arriving, Flight, Progress};
 use crate::engine::volume::promise::Staged;
@@ -43,7 +43,7 @@ enum Chunk {
     /// Those that come next.
     Next(Bytes),
     /// Those of a peer, which belong there.
-    Ahead { at: u64, bytes: Bytes, giver: Giver },
+    Ahead { round: usize, at: u64, bytes: Bytes, giver: Giver },
 }
 
 impl Chunk {
@@ -65,8 +65,9 @@ pub(in crate::engine) enum Proof {
     /// There is something missing.
     #[default]
     Missing,
-    /// All was there, so many times, and it was wrong; last it was by these.
-    Wrong(usize, Vec<Giver>),
+    /// All was there, so many `times`, and it was wrong; last it was `by` these, and by the mirror up to
+    /// byte `led`.
+    Wrong { times: usize, by: Vec<Giver>, led: u64 },
     /// All is there, and right.
     Right,
 }
@@ -75,8 +76,8 @@ pub(in crate::engine) enum Proof {
 pub(in crate::engine) struct Written {
     pub(in crate::engine) staged: Staged,
     pub(in crate::engine) verdict: Verdict,
-    /// Whose bytes turned out to be wrong.
-    pub(in crate::engine) culprits: Vec<Giver>,
+    /// What turned out of those who brought it.
+    pub(in crate::engine) givers: Judged,
 }
 
 /// The writer stopped taking chunks: its `finish` tells why.
@@ -103,6 +104,8 @@ struct Work {
     held_back: u64,
     flight: Arc<Flight>,
     ahead: Ahead,
+    /// How often all was there, and wrong.
+    wrong: usize,
     /// Bytes of the whole, where peers bring some of it.
     size: Option<u64>,
 }
@@ -113,7 +116,9 @@ impl Work {
         for chunk in chunks {
             match chunk {
                 Chunk::Next(bytes) => self.take_next(&bytes)?,
-                Chunk::Ahead { at, bytes, giver } => self.take_ahead(at, &bytes, giver)?,
+                // What was on its way when all turned out to be wrong does not count, either.
+                Chunk::Ahead { round, .. } if round < self.wrong => {}
+                Chunk::Ahead { at, bytes, giver, .. } => self.take_ahead(at, &bytes, giver)?,
             }
         }
         Ok(self)
@@ -147,12 +152,67 @@ impl Work {
         self.size.is_some_and(|size| self.ahead.is_full(self.staged.stage.size(), size))
     }
 
-    /// Believes what peers have brought, if it is right.
-    async fn prove(mut self, store: &Arc<Store>) -> Result<(Self, bool), StoreError> {
-        let (mut hasher, size) = (self.hasher.clone(), self.size.unwrap_or_default());
-        let mut at = self.staged.stage.size();
-        while at < size {
-            let (file, end) = (self.staged.stage.reader(), size.min(at + COPIED_AT_ONCE));
+    /// Believes what peers have brought, if it is right: then who brought how much of it.
+    async fn prove(
+        mut self,
+        store: &Arc<Store>,
+    ) -> Result<(Self, Option<Vec<(Giver, u64)>>), StoreError> {
+        let (led, size) = (self.staged.stage.size(), self.size.unwrap_or_default());
+        let hasher = self.hashed(store, self.hasher.clone(), led..size).await?;
+        if !hasher.clone().finish().as_expected {
+            return Ok((self, None));
+        }
+        let proven = self.ahead.brought(led);
+        self.hasher = hasher;
+        self.staged.stage.extend_to(size);
+        self.tell();
+        Ok((self, Some(proven)))
+    }
+
+    /// All is there, and wrong: what each part of it is, is remembered.
+    async fn dispute(&mut self, store: &Arc<Store>) -> Result<Proof, StoreError> {
+        let led = self.staged.stage.size();
+        let by = self.ahead.givers(led);
+        self.wrong += 1;
+        for part in self.ahead.clear() {
+            let digest = self.digest(store, part.range.clone()).await?;
+            self.ahead.dispute(part, digest);
+        }
+        Ok(Proof::Wrong { times: self.wrong, by, led })
+    }
+
+    /// To its end; `proven`: who brought how much of it.
+    async fn end(
+        mut self,
+        store: &Arc<Store>,
+        proven: Vec<(Giver, u64)>,
+    ) -> Result<Written, StoreError> {
+        let verdict = self.hasher.clone().finish();
+        let mut culprits = Vec::new();
+        let disputed = if verdict.as_expected { self.ahead.disputed() } else { Vec::new() };
+        for (part, digest) in disputed {
+            if !culprits.contains(&part.giver) && self.digest(store, part.range).await? != digest {
+                culprits.push(part.giver);
+            }
+        }
+        Ok(Written { staged: self.staged, verdict, givers: Judged { proven, culprits } })
+    }
+
+    /// The digest of a part that is there.
+    async fn digest(&self, store: &Arc<Store>, range: Range<u64>) -> Result<Sha256, StoreError> {
+        Ok(self.hashed(store, Hasher::new(None), range).await?.so_far())
+    }
+
+    /// Has `hasher` take a part that is there.
+    async fn hashed(
+        &self,
+        store: &Arc<Store>,
+        mut hasher: Hasher,
+        range: Range<u64>,
+    ) -> Result<Hasher, StoreError> {
+        let mut at = range.start;
+        while at < range.end {
+            let (file, end) = (self.staged.stage.reader(), range.end.min(at + COPIED_AT_ONCE));
             let hashing = move || {
                 read_staged(&file, at..end, |part| hasher.update(part))?;
                 Ok(hasher)
@@ -160,37 +220,7 @@ impl Work {
             hasher = store.within(WRITE_PATIENCE, hashing).await?;
             at = end;
         }
-        let is_right = hasher.clone().finish().as_expected;
-        if is_right {
-            self.hasher = hasher;
-            self.staged.stage.extend_to(size);
-            self.tell();
-        }
-        Ok((self, is_right))
-    }
-
-    /// What the bytes of a range are.
-    fn hash(&self) -> impl Fn(&Range<u64>) -> Result<Sha256, StoreError> + use<> {
-        let file = self.staged.stage.reader();
-        move |range| {
-            let mut hasher = Hasher::new(None);
-            read_staged(&file, range.clone(), |part| hasher.update(part))?;
-            Ok(hasher.so_far())
-        }
-    }
-
-    /// To its end.
-    async fn end(mut self, store: &Arc<Store>) -> Result<Written, StoreError> {
-        let verdict = self.hasher.clone().finish();
-        let mut culprits = Vec::new();
-        if verdict.as_expected && self.ahead.is_disputed() {
-            let finding = move || {
-                let culprits = self.ahead.culprits(self.hash())?;
-                Ok((self, culprits))
-            };
-            (self, culprits) = store.within(WRITE_PATIENCE, finding).await?;
-        }
-        Ok(Written { staged: self.staged, verdict, culprits })
+        Ok(hasher)
     }
 }
 
@@ -229,11 +259,10 @@ impl Writer {
         flight.place(Arriving { file, name }, staged.stage.size(), held_back, hasher.so_far());
         let store = staged.store();
         let ahead = Ahead::default();
-        let mut work = Work { staged, hasher, held_back, flight, ahead, size };
+        let mut work = Work { staged, hasher, held_back, flight, ahead, wrong: 0, size };
         #[expect(clippy::disallowed_methods, reason = "its transfer waits for it")]
         let finished = tokio::spawn(budget::inherited(async move {
             let mut batch = Vec::with_capacity(WAITING_MAX);
-            let mut wrong = 0;
             while waiting.recv_many(&mut batch, WAITING_MAX).await > 0 {
                 let chunks = std::mem::take(&mut batch);
                 let mut next = work.staged.stage.size();
@@ -243,22 +272,15 @@ impl Writer {
                 if !work.is_full() {
                     continue;
                 }
-                let is_right;
-                (work, is_right) = work.prove(&store).await?;
-                if is_right {
+                let proven;
+                (work, proven) = work.prove(&store).await?;
+                if let Some(proven) = proven {
                     proved.send_replace(Proof::Right);
-                    return work.end(&store).await;
+                    return work.end(&store, proven).await;
                 }
-                wrong += 1;
-                let givers = work.ahead.givers(work.staged.stage.size());
-                let disputing = move || {
-                    work.ahead.dispute(work.hash())?;
-                    Ok(work)
-                };
-                work = store.within(WRITE_PATIENCE, disputing).await?;
-                proved.send_replace(Proof::Wrong(wrong, givers));
+                proved.send_replace(work.dispute(&store).await?);
             }
-            work.end(&store).await
+            work.end(&store, Vec::new()).await
         }));
         Self { chunks, proof, finished }
     }
@@ -301,14 +323,21 @@ impl Writer {
         self.chunks.send(Chunk::Next(chunk)).await.map_err(|_| Stopped)
     }
 
-    /// Takes bytes of a peer, which belong at byte `at`.
+    /// Takes bytes of a peer, which belong at byte `at`, and were asked for after all had been there and
+    /// wrong so many times.
     pub(in crate::engine) async fn write_ahead(
         &self,
+        round: usize,
         at: u64,
         bytes: Bytes,
         giver: Giver,
     ) -> Result<(), Stopped> {
-        self.chunks.send(Chunk::Ahead { at, bytes, giver }).await.map_err(|_| Stopped)
+        self.chunks.send(Chunk::Ahead { round, at, bytes, giver }).await.map_err(|_| Stopped)
+    }
+
+    /// Whether it takes no more: its `finish` tells why.
+    pub(in crate::engine) fn has_stopped(&self) -> bool {
+        self.chunks.is_closed()
     }
 
     /// What comes of what peers bring.

@@ -57,6 +57,15 @@ pub(super) async fn lists_naming(calls: &Calls, key: &str) -> Result<Vec<String>
     .await
 }
 
+pub(super) async fn listed_size(calls: &Calls, blob: &Sha256) -> Result<Option<u64>, IndexError> {
+    let purpose = Purpose::read("look up a size");
+    let sql = "SELECT size FROM expectations WHERE digest = $1 AND size IS NOT NULL LIMIT 1";
+    let rows = calls.rows(purpose, sql, &[(&&blob.as_bytes()[..], Type::BYTEA)]).await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let size: i64 = column(row, 0).map_err(corrupt(purpose))?;
+    Ok(u64::try_from(size).ok())
+}
+
 pub(super) async fn learnt(calls: &Calls, list: &str) -> Result<Option<Sha256>, IndexError> {
     let purpose = Purpose::read("look up a list");
     let sql = "SELECT blob FROM lists WHERE key = $1";

@@ -181,6 +181,10 @@ impl Index for PostgresIndex {
         expectations::of(&self.calls, key).await
     }
 
+    async fn listed_size(&self, blob: &Sha256) -> Result<Option<u64>, IndexError> {
+        expectations::listed_size(&self.calls, blob).await
+    }
+
     async fn lists_naming(&self, key: &str) -> Result<Vec<String>, IndexError> {
         expectations::lists_naming(&self.calls, key).await
     }
@@ -354,7 +358,7 @@ impl Index for PostgresIndex {
         tellings::tellable_after(&self.calls, after, limit).await
     }
 
-    async fn changes_since(&self, mark: Option<u64>) -> Result<Changes, IndexError> {
+    async fn changes_since(&self, mark: Option<&str>) -> Result<Changes, IndexError> {
         tellings::changes_since(&self.calls, mark).await
     }
 

@@ -12,6 +12,9 @@ use crate::index::{
     Tellable,
 };
 
+/// Changes that are kept: as many as the trigger leaves that notes them.
+const CHANGES_KEPT: i64 = 100_000;
+
 pub(super) async fn tellable_after(
     calls: &Calls,
     after: Option<Sha256>,
@@ -32,28 +35,43 @@ pub(super) async fn tellable_after(
     rows.iter().map(read).collect::<Result<_, _>>().map_err(corrupt(purpose))
 }
 
-/// Numbers of rows do not tell which are new: a transaction may come late with an earlier one. But once
-/// it is over, all that it wrote is to be seen; so each look goes back to the oldest transaction that
-/// was under way at the last, and what is seen twice does no harm.
+/// The trigger forgets one change for each that it notes. Where that was undone, the old one stays; and
+/// rows that somebody has locked are going anyway.
+async fn forget_old_changes(calls: &Calls) -> Result<(), IndexError> {
+    let sql = "DELETE FROM changes WHERE id IN (
+            SELECT id FROM changes WHERE id <= (SELECT max(id) FROM changes) - $1
+            FOR UPDATE SKIP LOCKED)";
+    let purpose = Purpose::write("forget old changes");
+    calls.rows(purpose, sql, &[(&CHANGES_KEPT, Type::INT8)]).await?;
+    Ok(())
+}
+
+/// Numbers of rows do not tell which are new: a transaction may come late with an earlier one. But what
+/// the last look could see, by its snapshot, it has told.
 pub(super) async fn changes_since(
     calls: &Calls,
-    since: Option<u64>,
+    since: Option<&str>,
 ) -> Result<Changes, IndexError> {
+    if since.is_none() {
+        forget_old_changes(calls).await?;
+    }
     let purpose = Purpose::read("look up changes");
     let limit = limit_of(CHANGES_MAX + 1);
     let rows = calls
         .rows(
             purpose,
-            "WITH now AS MATERIALIZED (
-                 SELECT txid_snapshot_xmin(txid_current_snapshot()) AS mark),
+            "WITH now AS MATERIALIZED (SELECT txid_current_snapshot()::TEXT AS mark),
              changed AS MATERIALIZED (
-                 SELECT DISTINCT digest FROM changes WHERE by_transaction >= $1 LIMIT $2)
-             SELECT NULL::BYTEA, mark FROM now
+                 SELECT DISTINCT digest FROM changes
+                 WHERE by_transaction >= txid_snapshot_xmin($1::TEXT::TXID_SNAPSHOT)
+                     AND NOT txid_visible_in_snapshot(by_transaction, $1::TEXT::TXID_SNAPSHOT)
+                 LIMIT $2)
+             SELECT NULL::BYTEA, NULL::BIGINT, mark FROM now
              UNION ALL
              SELECT digest, (SELECT max(size) FROM blobs
-                 WHERE blobs.digest = changed.digest AND unreferenced_since IS NULL)
+                 WHERE blobs.digest = changed.digest AND unreferenced_since IS NULL), NULL
              FROM changed",
-            &[(&since.map_or(i64::MAX, signed), Type::INT8), (&limit, Type::INT8)],
+            &[(&since, Type::TEXT), (&limit, Type::INT8)],
         )
         .await?;
     let mut changes = Changes::default();
@@ -67,7 +85,7 @@ pub(super) async fn changes_since(
 
 fn add_change(changes: &mut Changes, row: &Row) -> Result<(), Trouble> {
     if column::<Option<&[u8]>>(row, 0)?.is_none() {
-        changes.mark = unsigned(row, 1)?;
+        changes.mark = column(row, 2)?;
         return Ok(());
     }
     let size: Option<i64> = column(row, 1)?;

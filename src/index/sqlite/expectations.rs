@@ -33,6 +33,16 @@ pub(super) fn lists_naming(connection: &Connection, key: &str) -> rusqlite::Resu
         .collect()
 }
 
+pub(super) fn listed_size(connection: &Connection, blob: &Sha256) -> rusqlite::Result<Option<u64>> {
+    let size: Option<i64> = connection
+        .prepare_cached(
+            "SELECT size FROM expectations WHERE digest = ?1 AND size IS NOT NULL LIMIT 1",
+        )?
+        .query_row([blob.as_bytes()], |row| row.get(0))
+        .optional()?;
+    Ok(size.and_then(|size| u64::try_from(size).ok()))
+}
+
 pub(super) fn learnt(connection: &Connection, list: &str) -> rusqlite::Result<Option<Sha256>> {
     let blob: Option<Option<Vec<u8>>> = connection
         .prepare_cached("SELECT blob FROM lists WHERE key = ?1")?

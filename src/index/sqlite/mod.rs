@@ -373,6 +373,11 @@ impl Index for SqliteIndex {
         self.reader.call("look up an expectation", move |c| expectations::of(c, &key)).await
     }
 
+    async fn listed_size(&self, blob: &Sha256) -> Result<Option<u64>, IndexError> {
+        let blob = *blob;
+        self.reader.call("look up a size", move |c| expectations::listed_size(c, &blob)).await
+    }
+
     async fn lists_naming(&self, key: &str) -> Result<Vec<String>, IndexError> {
         let key = key.to_owned();
         self.reader.call("look up lists", move |c| expectations::lists_naming(c, &key)).await
@@ -576,7 +581,8 @@ impl Index for SqliteIndex {
             .await
     }
 
-    async fn changes_since(&self, mark: Option<u64>) -> Result<Changes, IndexError> {
+    async fn changes_since(&self, mark: Option<&str>) -> Result<Changes, IndexError> {
+        let mark = mark.map(|mark| mark.parse().unwrap_or_default());
         self.reader.call("look up changes", move |c| tellings::changes_since(c, mark)).await
     }
 

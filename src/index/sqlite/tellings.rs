@@ -25,7 +25,7 @@ pub(super) fn tellable_after(
 
 pub(super) fn changes_since(
     connection: &mut Connection,
-    since: Option<u64>,
+    since: Option<i64>,
 ) -> rusqlite::Result<Changes> {
     // One state of the file for both statements.
     let transaction =
@@ -33,7 +33,7 @@ pub(super) fn changes_since(
     let mark: i64 = transaction
         .prepare_cached("SELECT coalesce(max(id), 0) FROM changes")?
         .query_row([], |row| row.get(0))?;
-    let since = since.map_or(mark, signed);
+    let since = since.unwrap_or(mark);
     let limit = i64::try_from(CHANGES_MAX + 1).unwrap_or(i64::MAX);
     let mut blobs: Vec<(Sha256, Option<u64>)> = transaction
         .prepare_cached(
@@ -48,7 +48,7 @@ pub(super) fn changes_since(
         .collect::<rusqlite::Result<_>>()?;
     let are_too_many = blobs.len() > CHANGES_MAX;
     blobs.truncate(CHANGES_MAX);
-    Ok(Changes { mark: u64::try_from(mark).unwrap_or_default(), blobs, are_too_many })
+    Ok(Changes { mark: mark.to_string(), blobs, are_too_many })
 }
 
 pub(super) fn filter(connection: &Connection) -> rusqlite::Result<Option<KeptFilter>> {

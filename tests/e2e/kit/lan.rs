@@ -1,11 +1,15 @@
 //! A network of this test's own: machines with addresses of their own on one switch, each of which can be
 //! cut off. The test itself is on it, too. Takes root, as on a machine for tests.
 
+use std::fs;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Networks of this process so far.
 static LANS: AtomicU32 = AtomicU32::new(0);
+
+/// Numbers of machines' hidden addresses begin there.
+const HIDDEN: u32 = 125;
 
 /// The switch.
 pub struct Lan {
@@ -32,6 +36,18 @@ impl Lan {
         ip(&["address", "add", &format!("{}/24", lan.own_ip()), "dev", &lan.name]);
         ip(&["link", "set", &lan.name, "up"]);
         lan
+    }
+
+    /// Has room for so many machines that all talk with each other. The kernel counts all of their
+    /// neighbours together, and forgets some when there are too many: 1,024, unless it is told otherwise.
+    pub fn make_room(&self, machines: u32) {
+        let file = "/proc/sys/net/ipv4/neigh/default/gc_thresh3";
+        let most: u32 = fs::read_to_string(file).unwrap().trim().parse().expect("a number");
+        let wanted = 4 * machines * machines;
+        if most < wanted {
+            fs::write(file, wanted.to_string()).expect("root's rights");
+            fs::write(file.replace('3', "2"), (wanted / 2).to_string()).expect("root's rights");
+        }
     }
 
     /// Where the test itself is.
@@ -64,6 +80,20 @@ impl Host {
     /// What runs a program there: to be put before it.
     pub fn prefix(&self) -> Vec<String> {
         ["ip", "netns", "exec", &self.name].map(str::to_owned).to_vec()
+    }
+
+    /// Another address of it, at which no other machine finds it: whoever tries hears nothing, as of one
+    /// behind a router that translates addresses. What it dials itself it reaches.
+    pub fn hide(&self) -> String {
+        let (network, number) = self.ip.rsplit_once('.').expect("an address");
+        let number: u32 = number.parse().expect("a number");
+        assert!(number < HIDDEN, "the switch has no more such places");
+        let hidden = format!("{network}.{}", number + HIDDEN);
+        ip(&["-n", &self.name, "address", "add", &format!("{hidden}/32"), "dev", "lo"]);
+        // It does not tell on the switch that it has that address.
+        let silent = "echo 1 > /proc/sys/net/ipv4/conf/all/arp_ignore";
+        ip(&["netns", "exec", &self.name, "sh", "-c", silent]);
+        hidden
     }
 
     /// Nothing passes to it or from it any more.

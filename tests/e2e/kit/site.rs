@@ -26,6 +26,11 @@ impl Build {
         self.env("SWARM_BOOTSTRAP", seeds.join(","))
     }
 
+    /// Others are told that peer port and node are at this address.
+    pub fn hidden_at(self, ip: &str) -> Self {
+        self.env("LISTEN_PEER", format!("{ip}:9979")).env("LISTEN_DHT", format!("{ip}:9980"))
+    }
+
     /// A setting, without `APTMESH_`. The last one of a name counts.
     pub fn env(self, name: &str, value: impl Into<OsString>) -> Self {
         Self { proxy: self.proxy.env(&format!("APTMESH_{name}"), value), ..self }

@@ -7,14 +7,14 @@ use std::ops::Range;
 use crate::content::digest::Sha256;
 use crate::engine::flight::gather::board::{Giver, add, gaps};
 
-/// Parts in dispute that are remembered: more givers and runs than a download has.
+/// Parts in dispute that are remembered: those of four gigabytes.
 const DISPUTED_MAX: usize = 4_096;
 
 /// Bytes of one giver.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Part {
-    range: Range<u64>,
-    giver: Giver,
+pub(in crate::engine) struct Part {
+    pub(in crate::engine) range: Range<u64>,
+    pub(in crate::engine) giver: Giver,
 }
 
 /// What is there.
@@ -55,52 +55,45 @@ impl Ahead {
         givers
     }
 
-    /// The whole is wrong: nothing of it counts any more. `hash` tells what the parts are, so that it
-    /// can be told later whose were wrong.
-    ///
-    /// # Errors
-    /// Those of `hash`.
-    pub(in crate::engine) fn dispute<E>(
-        &mut self,
-        hash: impl Fn(&Range<u64>) -> Result<Sha256, E>,
-    ) -> Result<(), E> {
+    /// What each brought of what there is beyond `led`, in bytes.
+    pub(in crate::engine) fn brought(&self, led: u64) -> Vec<(Giver, u64)> {
+        let bytes = |giver: Giver| {
+            let own = self.parts.iter().filter(|part| part.giver == giver);
+            own.map(|part| part.range.end.saturating_sub(part.range.start.max(led))).sum()
+        };
+        self.givers(led).into_iter().map(|giver| (giver, bytes(giver))).collect()
+    }
+
+    /// The whole is wrong: nothing of it counts any more. What it was made of, so that it can be told
+    /// later whose bytes were wrong.
+    pub(in crate::engine) fn clear(&mut self) -> Vec<Part> {
         self.there.clear();
-        for part in self.parts.drain(..) {
-            let digest = hash(&part.range)?;
-            if self.disputed.len() < DISPUTED_MAX {
-                self.disputed.push((part, digest));
-            }
-        }
-        Ok(())
+        std::mem::take(&mut self.parts)
     }
 
-    /// Whether it is still to be found out whose bytes were wrong.
-    pub(in crate::engine) fn is_disputed(&self) -> bool {
-        !self.disputed.is_empty()
+    /// This part of what was wrong had this digest.
+    pub(in crate::engine) fn dispute(&mut self, part: Part, digest: Sha256) {
+        if self.disputed.len() < DISPUTED_MAX {
+            self.disputed.push((part, digest));
+        }
     }
 
-    /// The whole is right: who brought something else of it before.
-    ///
-    /// # Errors
-    /// Those of `hash`.
-    pub(in crate::engine) fn culprits<E>(
-        &mut self,
-        hash: impl Fn(&Range<u64>) -> Result<Sha256, E>,
-    ) -> Result<Vec<Giver>, E> {
-        let mut culprits = Vec::new();
-        for (part, digest) in self.disputed.drain(..) {
-            if !culprits.contains(&part.giver) && hash(&part.range)? != digest {
-                culprits.push(part.giver);
-            }
-        }
-        Ok(culprits)
+    /// The whole is right: what was said to be in it before.
+    pub(in crate::engine) fn disputed(&mut self) -> Vec<(Part, Sha256)> {
+        std::mem::take(&mut self.disputed)
     }
+}
+
+/// Whose bytes turned out to be right, and whose wrong.
+#[derive(Debug, Default)]
+pub(in crate::engine) struct Judged {
+    /// And how many.
+    pub(in crate::engine) proven: Vec<(Giver, u64)>,
+    pub(in crate::engine) culprits: Vec<Giver>,
 }
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
     use super::*;
 
     #[test]
@@ -115,27 +108,20 @@ mod tests {
     }
 
     #[test]
-    fn who_brought_wrong_bytes_is_found_when_the_right_ones_are_there() {
+    fn it_is_remembered_who_brought_what() {
         let mut ahead = Ahead::default();
-        let read = |bytes: &'static [u8]| {
-            move |range: &Range<u64>| {
-                let (from, to) = (range.start as usize, range.end as usize);
-                Ok::<_, Infallible>(Sha256::of(&bytes[from..to]))
-            }
-        };
         ahead.add(2..3, 1);
         ahead.add(3..4, 1);
         ahead.add(4..6, 2);
-        assert_eq!(ahead.givers(0), [1, 2]);
-        assert_eq!(ahead.givers(4), [2]);
-        let Ok(()) = ahead.dispute(read(b"abcdxx"));
-        assert!(ahead.givers(0).is_empty());
-        // One alone, who brings wrong bytes everywhere.
-        ahead.add(0..6, 3);
-        let Ok(()) = ahead.dispute(read(b"yyyyyy"));
-        let Ok(culprits) = ahead.culprits(read(b"abcdef"));
-        assert_eq!(culprits, [2, 3]);
-        let Ok(culprits) = ahead.culprits(read(b"abcdef"));
-        assert!(culprits.is_empty());
+        assert_eq!(ahead.brought(0), [(1, 2), (2, 2)]);
+        assert_eq!((ahead.givers(4), ahead.brought(5)), (vec![2], vec![(2, 1)]));
+        let parts = ahead.clear();
+        assert_eq!(parts.len(), 2);
+        assert!(ahead.givers(0).is_empty() && !ahead.is_full(2, 6));
+        for part in parts {
+            ahead.dispute(part, Sha256::of(b"x"));
+        }
+        assert_eq!(ahead.disputed().len(), 2);
+        assert_eq!(ahead.disputed().len(), 0);
     }
 }

@@ -26,6 +26,14 @@ struct Run {
     end: u64,
 }
 
+impl Run {
+    /// Whether all that it has yet to bring is there, the mirror having come to `led`.
+    fn is_over(&self, there: &[Range<u64>], led: u64) -> bool {
+        let next = self.next.max(led);
+        next >= self.end || there.iter().any(|range| range.start <= next && self.end <= range.end)
+    }
+}
+
 /// The download.
 #[derive(Debug)]
 pub(super) struct Board {
@@ -98,7 +106,8 @@ impl Board {
         let own = rate(giver).max(1);
         // In milliseconds.
         let left = |run: &Run| (run.end - run.next).saturating_mul(1000) / rate(run.giver).max(1);
-        let helped = |run: &&mut Run| run.giver != giver && run.end > run.next;
+        let (there, led) = (&self.there, self.led);
+        let helped = |run: &&mut Run| run.giver != giver && !run.is_over(there, led);
         let slowest = self.runs.iter_mut().filter(helped);
         let run = slowest.max_by_key(|run| left(run))?;
         let bytes = run.end - run.next;
@@ -133,11 +142,7 @@ impl Board {
     /// Whether nothing of a run is wanted any more.
     pub(super) fn is_over(&self, number: usize) -> bool {
         let run = self.runs.iter().find(|run| run.number == number);
-        run.is_none_or(|run| {
-            let next = run.next.max(self.led);
-            next >= run.end
-                || self.there.iter().any(|range| range.start <= next && run.end <= range.end)
-        })
+        run.is_none_or(|run| run.is_over(&self.there, self.led))
     }
 
     /// The run has ended: what it did not bring is free again.

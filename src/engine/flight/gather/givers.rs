@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::engine::Engine;
+use crate::engine::flight::gather::ahead::Judged;
 use crate::engine::flight::gather::board::Giver;
 use crate::engine::flight::pace::per_second;
 use crate::swarm::claims::Claims;
@@ -36,6 +37,7 @@ struct One {
     have: Option<u64>,
     brought: u64,
     brought_at: Option<Instant>,
+    has_answered: bool,
     busy_for: Duration,
     since: Instant,
     failures: u32,
@@ -78,6 +80,7 @@ impl Givers {
             have: None,
             brought: 0,
             brought_at: None,
+            has_answered: false,
             busy_for: Duration::ZERO,
             since: Instant::now(),
             failures: 0,
@@ -133,14 +136,15 @@ impl Givers {
         }
     }
 
-    /// Bytes of it are here, up to byte `end`.
-    pub(super) fn brought(&mut self, giver: Giver, bytes: u64, end: u64) {
+    /// Bytes of it are here, up to byte `end`; how many all have brought.
+    pub(super) fn brought(&mut self, giver: Giver, bytes: u64, end: u64) -> u64 {
         if let Some(one) = self.all.get_mut(giver) {
             one.have = one.have.map(|have| have.max(end));
             one.brought += bytes;
             one.brought_at = Some(Instant::now());
             one.failures = 0;
         }
+        self.all.iter().map(|one| one.brought).sum()
     }
 
     /// What it was asked for has come to its end; whether its filter was right, if it was by that.
@@ -183,6 +187,11 @@ impl Givers {
         }
     }
 
+    /// Whether somebody may still have it.
+    pub(super) fn are_left(&self) -> bool {
+        !self.are_out && self.all.iter().any(|one| one.stand != Stand::Gone)
+    }
+
     /// Whether somebody can be asked again later.
     pub(super) fn are_resting(&self) -> bool {
         !self.are_out && self.all.iter().any(|one| matches!(one.stand, Stand::Rests(_)))
@@ -200,6 +209,19 @@ impl Givers {
             is_at_it && one.brought_at.is_some_and(|at| at.elapsed() < SILENT_MAX)
         };
         self.all.iter().filter(brings).map(|one| &one.holder)
+    }
+
+    /// It gives what it was asked for.
+    pub(super) fn answered(&mut self, giver: Giver) {
+        if let Some(one) = self.all.get_mut(giver) {
+            one.has_answered = true;
+        }
+    }
+
+    /// Whether one that is asked has answered, or is known to give.
+    pub(super) fn are_promising(&self, gives: impl Fn(&Holder) -> bool) -> bool {
+        let asked = self.all.iter().filter(|one| one.stand == Stand::Busy);
+        asked.into_iter().any(|one| one.has_answered || gives(&one.holder))
     }
 
     /// What all of them bring, in bytes per second.
@@ -249,14 +271,14 @@ impl Givers {
         }
     }
 
-    /// The whole is right, and these brought something else.
-    pub(super) fn judge(mut self, engine: &Engine, culprits: &[Giver]) {
-        for culprit in culprits {
+    /// The whole is right: these brought what is in it, and those something else.
+    pub(super) fn judge(mut self, engine: &Engine, judged: &Judged) {
+        for culprit in &judged.culprits {
             self.blame(*culprit, engine);
         }
-        for (giver, one) in self.all.iter().enumerate() {
-            if one.brought > 0 && !culprits.contains(&giver) && !one.is_suspect {
-                engine.swarm.ranking.prove(&one.holder, one.brought);
+        for (giver, bytes) in &judged.proven {
+            if let Some(one) = self.all.get(*giver).filter(|one| !one.is_blamed) {
+                engine.swarm.ranking.prove(&one.holder, *bytes);
             }
         }
     }

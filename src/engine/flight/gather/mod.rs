@@ -19,17 +19,17 @@ use tokio::time::Instant;
 
 use crate::content::digest::{Expected, Hasher, Sha256};
 use crate::engine::fellows::is_lasting;
+use crate::engine::flight::ask::{Arrival, Asked};
+use crate::engine::flight::flow::Beginning;
 use crate::engine::flight::gather::leash::Leash;
 use crate::engine::flight::gather::peers::Gathering;
-use crate::engine::flight::transfer::{Arrival, Arrived, Asked, Beginning, Transfer};
+use crate::engine::flight::transfer::{Arrived, Transfer};
 use crate::engine::flight::writer::{TAIL, Writer};
 use crate::engine::flight::{By, Flight, Flow, Landing};
 use crate::engine::outcome::{Failure, Meta};
+use crate::engine::without_index;
 use crate::swarm::Swarm;
 use crate::swarm::discovery::Holder;
-
-/// The largest file, in bytes, of which only peers tell the size.
-const CLAIM_MAX: u64 = 1024 * 1024 * 1024;
 
 /// What came of it.
 pub(in crate::engine::flight) enum Gathered {
@@ -45,8 +45,8 @@ enum Unled {
     NotBegun(Failure),
     /// It broke off.
     Cut(String),
-    /// It has a file of another size than peers say.
-    OtherSize,
+    /// The volume took no more before there was anything for clients.
+    Unstorable,
 }
 
 impl Transfer {
@@ -57,18 +57,13 @@ impl Transfer {
         deadline: Instant,
     ) -> Gathered {
         let Some((swarm, blob)) = self.gatherable() else { return Gathered::NotTried };
+        // What no list names is nobody's to give, and its size would be a peer's word.
+        let Some(size) = self.listed_size(&blob).await else { return Gathered::NotTried };
         let claimed = swarm.discovery.claimed(&blob);
-        let listed = self.expectation.and_then(|expected| expected.size);
-        let may_be_announced = listed.is_none_or(|size| size >= self.engine.announced_from);
-        if claimed.is_empty() && !may_be_announced {
+        if claimed.is_empty() && size < self.engine.announced_from {
             return Gathered::NotTried;
         }
-        let Some(size) = self.size(swarm, &blob, &claimed).await else { return Gathered::NotTried };
-        let staged = match listed {
-            Some(size) => self.engine.room.stage(Some(size)).await,
-            None => self.engine.room.stage_claimed(size).await,
-        };
-        let Ok(staged) = staged else {
+        let Ok(staged) = self.engine.room.stage(Some(size)).await else {
             flight.land(Landing::Unstorable);
             return Gathered::Done(None);
         };
@@ -77,7 +72,10 @@ impl Transfer {
         let gathering = Gathering::new(self, swarm, flight, &writer, blob, size);
         let flow = match self.led(flight, &gathering, claimed, &writer, deadline).await {
             Ok(flow) => flow,
-            Err(Unled::OtherSize) => return Gathered::NotTried,
+            Err(Unled::Unstorable) => {
+                flight.land(Landing::Unstorable);
+                return Gathered::Done(None);
+            }
             Err(Unled::NotBegun(failure)) => {
                 gathering.withdraw();
                 flight.land(Landing::Failed(failure));
@@ -94,7 +92,7 @@ impl Transfer {
         let givers = gathering.over();
         let arrived = self.arrived(flight, flow, Ok(()), writer).await;
         if let Some(arrived) = &arrived {
-            givers.judge(&self.engine, arrived.culprits());
+            givers.judge(&self.engine, arrived.givers());
         }
         Gathered::Done(arrived)
     }
@@ -107,14 +105,14 @@ impl Transfer {
         Some((swarm, blob))
     }
 
-    /// Bytes of the whole: as a list says, or else as one of those says who have it.
-    async fn size(&self, swarm: &Swarm, blob: &Sha256, claimed: &[Holder]) -> Option<u64> {
+    /// Bytes of the whole, as a list says.
+    async fn listed_size(&self, blob: &Sha256) -> Option<u64> {
         if let Some(Some(size)) = self.expectation.map(|expected| expected.size) {
             return Some(size);
         }
-        let asking = peers::size_of(swarm, blob, claimed);
-        let told = tokio::time::timeout(lead::BUDGET, asking).await.ok()??;
-        (1..=CLAIM_MAX).contains(&told).then_some(told)
+        // Its own name tells the digest alone.
+        let listed = self.engine.index.listed_size(blob).await;
+        listed.unwrap_or_else(|error| without_index(&error)).filter(|size| *size > 0)
     }
 
     /// Both parts, until all is there or nothing more can come.
@@ -134,7 +132,7 @@ impl Transfer {
             tokio::select! {
                 led = &mut by_mirror, if unled.is_none() => match led {
                     Ok(flow) => return Ok(flow),
-                    Err(Unled::OtherSize) => return Err(Unled::OtherSize),
+                    Err(Unled::Unstorable) => return Err(Unled::Unstorable),
                     Err(why) => {
                         gathering.mirror_is_out();
                         unled = Some(why);
@@ -170,8 +168,8 @@ impl Transfer {
             return Err(Unled::NotBegun(Failure::internal("an answer to no question")));
         };
         let Arrival { meta, source, origin, first, body, asked, provable, .. } = *arrival;
-        if meta.size.is_some_and(|told| told != size) {
-            return Err(Unled::OtherSize);
+        if writer.has_stopped() {
+            return Err(Unled::Unstorable);
         }
         let meta = Meta { size: Some(size), ..meta };
         let flow = Arc::new(Flow {

@@ -1,6 +1,6 @@
 //! The peers' part of a download: who is asked, for what, and what comes of it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -36,6 +36,8 @@ const CLOSE: u64 = 2 * 1024 * 1024;
 const BEYOND: u64 = 4 * 1024 * 1024;
 /// The mirror is asked for so many bytes at least, while peers bring the rest.
 const STRIDE: u64 = 1024 * 1024;
+/// For how long peers are waited for that are not to be asked at the moment, where the mirror is of no use.
+const OUT_PATIENCE: Duration = Duration::from_secs(4);
 /// How often all may be there and wrong, before no peer is asked any more.
 const DISPUTES_MAX: usize = 4;
 /// When it is looked again who has it, after the first time: others may begin to fetch it, too.
@@ -66,6 +68,8 @@ pub(super) struct Gathering<'a> {
     mirror_leads: AtomicBool,
     /// Whether others were told that this site is fetching it.
     is_told: AtomicBool,
+    /// How often all was there, and wrong.
+    round: AtomicUsize,
 }
 
 /// How a run ended.
@@ -73,16 +77,6 @@ struct Ended {
     giver: Giver,
     number: usize,
     stand: Stand,
-}
-
-/// Bytes of the whole, as the first of these says who has it.
-pub(super) async fn size_of(swarm: &Swarm, blob: &Sha256, holders: &[Holder]) -> Option<u64> {
-    for holder in swarm.ranking.choose(holders, holders.len()) {
-        if let Ok(body) = swarm.peers.fetch(&holder, blob, 0..1).await {
-            return body.whole();
-        }
-    }
-    None
 }
 
 impl<'a> Gathering<'a> {
@@ -108,6 +102,7 @@ impl<'a> Gathering<'a> {
             mirror_is_out: AtomicBool::new(false),
             mirror_leads: AtomicBool::new(false),
             is_told: AtomicBool::new(false),
+            round: AtomicUsize::new(0),
         }
     }
 
@@ -156,15 +151,21 @@ impl<'a> Gathering<'a> {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = (0, Instant::now());
+        let mut out_since = None;
         loop {
             let led = self.led(&mut heard);
             self.engage(&mut runs);
-            // Whoever is asked or looked for has the budget's time to show what it brings.
             let may_come = !runs.is_empty() || looking.is_some();
-            self.hold(&hand, led, heard.1, may_come && self.begun.elapsed() < TRIAL);
-            let may_come = may_come || lock(&self.givers).are_resting();
+            self.hold(&hand, led, heard.1, may_come && self.is_worth_a_wait());
+            // Where nothing is missing, the writer has yet to say whether it is right.
+            let may_come =
+                may_come || lock(&self.board).missing() == 0 || lock(&self.givers).are_resting();
             if self.mirror_is_out.load(Ordering::Relaxed) && !may_come {
-                return false;
+                // Who is busy, or benched, is not for long, as a rule.
+                let since = *out_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= OUT_PATIENCE || !lock(&self.givers).are_left() {
+                    return false;
+                }
             }
             tokio::select! {
                 Some(ended) = runs.next() => self.has_ended(&ended),
@@ -182,7 +183,7 @@ impl<'a> Gathering<'a> {
                     let proved = proof.borrow_and_update().clone();
                     match proved {
                         Proof::Right => return true,
-                        Proof::Wrong(times, by) => {
+                        Proof::Wrong { times, by, led } => {
                             runs.clear();
                             self.is_disputed(times, &by, led);
                         }
@@ -201,6 +202,14 @@ impl<'a> Gathering<'a> {
     /// Whether blobs of this size are announced one by one.
     fn is_announced(&self) -> bool {
         self.size >= self.transfer.engine.announced_from
+    }
+
+    /// Whoever is asked or looked for has the budget's time; who has answered by then, or is known to
+    /// give, a little more to show what it brings.
+    fn is_worth_a_wait(&self) -> bool {
+        let since = self.begun.elapsed();
+        let gives = |holder: &Holder| self.swarm.ranking.proven(holder) > 0;
+        since < BUDGET || (since < TRIAL && lock(&self.givers).are_promising(gives))
     }
 
     fn look_up(&self) -> BoxFuture<'a, Vec<Holder>> {
@@ -259,7 +268,8 @@ impl<'a> Gathering<'a> {
 
     /// Tells others that they may have of it what the mirror brings.
     fn tell(&self) {
-        if self.is_announced() && !self.is_told.swap(true, Ordering::Relaxed) {
+        let is_out = self.mirror_is_out.load(Ordering::Relaxed);
+        if !is_out && self.is_announced() && !self.is_told.swap(true, Ordering::Relaxed) {
             let (discovery, blob, size) = (Arc::clone(&self.swarm.discovery), self.blob, self.size);
             let tasks = &self.transfer.engine.tasks;
             tasks.spawn(async move { discovery.announce(&blob, size).await });
@@ -346,7 +356,9 @@ impl<'a> Gathering<'a> {
             }
             Err(Refused::NotYet { have }) => {
                 attempt.absent();
-                return Stand::Fetching(have);
+                // Who has come near it gives it; who says so and does not, fails.
+                let is_far = have.saturating_add(CLOSE) < start;
+                return if is_far { Stand::Fetching(have) } else { Stand::Failed };
             }
             Err(Refused::Failed(reason)) => {
                 tracing::debug!(node = &*holder.node, reason, "a peer does not give a blob");
@@ -365,6 +377,7 @@ impl<'a> Gathering<'a> {
             }
             lock(&self.givers).fetches(giver, have);
         }
+        lock(&self.givers).answered(giver);
         self.note_date(body.validators().last_modified);
         loop {
             let chunk = match body.chunk().await {
@@ -372,7 +385,12 @@ impl<'a> Gathering<'a> {
                 Ok(None) => break,
                 Err(reason) => {
                     tracing::debug!(node = &*holder.node, reason, "a peer broke off");
-                    attempt.failed();
+                    // It may be its mirror that is silent.
+                    if body.have().is_some() {
+                        attempt.absent();
+                    } else {
+                        attempt.failed();
+                    }
                     return Stand::Failed;
                 }
             };
@@ -380,8 +398,10 @@ impl<'a> Gathering<'a> {
             let (at, wanted) = lock(&self.board).arrived(number, chunk.len() as u64);
             let chunk = chunk.slice(..usize::try_from(wanted).unwrap_or_default());
             attempt.received(wanted);
-            lock(&self.givers).brought(giver, wanted, at + wanted);
-            let written = self.writer.write_ahead(at, chunk, giver).await;
+            let at_most = lock(&self.givers).brought(giver, wanted, at + wanted);
+            self.transfer.keep_pace(self.flight, self.begun, at_most).await;
+            let round = self.round.load(Ordering::Relaxed);
+            let written = self.writer.write_ahead(round, at, chunk, giver).await;
             if written.is_err() || lock(&self.board).is_over(number) {
                 break;
             }
@@ -405,6 +425,7 @@ impl<'a> Gathering<'a> {
 
     /// All was there, and wrong. Who brought all of it alone is to blame; else each is asked alone.
     fn is_disputed(&self, times: usize, by: &[Giver], led: u64) {
+        self.round.store(times, Ordering::Relaxed);
         lock(&self.board).clear();
         let mut givers = lock(&self.givers);
         tracing::warn!(url = self.transfer.target.url, times, "peers gave wrong bytes");
