@@ -277,13 +277,7 @@ pub fn run() {
                     let bytes = archive.deb(&name(package));
                     let alone = || fetch(&pair.alone, &mirrors[0], &path, bytes);
                     let together = || fetch(&pair.together, &mirrors[1], &path, bytes);
-                    let (alone, together) = if is_first {
-                        let alone = alone();
-                        (alone, together())
-                    } else {
-                        let together = together();
-                        (alone(), together)
-                    };
+                    let (alone, together) = in_turn(is_first, alone, together);
                     let bytes = script.sizes[package];
                     Ok(Took { had: had(package), bytes, alone: alone?, together: together? })
                 })
@@ -298,6 +292,16 @@ pub fn run() {
         .map(|mirror| mirror.log().iter().map(|seen| seen.body_bytes as f64).sum())
         .collect();
     tell(&script, &played, &sent);
+}
+
+/// What both come to, the one or the other before.
+fn in_turn<T>(is_first: bool, one: impl Fn() -> T, other: impl Fn() -> T) -> (T, T) {
+    if is_first {
+        let one = one();
+        return (one, other());
+    }
+    let other = other();
+    (one(), other)
 }
 
 fn name(package: usize) -> String {

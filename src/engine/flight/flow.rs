@@ -69,13 +69,12 @@ impl Transfer {
                     if let Err(Stopped) = writer.write(chunk).await {
                         return Ok(());
                     }
-                    if asked != Some(received) && end != Some(received) {
-                        if !is_ranged {
-                            leash.reaches_beyond(received).await;
-                        } else if !leash.reaches_soon(received).await {
-                            (asked, body, next) = (Some(received), None, Ok(None));
-                            continue;
-                        }
+                    if asked != Some(received)
+                        && end != Some(received)
+                        && !leash.reaches(received, is_ranged).await
+                    {
+                        (asked, body, next) = (Some(received), None, Ok(None));
+                        continue;
                     }
                     let waiting = Instant::now();
                     next = next_of(body.as_mut()).await;

@@ -272,9 +272,9 @@ impl Writer {
                 if !work.is_full() {
                     continue;
                 }
-                let proven;
-                (work, proven) = work.prove(&store).await?;
-                if let Some(proven) = proven {
+                let brought;
+                (work, brought) = work.prove(&store).await?;
+                if let Some(proven) = brought {
                     proved.send_replace(Proof::Right);
                     return work.end(&store, proven).await;
                 }

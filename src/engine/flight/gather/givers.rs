@@ -30,6 +30,16 @@ pub(super) enum Stand {
     Failed,
 }
 
+/// Whether its bytes are believed to be right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trust {
+    Fair,
+    /// It brought some of what was wrong.
+    Suspect,
+    /// It brought wrong bytes.
+    Blamed,
+}
+
 struct One {
     holder: Holder,
     stand: Stand,
@@ -41,8 +51,7 @@ struct One {
     busy_for: Duration,
     since: Instant,
     failures: u32,
-    is_suspect: bool,
-    is_blamed: bool,
+    trust: Trust,
     /// Its filter says so.
     is_claimed: bool,
 }
@@ -84,8 +93,7 @@ impl Givers {
             busy_for: Duration::ZERO,
             since: Instant::now(),
             failures: 0,
-            is_suspect: false,
-            is_blamed: false,
+            trust: Trust::Fair,
             is_claimed: by_filter,
         }));
     }
@@ -111,7 +119,9 @@ impl Givers {
             self.all
                 .iter()
                 .enumerate()
-                .filter(move |(_, one)| one.stand == Stand::Idle && one.is_suspect == suspects)
+                .filter(move |(_, one)| {
+                    one.stand == Stand::Idle && (one.trust == Trust::Suspect) == suspects
+                })
                 .map(|(giver, one)| (giver, one.holder.clone()))
                 .collect()
         };
@@ -253,19 +263,22 @@ impl Givers {
         self.are_out |= are_out;
         for (giver, one) in self.all.iter_mut().enumerate() {
             // Who was suspected and asked alone does not get another turn.
-            if by.contains(&giver) && (one.is_suspect || by.len() == 1) {
+            let is_suspect = one.trust == Trust::Suspect;
+            if by.contains(&giver) && (is_suspect || by.len() == 1) {
                 one.stand = Stand::Gone;
             } else if one.stand == Stand::Busy {
                 one.stand = Stand::Idle;
             }
-            one.is_suspect |= by.contains(&giver);
+            if by.contains(&giver) && one.trust == Trust::Fair {
+                one.trust = Trust::Suspect;
+            }
         }
     }
 
     /// It gave wrong bytes.
     pub(super) fn blame(&mut self, giver: Giver, engine: &Engine) {
-        if let Some(one) = self.all.get_mut(giver).filter(|one| !one.is_blamed) {
-            (one.stand, one.is_blamed) = (Stand::Gone, true);
+        if let Some(one) = self.all.get_mut(giver).filter(|one| one.trust != Trust::Blamed) {
+            (one.stand, one.trust) = (Stand::Gone, Trust::Blamed);
             engine.metrics.verify_failures.with_label_values(&["peer"]).inc();
             engine.swarm.ranking.blame(&one.holder);
         }
@@ -277,7 +290,7 @@ impl Givers {
             self.blame(*culprit, engine);
         }
         for (giver, bytes) in &judged.proven {
-            if let Some(one) = self.all.get(*giver).filter(|one| !one.is_blamed) {
+            if let Some(one) = self.all.get(*giver).filter(|one| one.trust != Trust::Blamed) {
                 engine.swarm.ranking.prove(&one.holder, *bytes);
             }
         }

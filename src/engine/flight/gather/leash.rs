@@ -31,9 +31,14 @@ impl Leash {
         Some(*self.0.borrow()).filter(|end| *end < u64::MAX)
     }
 
-    /// Whether there is more to bring than `received`, or is soon.
-    pub(in crate::engine) async fn reaches_soon(&mut self, received: u64) -> bool {
-        timeout(HELD_FOR, self.reaches_beyond(received)).await.is_ok()
+    /// Whether there is more to bring than `received`, or is soon; waits for that, however long it takes,
+    /// where the mirror could not go on later (`is_ranged`).
+    pub(in crate::engine) async fn reaches(&mut self, received: u64, is_ranged: bool) -> bool {
+        if is_ranged {
+            return timeout(HELD_FOR, self.reaches_beyond(received)).await.is_ok();
+        }
+        self.reaches_beyond(received).await;
+        true
     }
 
     /// Waits until there is more to bring than `received`.
