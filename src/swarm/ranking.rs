@@ -20,7 +20,7 @@ const BENCH: (Duration, Duration) = (Duration::from_secs(10), Duration::from_min
 const JITTER: f64 = 0.2;
 /// A silence that counts as an error, though who asked had it all from elsewhere before there was one: as
 /// long as a download waits for peers at most. Short ones add up: nobody waits so long for a small file.
-const SILENCE: Duration = Duration::from_millis(500);
+const SILENCE: Duration = Duration::from_millis(300);
 /// For how long one is not asked that gave wrong bytes.
 const BLAME: Duration = Duration::from_hours(24);
 /// For how long one that is busy is left alone: as it says, within these bounds.
@@ -549,7 +549,7 @@ mod tests {
             trial.0.end(site, &report, trial.1);
         };
         let (mut trial, mute) = (Trial::begin(), holder("mute"));
-        for _ in 0..11 {
+        for _ in 0..5 {
             trial.pass(Duration::from_millis(200));
             // At the same time.
             (0..4).for_each(|_| silent_for(&trial, &mute, 150));
@@ -557,11 +557,11 @@ mod tests {
         }
         trial.pass(Duration::from_millis(200));
         silent_for(&trial, &mute, 150);
-        assert!(!trial.may_ask(&mute), "three times half a second");
+        assert!(!trial.may_ask(&mute), "three times as long as that");
         let slow = holder("slow");
         for _ in 0..40 {
             trial.pass(Duration::from_millis(500));
-            silent_for(&trial, &slow, 400);
+            silent_for(&trial, &slow, 250);
             trial.ask(&slow, 1000, Outcome::Left);
             assert!(trial.may_ask(&slow), "it answers now and then");
         }

@@ -12,7 +12,8 @@ use bytes::Bytes;
 use crate::content::digest::Sha256;
 use crate::engine::fellows::{Loan, is_lasting};
 use crate::engine::flight::By;
-use crate::engine::flight::transfer::{Arrival, Transfer};
+use crate::engine::flight::ask::Arrival;
+use crate::engine::flight::transfer::Transfer;
 use crate::engine::outcome::Meta;
 use crate::{mirror, swarm};
 

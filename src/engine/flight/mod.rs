@@ -2,9 +2,12 @@
 //! the client who came first; it ends early only when nobody has wanted it for a while.
 
 mod abroad;
+mod ask;
 pub mod borrowed;
+mod flow;
 pub mod follower;
 mod gather;
+mod keep;
 mod note;
 pub(super) mod pace;
 mod resume;

@@ -37,6 +37,7 @@ struct One {
     have: Option<u64>,
     brought: u64,
     brought_at: Option<Instant>,
+    has_answered: bool,
     busy_for: Duration,
     since: Instant,
     failures: u32,
@@ -79,6 +80,7 @@ impl Givers {
             have: None,
             brought: 0,
             brought_at: None,
+            has_answered: false,
             busy_for: Duration::ZERO,
             since: Instant::now(),
             failures: 0,
@@ -207,6 +209,19 @@ impl Givers {
             is_at_it && one.brought_at.is_some_and(|at| at.elapsed() < SILENT_MAX)
         };
         self.all.iter().filter(brings).map(|one| &one.holder)
+    }
+
+    /// It gives what it was asked for.
+    pub(super) fn answered(&mut self, giver: Giver) {
+        if let Some(one) = self.all.get_mut(giver) {
+            one.has_answered = true;
+        }
+    }
+
+    /// Whether one that is asked has answered, or is known to give.
+    pub(super) fn are_promising(&self, gives: impl Fn(&Holder) -> bool) -> bool {
+        let asked = self.all.iter().filter(|one| one.stand == Stand::Busy);
+        asked.into_iter().any(|one| one.has_answered || gives(&one.holder))
     }
 
     /// What all of them bring, in bytes per second.

@@ -19,9 +19,11 @@ use tokio::time::Instant;
 
 use crate::content::digest::{Expected, Hasher, Sha256};
 use crate::engine::fellows::is_lasting;
+use crate::engine::flight::ask::{Arrival, Asked};
+use crate::engine::flight::flow::Beginning;
 use crate::engine::flight::gather::leash::Leash;
 use crate::engine::flight::gather::peers::Gathering;
-use crate::engine::flight::transfer::{Arrival, Arrived, Asked, Beginning, Transfer};
+use crate::engine::flight::transfer::{Arrived, Transfer};
 use crate::engine::flight::writer::{TAIL, Writer};
 use crate::engine::flight::{By, Flight, Flow, Landing};
 use crate::engine::outcome::{Failure, Meta};

@@ -155,9 +155,8 @@ impl<'a> Gathering<'a> {
         loop {
             let led = self.led(&mut heard);
             self.engage(&mut runs);
-            // Whoever is asked or looked for has the budget's time to show what it brings.
             let may_come = !runs.is_empty() || looking.is_some();
-            self.hold(&hand, led, heard.1, may_come && self.begun.elapsed() < TRIAL);
+            self.hold(&hand, led, heard.1, may_come && self.is_worth_a_wait());
             // Where nothing is missing, the writer has yet to say whether it is right.
             let may_come =
                 may_come || lock(&self.board).missing() == 0 || lock(&self.givers).are_resting();
@@ -203,6 +202,14 @@ impl<'a> Gathering<'a> {
     /// Whether blobs of this size are announced one by one.
     fn is_announced(&self) -> bool {
         self.size >= self.transfer.engine.announced_from
+    }
+
+    /// Whoever is asked or looked for has the budget's time; who has answered by then, or is known to
+    /// give, a little more to show what it brings.
+    fn is_worth_a_wait(&self) -> bool {
+        let since = self.begun.elapsed();
+        let gives = |holder: &Holder| self.swarm.ranking.proven(holder) > 0;
+        since < BUDGET || (since < TRIAL && lock(&self.givers).are_promising(gives))
     }
 
     fn look_up(&self) -> BoxFuture<'a, Vec<Holder>> {
@@ -370,6 +377,7 @@ impl<'a> Gathering<'a> {
             }
             lock(&self.givers).fetches(giver, have);
         }
+        lock(&self.givers).answered(giver);
         self.note_date(body.validators().last_modified);
         loop {
             let chunk = match body.chunk().await {
