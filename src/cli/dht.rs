@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
+use crate::cli::serve::{Signals, raise_file_limit, read_again};
 use crate::cli::surfaces::open;
 use crate::cli::wiring;
-use crate::config::Config;
+use crate::config::{Config, Sources};
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
 use crate::web::connection::Surface;
@@ -19,39 +19,36 @@ use crate::web::phase::Phase;
 /// For how long requests under way are waited for.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
-pub(super) fn run(config: Config) -> anyhow::Result<()> {
+pub(super) fn run(config: Config, sources: &Sources) -> anyhow::Result<()> {
     logs::start(&config.log);
-    super::serve::raise_file_limit();
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let served = runtime.block_on(serve(config));
+    let served = runtime.block_on(serve(config, sources));
     // A resolver holds nobody up any more.
     runtime.shutdown_background();
     served
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config, sources: &Sources) -> anyhow::Result<()> {
     let (phase, phases) = watch::channel(Phase::Serving);
     let (background, connections) = (TaskTracker::new(), TaskTracker::new());
     let metrics = Metrics::default();
     let index = wiring::index_of_site(&config, &metrics).await?;
+    // Before other nodes know of this one: until then a signal would just kill it.
+    let mut signals = Signals::listen()?;
     let node = wiring::node(config.dht.clone(), index, &metrics, &phases, &background).await?;
     let sidecar = &node.sidecar;
     let api = Surface::inner(Arc::clone(sidecar).api_routes(), &connections);
     let api = open(api, config.listen.sidecar, "listen.sidecar", &config, &phases).await?;
     let admin = Surface::inner(Arc::clone(sidecar).admin_routes(), &connections);
     let admin = open(admin, config.listen.admin, "listen.admin", &config, &phases).await?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     super::print_out(&format!(
         "aptmesh {}\n  dht on {}\n  sidecar on http://{api}\n  admin on http://{admin}\n  data in {}\n",
         env!("CARGO_PKG_VERSION"),
         node.dht.address(),
         config.dht.data.display(),
     ))?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    wait_for_stop(&mut signals, config, sources).await;
     tracing::info!("stopping: telling the other nodes");
     phase.send_replace(Phase::Leaving);
     node.leave().await;
@@ -61,4 +58,17 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         tracing::warn!("stopped with requests under way");
     }
     Ok(())
+}
+
+/// SIGTERM or SIGINT. SIGHUP reads the settings again; nothing of a node changes while it runs.
+async fn wait_for_stop(signals: &mut Signals, mut config: Config, sources: &Sources) {
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
+            _ = signals.hang_up.recv() => {
+                config = read_again(&config, sources, false).unwrap_or(config);
+            }
+        }
+    }
 }

@@ -148,7 +148,7 @@ pub fn run() -> ExitCode {
 fn execute(verb: Verb, config: Config, sources: Sources) -> anyhow::Result<()> {
     match verb {
         Verb::Serve => serve::run(config, sources),
-        Verb::Dht => dht::run(config),
+        Verb::Dht => dht::run(config, &sources),
         Verb::Key => key::print(),
         Verb::Config => config::print(&config),
         Verb::Migrate { check } => migrate::run(&config, check),

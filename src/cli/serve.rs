@@ -141,14 +141,14 @@ Point apt at it:
 }
 
 /// The signals that are obeyed.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hang_up: Signal,
+pub(super) struct Signals {
+    pub(super) terminate: Signal,
+    pub(super) interrupt: Signal,
+    pub(super) hang_up: Signal,
 }
 
 impl Signals {
-    fn listen() -> std::io::Result<Self> {
+    pub(super) fn listen() -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -191,25 +191,9 @@ async fn wait_for_stop(
     }
 }
 
-/// Takes over what can change in a running process and names the rest.
+/// Takes over what can change in a running process.
 async fn reload(parts: &Parts, current: &mut Config, sources: &Sources) {
-    let next = match Config::read(sources) {
-        Ok(next) => next,
-        Err(faults) => {
-            tracing::error!(%faults, "the settings are wrong: going on with the old ones");
-            return;
-        }
-    };
-    for ((key, old), (_, new)) in current.effective.iter().zip(&next.effective) {
-        if old != new && key.live {
-            tracing::info!(key = key.name, "changed");
-        } else if old != new {
-            tracing::warn!(
-                key = key.name,
-                "changed in the settings: takes effect at the next start"
-            );
-        }
-    }
+    let Some(next) = read_again(current, sources, true) else { return };
     parts.mirror.set_guard(next.mirror.guard.clone());
     parts.mirror.set_offline(next.mirror.offline);
     parts.engine.set_recheck_after(next.engine.recheck_after);
@@ -219,6 +203,25 @@ async fn reload(parts: &Parts, current: &mut Config, sources: &Sources) {
     parts.peer.set_upload_limit(next.upload_limit);
     parts.proxy.set_clients(next.clients.clone());
     *current = next;
+}
+
+/// The settings as they are now, unless they are wrong; names what has changed, and what of it waits for
+/// the next start: all of it, where nothing can change in a running process.
+pub(super) fn read_again(current: &Config, sources: &Sources, can_change: bool) -> Option<Config> {
+    let wrong = "the settings are wrong: going on with the old ones";
+    let next =
+        Config::read(sources).inspect_err(|faults| tracing::error!(%faults, "{wrong}")).ok()?;
+    for ((key, old), (_, new)) in current.effective.iter().zip(&next.effective) {
+        if old != new && key.live && can_change {
+            tracing::info!(key = key.name, "changed");
+        } else if old != new {
+            tracing::warn!(
+                key = key.name,
+                "changed in the settings: takes effect at the next start"
+            );
+        }
+    }
+    Some(next)
 }
 
 async fn stop(parts: &Parts, connections: &TaskTracker, until: Instant) {

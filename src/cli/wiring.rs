@@ -153,7 +153,8 @@ pub(super) async fn node(
         );
     }
     let announce = config.announce && has_url;
-    let dht = Dht::start(config, metrics, background).await?;
+    // What it announced when it still had a URL is not renewed.
+    let dht = Dht::start(dht::Config { announce, ..config }, metrics, background).await?;
     let sidecar = Arc::new(Sidecar::new(dht.clone(), metrics.clone(), phase.clone()));
     let start =
         |(index, key)| Announcer::start(index, dht.clone(), announce::Config { key, announce });

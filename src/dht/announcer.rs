@@ -6,9 +6,10 @@ use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use crate::content::swarm_key::DhtKey;
+use crate::dht::records::BOUNDS;
 
-/// Keys of one node: as many blobs as a site may have that keeps all of an architecture.
-pub(super) const KEYS_MAX: usize = 200_000;
+/// Keys of one node: as many as another takes of it, which in a small swarm keeps all.
+pub(super) const KEYS_MAX: usize = BOUNDS.of_a_node;
 
 /// The keys and their times.
 pub(super) struct Announcer {
@@ -56,6 +57,12 @@ impl Announcer {
         if self.due.get(key).is_some_and(|due| *due > at) {
             self.set(*key, at);
         }
+    }
+
+    /// Whether it was last announced before `at`, and is not due now.
+    pub(super) fn was_announced_before(&self, key: &DhtKey, at: Instant, now: Instant) -> bool {
+        let renewed = at + self.renew.mul_f64(jitter(key));
+        self.due.get(key).is_some_and(|due| *due > now && *due < renewed)
     }
 
     /// The next keys after that one, in their own order: for who looks through all of them.
@@ -134,6 +141,20 @@ mod tests {
         announcer.hasten(&key(1), start + TTL / 30);
         announcer.hasten(&key(1), start + TTL / 20);
         assert_eq!(announcer.take_due(1, start + TTL / 30), [key(1)]);
+    }
+
+    #[test]
+    fn what_a_newcomer_has_not_heard_was_announced_before_it_came() {
+        let (mut announcer, start) = (Announcer::new(TTL), Instant::now());
+        let (came, now) = (start + TTL / 10, start + TTL / 5);
+        announcer.add(key(1), start);
+        announcer.add(key(2), start);
+        assert!(!announcer.was_announced_before(&key(1), came, now), "it is due: all will hear");
+        assert_eq!(announcer.take_due(1, start), [key(1)]);
+        assert_eq!(announcer.take_due(1, came), [key(2)]);
+        assert!(announcer.was_announced_before(&key(1), came, now));
+        assert!(!announcer.was_announced_before(&key(2), came, now));
+        assert!(!announcer.was_announced_before(&key(3), came, now), "it is not announced");
     }
 
     #[test]

@@ -19,19 +19,29 @@ const SKEW: Duration = Duration::from_mins(15);
 /// All cards, but for our own.
 pub(super) struct Directory {
     me: PeerId,
-    cards: HashMap<PeerId, Signed>,
+    cards: HashMap<PeerId, Entry>,
+}
+
+struct Entry {
+    signed: Signed,
+    /// The node itself has shown us a card: it is not invented.
+    met: bool,
 }
 
 /// What became of a card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Taken {
-    /// It is of a node that was not known.
+    /// It is of a node that was not known, or had said goodbye.
     New,
+    /// The same, and it took the place of that one, which nobody here ever met.
+    Instead(PeerId),
     /// It is newer than what was known.
     Newer,
     /// There is nothing new in it.
     Known,
-    /// It is not signed as it should be, of another time, or one too many.
+    /// It is one too many.
+    Full,
+    /// It is not signed as it should be, or of another time.
     Refused,
 }
 
@@ -40,12 +50,17 @@ impl Directory {
         Self { me, cards: HashMap::new() }
     }
 
-    /// Takes a card that somebody handed us; `now` is in milliseconds since 1970.
-    pub(super) fn take(&mut self, signed: Signed, now: u64) -> (Option<PeerId>, Taken) {
+    /// Takes a card that `by` handed us; `now` is in milliseconds since 1970.
+    pub(super) fn take(&mut self, signed: Signed, by: PeerId, now: u64) -> (Option<PeerId>, Taken) {
         let Some(key) = public_key(&signed.card.node) else { return (None, Taken::Refused) };
         let peer = key.to_peer_id();
-        let known = self.cards.get(&peer).map(|known| known.card.issued);
-        if peer == self.me || known.is_some_and(|known| known >= signed.card.issued) {
+        let from_itself = peer == by;
+        let known = self.cards.get_mut(&peer).map(|known| {
+            known.met |= from_itself;
+            (known.signed.card.issued, known.met)
+        });
+        let issued = known.map(|(issued, _)| issued);
+        if peer == self.me || issued.is_some_and(|issued| issued >= signed.card.issued) {
             return (Some(peer), Taken::Known);
         }
         let in_time = signed.card.issued <= now.saturating_add(millis(SKEW))
@@ -53,19 +68,35 @@ impl Directory {
         if !in_time || !signed.holds(|_, message, signature| key.verify(message, signature)) {
             return (Some(peer), Taken::Refused);
         }
-        if known.is_none() && self.cards.len() >= KNOWN_MAX {
-            return (Some(peer), Taken::Refused);
+        let is_full = issued.is_none() && self.cards.len() >= KNOWN_MAX;
+        let met = known.map_or(from_itself, |(_, met)| met);
+        let gone = if is_full && from_itself { self.forget_a_stranger() } else { None };
+        if is_full && gone.is_none() {
+            return (Some(peer), Taken::Full);
         }
-        self.cards.insert(peer, signed);
-        (Some(peer), if known.is_some() { Taken::Newer } else { Taken::New })
+        let before = self.cards.insert(peer, Entry { signed, met });
+        let was_there = before.is_some_and(|before| !before.signed.card.addresses.is_empty());
+        let taken = match gone {
+            Some(gone) => Taken::Instead(gone),
+            None if was_there => Taken::Newer,
+            None => Taken::New,
+        };
+        (Some(peer), taken)
+    }
+
+    /// Who never came here may be invented: any member can hand on as many cards as it likes.
+    fn forget_a_stranger(&mut self) -> Option<PeerId> {
+        let stranger = self.cards.iter().find(|(_, entry)| !entry.met).map(|(peer, _)| *peer)?;
+        self.cards.remove(&stranger);
+        Some(stranger)
     }
 
     pub(super) fn card(&self, peer: &PeerId) -> Option<&Card> {
-        self.cards.get(peer).map(|signed| &signed.card)
+        self.cards.get(peer).map(|entry| &entry.signed.card)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&PeerId, &Card)> {
-        self.cards.iter().map(|(peer, signed)| (peer, &signed.card))
+        self.cards.iter().map(|(peer, entry)| (peer, &entry.signed.card))
     }
 
     pub(super) fn len(&self) -> usize {
@@ -74,7 +105,10 @@ impl Directory {
 
     /// What we tell that we know.
     pub(super) fn known(&self) -> Vec<Known> {
-        let known = |signed: &Signed| Known { node: signed.card.node, issued: signed.card.issued };
+        let known = |entry: &Entry| {
+            let card = &entry.signed.card;
+            Known { node: card.node, issued: card.issued }
+        };
         self.cards.values().map(known).take(KNOWN_MAX).collect()
     }
 
@@ -85,14 +119,15 @@ impl Directory {
         let lacks = |signed: &&Signed| {
             known.get(&signed.card.node).is_none_or(|issued| *issued < signed.card.issued)
         };
-        let cards = self.cards.values().filter(lacks).take(CARDS_MAX - 1);
+        let cards =
+            self.cards.values().map(|entry| &entry.signed).filter(lacks).take(CARDS_MAX - 1);
         cards.map(|signed| signed.as_bytes().to_vec()).collect()
     }
 
     /// Forgets what is out of date, and tells of whom.
     pub(super) fn expire(&mut self, now: u64) -> Vec<PeerId> {
-        let expired = |signed: &Signed| signed.card.issued.saturating_add(millis(LIFE)) <= now;
-        self.cards.extract_if(|_, signed| expired(signed)).map(|(peer, _)| peer).collect()
+        let expired = |entry: &Entry| entry.signed.card.issued.saturating_add(millis(LIFE)) <= now;
+        self.cards.extract_if(|_, entry| expired(entry)).map(|(peer, _)| peer).collect()
     }
 }
 
@@ -132,7 +167,12 @@ mod tests {
     const NOW: u64 = 1_700_000_000_000;
 
     fn card(identity: &Keypair, issued: u64) -> Signed {
-        sign(identity, own_card(identity, issued, "site", 0, &[], Vec::new()))
+        let addresses = vec!["192.0.2.1:1".parse().unwrap()];
+        sign(identity, own_card(identity, issued, "site", 0, &[], addresses))
+    }
+
+    fn somebody() -> PeerId {
+        PeerId::random()
     }
 
     fn directory() -> Directory {
@@ -143,9 +183,9 @@ mod tests {
     fn the_later_card_counts() {
         let (node, mut directory) = (Keypair::generate_ed25519(), directory());
         let peer = node.public().to_peer_id();
-        assert_eq!(directory.take(card(&node, NOW), NOW), (Some(peer), Taken::New));
-        assert_eq!(directory.take(card(&node, NOW - 1), NOW).1, Taken::Known);
-        assert_eq!(directory.take(card(&node, NOW + 1), NOW).1, Taken::Newer);
+        assert_eq!(directory.take(card(&node, NOW), somebody(), NOW), (Some(peer), Taken::New));
+        assert_eq!(directory.take(card(&node, NOW - 1), somebody(), NOW).1, Taken::Known);
+        assert_eq!(directory.take(card(&node, NOW + 1), somebody(), NOW).1, Taken::Newer);
         assert_eq!(directory.card(&peer).unwrap().issued, NOW + 1);
         assert_eq!(directory.expire(NOW + millis(LIFE)), []);
         assert_eq!(directory.expire(NOW + 1 + millis(LIFE)), [peer]);
@@ -153,13 +193,28 @@ mod tests {
     }
 
     #[test]
+    fn who_comes_back_after_a_goodbye_is_new() {
+        let (node, mut directory) = (Keypair::generate_ed25519(), directory());
+        directory.take(card(&node, NOW), somebody(), NOW);
+        let goodbye = sign(&node, own_card(&node, NOW + 1, "site", 0, &[], Vec::new()));
+        assert_eq!(directory.take(goodbye, somebody(), NOW).1, Taken::Newer);
+        assert_eq!(directory.take(card(&node, NOW + 2), somebody(), NOW).1, Taken::New);
+    }
+
+    #[test]
     fn what_the_node_did_not_sign_or_is_of_another_time_is_refused() {
         let (node, other, mut directory) =
             (Keypair::generate_ed25519(), Keypair::generate_ed25519(), directory());
         let forged = sign(&other, own_card(&node, NOW, "site", 0, &[], Vec::new()));
-        assert_eq!(directory.take(forged, NOW).1, Taken::Refused);
-        assert_eq!(directory.take(card(&node, NOW - millis(LIFE)), NOW).1, Taken::Refused);
-        assert_eq!(directory.take(card(&node, NOW + 2 * millis(SKEW)), NOW).1, Taken::Refused);
+        assert_eq!(directory.take(forged, somebody(), NOW).1, Taken::Refused);
+        assert_eq!(
+            directory.take(card(&node, NOW - millis(LIFE)), somebody(), NOW).1,
+            Taken::Refused
+        );
+        assert_eq!(
+            directory.take(card(&node, NOW + 2 * millis(SKEW)), somebody(), NOW).1,
+            Taken::Refused
+        );
         assert_eq!(directory.len(), 0);
     }
 
@@ -168,23 +223,38 @@ mod tests {
         let (one, two) = (Keypair::generate_ed25519(), Keypair::generate_ed25519());
         let (mut ours, mut theirs) = (directory(), directory());
         for node in [&one, &two] {
-            ours.take(card(node, NOW), NOW);
+            ours.take(card(node, NOW), somebody(), NOW);
         }
-        theirs.take(card(&one, NOW), NOW);
-        theirs.take(card(&two, NOW - 1), NOW);
+        theirs.take(card(&one, NOW), somebody(), NOW);
+        theirs.take(card(&two, NOW - 1), somebody(), NOW);
         let lacking = ours.lacking(&theirs.known());
         assert_eq!(lacking, [card(&two, NOW).as_bytes()]);
         assert_eq!(theirs.lacking(&ours.known()), [[0u8; 0]; 0]);
     }
 
     #[test]
-    fn there_is_a_bound() {
+    fn there_is_a_bound_that_shuts_out_nobody_who_comes_in_person() {
         let mut directory = directory();
-        for _ in 0..KNOWN_MAX {
-            assert_eq!(directory.take(card(&Keypair::generate_ed25519(), NOW), NOW).1, Taken::New);
+        let newcomer = || {
+            let node = Keypair::generate_ed25519();
+            (node.public().to_peer_id(), card(&node, NOW))
+        };
+        let (first, card_of_first) = newcomer();
+        directory.take(card_of_first, first, NOW);
+        for _ in 1..KNOWN_MAX {
+            assert_eq!(directory.take(newcomer().1, first, NOW).1, Taken::New);
         }
-        let one_more = card(&Keypair::generate_ed25519(), NOW);
-        assert_eq!(directory.take(one_more, NOW).1, Taken::Refused);
+        assert_eq!(directory.take(newcomer().1, first, NOW).1, Taken::Full);
         assert!(directory.lacking(&[]).len() < CARDS_MAX);
+        // All that were only told of make way, and none of those that came.
+        for _ in 1..KNOWN_MAX {
+            let (peer, card) = newcomer();
+            let (_, taken) = directory.take(card, peer, NOW);
+            let Taken::Instead(gone) = taken else { panic!("{taken:?}") };
+            assert!(directory.card(&peer).is_some() && directory.card(&gone).is_none());
+        }
+        let (last, card_of_last) = newcomer();
+        assert_eq!(directory.take(card_of_last, last, NOW).1, Taken::Full);
+        assert!(directory.card(&first).is_some() && directory.len() == KNOWN_MAX);
     }
 }

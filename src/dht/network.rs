@@ -39,8 +39,16 @@ const IDLE_MAX: Duration = Duration::from_mins(10);
 const PENDING_MAX: u32 = 128;
 /// Connections from elsewhere.
 const INCOMING_MAX: u32 = 768;
+/// Connections being set up by us: to all whom we know, at the most.
+const DIALLED_MAX: u32 = 1_024;
 /// Connections of one node: both may dial at the same time.
 const OF_A_NODE_MAX: u32 = 3;
+/// Messages of up to 128 KiB under way at a time over one connection, in both directions together.
+const STREAMS_MAX: usize = 32;
+/// Of these, those that one side sends: the rest wait for their turn, as libp2p has no place for them.
+pub(super) const SENT_MAX: usize = 12;
+
+const _: () = assert!(2 * (SENT_MAX + 1) <= STREAMS_MAX, "each side's, and its card");
 
 #[derive(NetworkBehaviour)]
 #[behaviour(prelude = "libp2p::swarm::derive_prelude")]
@@ -75,7 +83,9 @@ pub(super) fn build(
         kad: kademlia(me, records),
         talk: request_response::Behaviour::new(
             [(TALK, ProtocolSupport::Full)],
-            request_response::Config::default().with_request_timeout(ANSWER_MAX),
+            request_response::Config::default()
+                .with_request_timeout(ANSWER_MAX)
+                .with_max_concurrent_streams(STREAMS_MAX),
         ),
         lan: lan.into(),
     };
@@ -86,6 +96,7 @@ pub(super) fn build(
 fn limits() -> ConnectionLimits {
     ConnectionLimits::default()
         .with_max_pending_incoming(Some(PENDING_MAX))
+        .with_max_pending_outgoing(Some(DIALLED_MAX))
         .with_max_established_incoming(Some(INCOMING_MAX))
         .with_max_established_per_peer(Some(OF_A_NODE_MAX))
 }

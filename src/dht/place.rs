@@ -20,6 +20,10 @@ impl Map {
         Self(peers.into_iter().map(|peer| (point(&KBucketKey::from(peer)), peer)).collect())
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// The nodes for a key.
     pub(super) fn closest(&self, key: &DhtKey) -> Vec<PeerId> {
         let target = point(&KBucketKey::new(record_key(key)));

@@ -18,8 +18,8 @@ const ERRORS_MAX: u32 = 3;
 /// so that not all sites come back to it at once.
 const BENCH: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mins(10));
 const JITTER: f64 = 0.2;
-/// A silence that counts as an error, though who asked had it all from elsewhere before there was one: as
-/// long as a download waits for peers at most. Short ones add up: nobody waits so long for a small file.
+/// A silence that counts as an error, though who asked had it all from elsewhere before there was one:
+/// twice as long as a download waits for a first word. Shorter ones add up.
 const SILENCE: Duration = Duration::from_millis(300);
 /// For how long one is not asked that gave wrong bytes.
 const BLAME: Duration = Duration::from_hours(24);

@@ -104,6 +104,20 @@ fn nobody_is_sent_to_a_site_that_said_goodbye() {
 }
 
 #[test]
+fn who_comes_back_is_given_its_records_at_once() {
+    let key = swarm_key();
+    let mut nodes = swarm(&key, 2);
+    nodes[0].announce(&blobs(30));
+    wait_until(LONG, "the records", || nodes[1].count("records") == 30);
+    // Nothing is to be renewed for long. After a goodbye, and after a crash:
+    for ends in [Node::stop, Node::kill9] {
+        ends(&mut nodes[1]);
+        nodes[1].restart();
+        wait_until(LONG, "the records again", || nodes[1].count("records") == 30);
+    }
+}
+
+#[test]
 fn a_restart_keeps_the_identity_and_resumes() {
     let key = swarm_key();
     let first = Node::start(&key, &[]);
@@ -126,11 +140,31 @@ fn a_restart_keeps_the_identity_and_resumes() {
 }
 
 #[test]
+fn what_nobody_could_fetch_any_more_is_not_renewed_after_a_restart() {
+    let key = swarm_key();
+    let first = Node::start(&key, &[]);
+    let mut announcer = Node::start(&key, &[&first]);
+    announcer.wait_connected(1);
+    announcer.announce(&blobs(10));
+    first.wait_found(&blob(9), &[&announcer]);
+    let name = announcer.status("node");
+    announcer.kill9();
+    let resumed = || Node::build(&key).seeds(&[&first]).data_of(&announcer);
+    let mut mute = resumed().env("SWARM_ADVERTISE", "").start();
+    mute.wait_connected(1);
+    assert_eq!(mute.status("node"), name);
+    assert_eq!((mute.count("announced"), &mute.announce(&blobs(1))["refused"]), (0, &json!(1)));
+    mute.kill9();
+    let again = resumed().start();
+    assert_eq!(again.count("announced"), 10);
+    first.wait_found(&blob(9), &[&again]);
+}
+
+#[test]
 fn two_nodes_with_one_data_folder_are_not_the_same() {
     let key = swarm_key();
     let first = Node::start(&key, &[]);
-    let folder = first.data().display().to_string();
-    let second = Node::build(&key).seeds(&[&first]).env("DATA_DIR", folder).start();
+    let second = Node::build(&key).seeds(&[&first]).data_of(&first).start();
     second.wait_connected(1);
     assert_ne!(first.status("node"), second.status("node"));
 }
@@ -372,18 +406,29 @@ fn a_flood_stays_within_bounds_and_harms_nobody() {
     let key = swarm_key();
     let nodes = swarm(&key, 3);
     let (flood, modest, victim) = (&nodes[0], &nodes[1], &nodes[2]);
-    let many: Vec<String> = (1_000..141_000).map(blob).collect();
-    for part in many.chunks(20_000) {
-        flood.announce(part);
+    let many: Vec<String> = (1_000..132_072).map(blob).collect();
+    for part in many.chunks(16_384) {
+        assert_eq!(flood.announce(part)["new"], 16_384);
     }
+    assert_eq!(flood.announce(&blobs(1))["refused"], 1);
+    wait_until(Duration::from_secs(120), "all to be taken", || victim.count("records") == 131_072);
+    // What is promised comes on top.
+    let more: Vec<_> = (200_000..200_100)
+        .map(|number| json!({ "sha256": blob(number), "size": 2_000_000 }))
+        .collect();
+    flood.post("/announce?provisional=true", &json!({ "blobs": more }));
     let refused = "aptmesh_dht_offered_total{result=\"refused\"}";
-    wait_until(Duration::from_secs(120), "the bound to be reached", || {
-        victim.metric(refused) >= 1.0
-    });
+    wait_until(LONG, "the bound to be reached", || victim.metric(refused) >= 1.0);
     assert_eq!(victim.count("records"), 131_072);
     assert!(victim.resident_bytes() < 150_000_000, "{} bytes", victim.resident_bytes());
     modest.announce(&blobs(5));
     victim.wait_found(&blob(4), &[modest]);
+    // All of it goes at once, in more messages than one connection has room for.
+    for part in many.chunks(16_384) {
+        flood.withdraw(part);
+    }
+    wait_until(LONG, "the end of the flood", || victim.count("records") == 5);
+    assert_eq!(victim.count("connected"), 2);
 }
 
 #[test]
@@ -399,7 +444,7 @@ fn who_announces_too_fast_is_held_up_and_nobody_else() {
     }
     let too_fast = "aptmesh_dht_offered_total{result=\"too_fast\"}";
     wait_until(Duration::from_secs(120), "the flood to be held up", || {
-        victim.metric(too_fast) >= 100_000.0
+        victim.metric(too_fast) >= 10_000.0
     });
     modest.announce(&blobs(5));
     victim.wait_found(&blob(4), &[&modest]);
@@ -479,6 +524,23 @@ fn overhear(mut near: TcpStream, far: SocketAddr, heard: &Mutex<Vec<u8>>) {
     }
     let _ = far.shutdown(Shutdown::Both);
     let _ = answering.join();
+}
+
+#[test]
+fn a_hang_up_has_the_settings_read_again_and_ends_nothing() {
+    let (key, file) = (swarm_key(), tempfile::NamedTempFile::new().unwrap());
+    let write = |text: &str| std::fs::write(file.path(), text).unwrap();
+    let node = Node::build(&key).config(file.path()).start();
+    let says = |what: &str| {
+        node.signal("HUP");
+        wait_until(LONG, what, || node.log().contains(what));
+    };
+    write("[swarm]\nannounce_ttl = \"2h\"\n");
+    says("swarm.announce_ttl");
+    assert!(node.log().contains("takes effect at the next start"));
+    write("[swarm]\nanounce = true\n");
+    says("swarm.anounce");
+    assert_eq!(node.announce(&blobs(1))["new"], 1, "it goes on");
 }
 
 #[test]

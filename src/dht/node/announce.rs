@@ -9,20 +9,20 @@ use libp2p::PeerId;
 use super::{Node, Sent};
 use crate::content::swarm_key::DhtKey;
 use crate::dht::announcer::Announcer;
-use crate::dht::message::{Answer, Ask, KEYS_MAX};
+use crate::dht::message::{Answer, Ask, KEYS_MAX, KNOWN_MAX};
 use crate::dht::place::{COPIES, Map};
 use crate::dht::{Announced, PROVISIONAL_TTL};
 
-/// Keys announced in a tick: 5,000 a second, if so many are due at once.
-const PACE: usize = 500;
+/// Keys announced at a time: 5,000 a second, if so many are due.
+const PACE: usize = 2_500;
 /// How often what is due is looked for: keys that come one by one travel together.
 const EVERY: Duration = Duration::from_millis(500);
 /// After how long an announcement that failed is tried again.
 const RETRY: Duration = Duration::from_secs(10);
-/// After how long, where a node is still to be met.
-const INTRODUCTION: Duration = Duration::from_secs(2);
-/// Keys that are looked through in a tick for those that a newcomer should keep.
-const SEARCHED: usize = 2_000;
+/// Keys that are looked through in a tick for those that a newcomer should keep: 5,000 a second.
+const SEARCHED: usize = 500;
+/// Distances between keys and nodes that are measured for that in a tick: a few milliseconds' work.
+const MEASURED: usize = 200_000;
 /// Messages with records that are under way at a time.
 const UNDERWAY_MAX: usize = 256;
 
@@ -31,9 +31,18 @@ pub(super) struct Announcing {
     announcer: Announcer,
     announced_at: Instant,
     /// Nodes that came and have not been seen to yet.
-    joined: Vec<PeerId>,
-    /// Nodes for which all keys are being looked through, and the last key that was.
-    search: Option<(Vec<PeerId>, Option<DhtKey>)>,
+    joined: Newcomers,
+    search: Option<Search>,
+}
+
+/// Nodes, and when they came.
+type Newcomers = HashMap<PeerId, Instant>;
+
+/// All keys are being looked through for these nodes.
+struct Search {
+    newcomers: Newcomers,
+    /// The last key that was.
+    last: Option<DhtKey>,
 }
 
 impl Announcing {
@@ -42,7 +51,7 @@ impl Announcing {
         for key in keys {
             announcer.add(key, now);
         }
-        Self { announcer, announced_at: now, joined: Vec::new(), search: None }
+        Self { announcer, announced_at: now, joined: Newcomers::new(), search: None }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -53,9 +62,13 @@ impl Announcing {
         self.announcer.lag(now)
     }
 
-    pub(super) fn joined(&mut self, peer: PeerId) {
-        if self.announcer.len() > 0 {
-            self.joined.push(peer);
+    /// A node came, or came back: what it had may be lost.
+    pub(super) fn joined(&mut self, peer: PeerId, now: Instant) {
+        if let Some(search) = &mut self.search {
+            search.newcomers.remove(&peer);
+        }
+        if self.announcer.len() > 0 && self.joined.len() < KNOWN_MAX {
+            self.joined.insert(peer, now);
         }
     }
 }
@@ -157,26 +170,28 @@ impl Node {
         if waits || self.directory.len() == 0 || underway >= UNDERWAY_MAX {
             return;
         }
-        let keys = self.announcing.announcer.take_due(PACE * 5, now);
-        if keys.len() < PACE {
-            self.announcing.announced_at = now;
+        self.announcing.announced_at = now;
+        let keys = self.announcing.announcer.take_due(PACE, now);
+        for (peer, keys) in self.spread(&keys) {
+            self.tell(peer, &keys);
+        }
+    }
+
+    /// Who has not answered yet is shown our card first, as without it nobody takes a record; when it
+    /// answers, it is a newcomer, and told then.
+    fn tell(&mut self, peer: PeerId, keys: &[DhtKey]) {
+        if peer == self.me {
+            self.take_records(peer, self.config.announce_ttl, keys);
+            return;
+        }
+        if !self.met.contains(&peer) {
+            self.meet(peer);
+            return;
         }
         let seconds = u32::try_from(self.config.announce_ttl.as_secs().max(1)).unwrap_or(u32::MAX);
-        for (peer, keys) in self.spread(&keys) {
-            if peer == self.me {
-                self.take_records(peer, self.config.announce_ttl, &keys);
-                continue;
-            }
-            // Who has not answered yet is shown our card first: without it, nobody takes a record.
-            if !self.met.contains(&peer) {
-                self.announce_again(&keys, now + INTRODUCTION);
-                self.meet(peer);
-                continue;
-            }
-            for keys in keys.chunks(KEYS_MAX) {
-                let ask = Ask::Announce { seconds, keys: keys.to_vec() };
-                self.send(peer, ask, Sent::Announced(keys.to_vec()));
-            }
+        for keys in keys.chunks(KEYS_MAX) {
+            let ask = Ask::Announce { seconds, keys: keys.to_vec() };
+            self.send(peer, ask, Sent::Announced(keys.to_vec()));
         }
     }
 
@@ -189,36 +204,34 @@ impl Node {
     pub(super) fn announce_failed(&mut self, keys: &[DhtKey]) {
         let failed = u64::try_from(keys.len()).unwrap_or_default();
         self.metrics.announces.with_label_values(&["failed"]).inc_by(failed);
-        self.announce_again(keys, Instant::now() + RETRY);
-    }
-
-    fn announce_again(&mut self, keys: &[DhtKey], at: Instant) {
+        let at = Instant::now() + RETRY;
         for key in keys {
             self.announcing.announcer.hasten(key, at);
         }
     }
 
-    /// The keys that a newcomer is to keep are announced at once: else they would be missed where
-    /// look-ups end now.
+    /// A newcomer is told at once what it is to keep: else that would be missed where look-ups end now.
     fn search_for_newcomers(&mut self, now: Instant) {
-        let announcing = &mut self.announcing;
-        if announcing.search.is_none() && !announcing.joined.is_empty() {
-            announcing.search = Some((std::mem::take(&mut announcing.joined), None));
+        if self.sent.len() >= UNDERWAY_MAX {
+            return;
         }
-        let Some((newcomers, after)) = announcing.search.take() else { return };
-        let keys = announcing.announcer.after(after, SEARCHED);
-        let last = keys.last().copied();
-        let map = self.map();
-        let theirs: Vec<DhtKey> = keys
-            .into_iter()
-            .filter(|key| map.closest(key).iter().any(|peer| newcomers.contains(peer)))
-            .collect();
-        for key in &theirs {
-            self.announcing.announcer.hasten(key, now);
+        let count = (MEASURED / self.map().len()).clamp(1, SEARCHED);
+        let Announcing { announcer, joined, search, .. } = &mut self.announcing;
+        if search.is_none() && !joined.is_empty() {
+            *search = Some(Search { newcomers: std::mem::take(joined), last: None });
         }
-        if last.is_some() {
-            self.announcing.search = Some((newcomers, last));
+        let Some(Search { newcomers, last }) = search.take() else { return };
+        let keys = announcer.after(last, count);
+        let Some(last) = keys.last().copied() else { return };
+        for (peer, mut keys) in self.spread(&keys) {
+            let Some(since) = newcomers.get(&peer) else { continue };
+            // All others it hears, or has heard, with everybody else.
+            keys.retain(|key| self.announcing.announcer.was_announced_before(key, *since, now));
+            if !keys.is_empty() {
+                self.tell(peer, &keys);
+            }
         }
+        self.announcing.search = Some(Search { newcomers, last: Some(last) });
     }
 
     /// Which keys go to which node.

@@ -10,11 +10,17 @@ use super::{Node, Sent, wall_clock};
 use crate::content::card::{Signed, URLS_MAX};
 use crate::dht::directory::{self, LIFE, Taken, millis};
 use crate::dht::message::{Answer, Ask, Known};
-use crate::dht::network::Talk;
+use crate::dht::network::{SENT_MAX, Talk};
 use crate::dht::reach::socket_address;
 
 /// How often one of the connected nodes is met again: to hear what is new, and whether it is still there.
 const AGAIN: Duration = Duration::from_secs(2);
+/// After how long, at least, a card that changed is shown to all again; and how much later for each of them.
+const SHOWN_FOR: (Duration, Duration) = (Duration::from_secs(3), Duration::from_millis(200));
+
+/// Messages that wait for one node: what is announced may be withdrawn all at once, four thousand keys in
+/// each. What is beyond that is not sent.
+const WAITING_MAX: usize = 64;
 
 type TalkEvent = Event<<Talk as libp2p::request_response::Codec>::Request, Answer>;
 
@@ -31,10 +37,12 @@ impl Node {
                 self.on_answer(peer, request_id, response);
             }
             Event::OutboundFailure { peer, request_id, error, .. } => {
-                let sent = self.sent.remove(&request_id);
                 tracing::debug!(%peer, %error, "a node did not answer");
-                if let Some((_, Sent::Announced(keys))) = sent {
-                    self.announce_failed(&keys);
+                if let Some((_, sent)) = self.sent.remove(&request_id) {
+                    self.not_sent(sent);
+                }
+                for (_, sent) in self.waiting.remove(&peer).unwrap_or_default() {
+                    self.not_sent(sent);
                 }
                 // Who can be reached, and does not answer, is no better than one who is gone.
                 self.hang_up(peer);
@@ -73,6 +81,7 @@ impl Node {
             (Some((_, Sent::Withdrawn | Sent::Promised)), Answer::Done { .. }) | (None, _) => {}
             (Some(_), _) => self.hang_up(peer),
         }
+        self.send_next(peer);
     }
 
     /// Shows a node our card, and asks for its own and for those that are new.
@@ -86,10 +95,41 @@ impl Node {
     }
 
     pub(super) fn send(&mut self, peer: PeerId, ask: Ask, sent: Sent) {
+        let is_busy = || self.sent.values().filter(|(to, _)| *to == peer).count() >= SENT_MAX;
+        if !matches!(sent, Sent::Card) && is_busy() {
+            self.send_later(peer, ask, sent);
+            return;
+        }
         let addresses = self.directory.card(&peer).map(|card| self.reachable(&card.addresses));
         let talk = &mut self.net.behaviour_mut().talk;
         let id = talk.send_request_with_addresses(&peer, ask, addresses.unwrap_or_default());
         self.sent.insert(id, (peer, sent));
+    }
+
+    fn send_later(&mut self, peer: PeerId, ask: Ask, sent: Sent) {
+        let waiting = self.waiting.entry(peer).or_default();
+        if waiting.len() < WAITING_MAX {
+            waiting.push_back((ask, sent));
+        } else {
+            self.not_sent(sent);
+        }
+    }
+
+    fn send_next(&mut self, peer: PeerId) {
+        let Some(waiting) = self.waiting.get_mut(&peer) else { return };
+        let next = waiting.pop_front();
+        if waiting.is_empty() {
+            self.waiting.remove(&peer);
+        }
+        if let Some((ask, sent)) = next {
+            self.send(peer, ask, sent);
+        }
+    }
+
+    fn not_sent(&mut self, sent: Sent) {
+        if let Sent::Announced(keys) = sent {
+            self.announce_failed(&keys);
+        }
     }
 
     /// Meets the next of the connected nodes, in turn.
@@ -112,6 +152,7 @@ impl Node {
     /// Signs our card anew and shows it to all who are connected.
     pub(super) fn show_card(&mut self) {
         self.sign_card();
+        self.shown_at = Instant::now();
         let connected: Vec<PeerId> = self.net.connected_peers().copied().collect();
         for peer in connected {
             self.meet(peer);
@@ -130,8 +171,13 @@ impl Node {
         self.card = directory::sign(&self.identity, card);
     }
 
-    pub(super) fn card_is_old(&self) -> bool {
-        wall_clock().saturating_sub(self.card.card.issued) > millis(LIFE / 6)
+    /// A filter that grows changes the card every few seconds, and nobody shall spend his time on cards.
+    pub(super) fn is_to_show_card(&self, now: Instant) -> bool {
+        let connected = u32::try_from(self.net.connected_peers().count()).unwrap_or(u32::MAX);
+        let (at_least, for_each) = SHOWN_FOR;
+        let pause = at_least + for_each.saturating_mul(connected);
+        let is_old = wall_clock().saturating_sub(self.card.card.issued) > millis(LIFE / 6);
+        is_old || (self.card_changed && now.duration_since(self.shown_at) >= pause)
     }
 
     /// Where others fetch from this site: as advertised, else from the peer port wherever the node is
@@ -186,9 +232,9 @@ impl Node {
             self.hang_up(peer);
             return;
         }
-        self.met.insert(peer);
+        self.has_answered(peer);
         for card in others.iter().filter_map(|card| Signed::parse(card)) {
-            self.take_card(card);
+            self.take_card(card, peer);
         }
         let addresses = self.directory.card(&peer).map(|card| self.reachable(&card.addresses));
         for address in addresses.unwrap_or_default() {
@@ -196,19 +242,31 @@ impl Node {
         }
     }
 
-    /// Takes a node's card from its own hand; whether it is one, and its own.
+    /// Who answers is there. One that has not since it was connected may have started anew, with no
+    /// records: to be connected is not enough, as who never answers can do that again and again.
+    fn has_answered(&mut self, peer: PeerId) {
+        if self.away.remove(&peer).is_some() {
+            self.map = None;
+        }
+        if self.met.insert(peer) {
+            self.announcing.joined(peer, Instant::now());
+        }
+    }
+
+    /// Takes a node's card from its own hand; whether it is one, and its own. Where there is no room for
+    /// it, the node may ask all the same.
     fn take_own_card(&mut self, peer: PeerId, card: &[u8]) -> bool {
         let Some(signed) = Signed::parse(card) else { return false };
-        let (whose, taken) = self.take_card(signed);
+        let (whose, taken) = self.take_card(signed, peer);
         whose == Some(peer) && taken != Taken::Refused
     }
 
-    fn take_card(&mut self, signed: Signed) -> (Option<PeerId>, Taken) {
+    fn take_card(&mut self, signed: Signed, by: PeerId) -> (Option<PeerId>, Taken) {
         let gone = signed.card.addresses.is_empty();
-        let (whose, taken) = self.directory.take(signed, wall_clock());
+        let (whose, taken) = self.directory.take(signed, by, wall_clock());
         let Some(peer) = whose else { return (whose, taken) };
         match taken {
-            Taken::New | Taken::Newer => {
+            Taken::New | Taken::Instead(_) | Taken::Newer => {
                 let card = self.directory.card(&peer);
                 let addresses =
                     card.map(|card| self.reachable(&card.addresses)).unwrap_or_default();
@@ -217,15 +275,18 @@ impl Node {
                 if gone {
                     kad.remove_peer(&peer);
                 }
-                if taken == Taken::New {
-                    self.announcing.joined(peer);
+                if let Taken::Instead(gone) = taken {
+                    kad.remove_peer(&gone);
+                }
+                if taken != Taken::Newer {
+                    self.announcing.joined(peer, Instant::now());
                 }
                 self.map = None;
                 self.card_came(&peer);
             }
-            Taken::Refused => {
+            Taken::Full | Taken::Refused => {
                 self.metrics.cards_refused.inc();
-                tracing::debug!(%peer, "a card was refused");
+                tracing::debug!(%peer, ?taken, "a card was not taken");
             }
             Taken::Known => {}
         }

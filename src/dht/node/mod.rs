@@ -27,6 +27,7 @@ use crate::content::card::Signed;
 use crate::content::swarm_key::{DhtKey, SwarmKey};
 use crate::dht::directory::{self, Directory};
 use crate::dht::home::Home;
+use crate::dht::message::Ask;
 use crate::dht::metrics::DhtMetrics;
 use crate::dht::network::{self, Net, NetEvent};
 use crate::dht::place::Map;
@@ -111,6 +112,8 @@ pub(super) struct Node {
     round: VecDeque<PeerId>,
     away: HashMap<PeerId, Away>,
     sent: HashMap<OutboundRequestId, (PeerId, Sent)>,
+    /// What is to be sent when a node has answered to what was sent before.
+    waiting: HashMap<PeerId, VecDeque<(Ask, Sent)>>,
     announcing: Announcing,
     rates: Rates,
     look_ups: LookUps,
@@ -126,6 +129,7 @@ pub(super) struct Node {
     /// Seeds there are that are not ourselves, as of late.
     seeds_known: bool,
     met_at: Instant,
+    shown_at: Instant,
     swept_at: Instant,
     saved_at: Instant,
     explored_at: Instant,
@@ -183,6 +187,7 @@ impl Node {
             round: VecDeque::new(),
             away: HashMap::new(),
             sent: HashMap::new(),
+            waiting: HashMap::new(),
             announcing: Announcing::new(config.announce_ttl, announced, now),
             rates: Rates::default(),
             look_ups: LookUps::default(),
@@ -193,6 +198,7 @@ impl Node {
             selves: HashSet::new(),
             dialled: HashMap::new(),
             met_at: now,
+            shown_at: now,
             swept_at: now,
             saved_at: now,
             explored_at: now,
@@ -274,10 +280,6 @@ impl Node {
                     self.dialled.extend(address.map(|address| (connection_id, address)));
                     self.meet(peer_id);
                 }
-                if self.away.remove(&peer_id).is_some() {
-                    self.map = None;
-                    self.announcing.joined(peer_id);
-                }
                 self.alone.send_if_modified(|alone| std::mem::replace(alone, false));
             }
             SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, .. } => {
@@ -336,7 +338,7 @@ impl Node {
     }
 
     /// A node did not answer, or could not be reached: it is left alone for a while, and gets out of
-    /// the table, so that no look-up waits for it. It comes back with the next connection.
+    /// the table, so that no look-up waits for it. It is back when it has answered.
     fn is_away(&mut self, peer: PeerId) {
         let now = Instant::now();
         if self.away.len() >= AWAY_MAX {
@@ -390,7 +392,7 @@ impl Node {
     }
 
     fn on_tick(&mut self, now: Instant) {
-        if self.card_changed || self.card_is_old() {
+        if self.is_to_show_card(now) {
             self.show_card();
         }
         self.meet_next(now);

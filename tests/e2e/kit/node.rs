@@ -26,6 +26,8 @@ pub struct Build {
     pub ip: String,
     listen: Option<String>,
     hosts: Option<PathBuf>,
+    data: Option<PathBuf>,
+    config: Option<PathBuf>,
     env: Vec<(String, String)>,
 }
 
@@ -45,6 +47,18 @@ impl Build {
     /// Listens for nodes there.
     pub fn listen(mut self, address: &str) -> Self {
         self.listen = Some(address.to_owned());
+        self
+    }
+
+    /// Keeps its data where another one has it.
+    pub fn data_of(mut self, other: &Node) -> Self {
+        self.data = Some(other.data().to_owned());
+        self
+    }
+
+    /// Reads its settings from this file, too.
+    pub fn config(mut self, file: &Path) -> Self {
+        self.config = Some(file.to_owned());
         self
     }
 
@@ -77,7 +91,8 @@ impl Build {
         command
             .args(["dht", "--dht-listen", &listen])
             .args(["--admin-listen", &format!("{}:9978", self.ip), "--data"])
-            .arg(data)
+            .arg(self.data.as_deref().unwrap_or(data))
+            .args(self.config.iter().flat_map(|file| [Path::new("--config"), file]))
             .env("APTMESH_LISTEN_SIDECAR", format!("{}:9981", self.ip))
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
@@ -104,7 +119,7 @@ impl Node {
     pub fn build(key: &str) -> Build {
         let ip = own_ip();
         let advertise = format!("http://{ip}:9979");
-        Build { ip, listen: None, hosts: None, env: Vec::new() }
+        Build { ip, listen: None, hosts: None, data: None, config: None, env: Vec::new() }
             .env("SWARM_KEY", key)
             .env("SWARM_ALLOW_PRIVATE", "127.0.0.0/8,::1/128")
             .env("SWARM_ADVERTISE", advertise)
