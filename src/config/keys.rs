@@ -302,8 +302,9 @@ pub static KEYS: [Key; 47] = [
         "proxy.sidecar",
         "",
         "URL of the API of the swarm's node that finds blobs for this proxy (`aptmesh dht`, \
-         `listen.sidecar`), such as `http://127.0.0.1:9981`; for a node in a process of its own. Empty: \
-         the proxy runs a node itself, if there is a `swarm.key`.",
+         `listen.sidecar`), such as `http://127.0.0.1:9981`; for a node in a process of its own, which \
+         announces what is stored if both have one PostgreSQL index. Empty: the proxy runs a node itself, \
+         if there is a `swarm.key`.",
     ),
     key(
         "swarm.key",
