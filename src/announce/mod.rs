@@ -116,7 +116,7 @@ impl Teller {
             Err(error) => {
                 if !self.is_troubled && !error.is_old_news() {
                     let source = &error.source;
-                    tracing::warn!(%error, %source, "the swarm is not told what is new, for now");
+                    tracing::warn!(%error, %source, "the swarm is not told what is new until the index answers");
                 }
                 self.is_troubled = true;
             }

@@ -27,7 +27,7 @@ use crate::telemetry::metrics::Metrics;
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Sites whose filters are kept: each look at a blob goes through all of them.
 const SITES_MAX: usize = 200;
-/// Bytes of all filters: 500 of sites with 100,000 blobs each.
+/// Bytes of all filters: more than so many sites with 200,000 blobs each have.
 const BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Filters that are fetched at a time. Most who are asked in vain can not be reached: each takes two seconds,
 /// for which others should not have to wait.

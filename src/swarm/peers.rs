@@ -166,7 +166,7 @@ impl Peers {
         let headers = [("range", wanted)];
         let path = format!("/blob/sha256/{blob}");
         let answered = self.ask(holder, &path, blob, &headers).await;
-        let given = answered.and_then(|(response, url)| self.piece(response, url, range));
+        let given = answered.and_then(|response| self.piece(response, range));
         let told = given.as_ref().map_or_else(label, |_| "given");
         self.requests.with_label_values(&[told]).inc();
         given
@@ -188,7 +188,7 @@ impl Peers {
             }
         };
         let subject = Sha256::of(FILTER);
-        let (response, _) = self.ask(holder, &path, &subject, headers.as_slice()).await?;
+        let response = self.ask(holder, &path, &subject, headers.as_slice()).await?;
         match response.status().as_u16() {
             304 if since.is_some() => Ok(FilterAnswer::Unchanged),
             200 => {
@@ -200,12 +200,7 @@ impl Peers {
     }
 
     /// The body of an answer, if it is the one that was asked for.
-    fn piece(
-        &self,
-        response: reqwest::Response,
-        url: Arc<str>,
-        range: Range<u64>,
-    ) -> Result<PieceBody, Refused> {
+    fn piece(&self, response: reqwest::Response, range: Range<u64>) -> Result<PieceBody, Refused> {
         let part = header(&response, "content-range").and_then(parse_content_range);
         let (given, whole) = match (response.status().as_u16(), part) {
             (206, Some((given, whole))) => (given, whole),
@@ -222,7 +217,6 @@ impl Peers {
             have: have(&response),
             marks: marks(&response),
             given,
-            url,
             body: Paced::new(response, PACE),
             bytes: self.bytes.clone(),
         })
@@ -235,14 +229,14 @@ impl Peers {
         path: &str,
         subject: &Sha256,
         headers: &[(&str, String)],
-    ) -> Result<(reqwest::Response, Arc<str>), Refused> {
+    ) -> Result<reqwest::Response, Refused> {
         let answered = timeout(ANSWER_PATIENCE, async {
             let mut failed = Refused::Failed("has no URL".to_owned());
             for url in self.doors(holder) {
                 match self.knock(&url, path, subject, headers).await {
                     Ok(response) => {
                         self.remember(holder, &url);
-                        return Ok((response, url));
+                        return Ok(response);
                     }
                     Err(reason) => failed = Refused::Failed(reason),
                 }
@@ -334,7 +328,6 @@ pub struct PieceBody {
     have: Option<u64>,
     /// What is to come.
     given: Range<u64>,
-    url: Arc<str>,
     bytes: IntCounter,
 }
 
@@ -343,13 +336,6 @@ impl PieceBody {
     #[must_use]
     pub fn whole(&self) -> Option<u64> {
         self.whole
-    }
-
-    /// Where these bytes are in the blob: from where they were asked for, and no further. `u64::MAX` at
-    /// the end, if neither the question nor the answer has one.
-    #[must_use]
-    pub fn range(&self) -> Range<u64> {
-        self.given.clone()
     }
 
     /// Bytes that the site had from the start, where it is fetching the blob itself.
@@ -362,12 +348,6 @@ impl PieceBody {
     #[must_use]
     pub fn validators(&self) -> &Validators {
         &self.marks
-    }
-
-    /// Who gives it.
-    #[must_use]
-    pub fn url(&self) -> &Arc<str> {
-        &self.url
     }
 
     /// The next bytes; `None` when all of them were there.

@@ -387,12 +387,6 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// Who is asked.
-    #[must_use]
-    pub fn holder(&self) -> &Holder {
-        &self.holder
-    }
-
     /// The first bytes are there.
     pub fn first_byte(&mut self) {
         self.report.first_byte.get_or_insert_with(Instant::now);

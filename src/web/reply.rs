@@ -98,18 +98,22 @@ pub(super) async fn served(
             }
             let status = cache_status(outcome, follower.is_stored());
             let head = head(&meta, &portion, &status, origin);
-            let source = match portion {
-                _ if head_only => Source::Empty,
-                Portion::Whole => Source::flight(follower),
-                Portion::Part(range) => {
-                    follower.select(range);
-                    Source::flight(follower)
-                }
-                Portion::NotModified | Portion::Unsatisfiable => Source::Empty,
-            };
+            let source = if head_only { Source::Empty } else { followed(follower, portion) };
             with_payload(head, source)
         }
         Content::Relay(answer) => relayed(answer),
+    }
+}
+
+/// What is wanted of a body that is arriving.
+fn followed(mut follower: Box<Follower>, portion: Portion) -> Source {
+    match portion {
+        Portion::Whole => Source::flight(follower),
+        Portion::Part(range) => {
+            follower.select(range);
+            Source::flight(follower)
+        }
+        Portion::NotModified | Portion::Unsatisfiable => Source::Empty,
     }
 }
 
@@ -127,7 +131,7 @@ pub(super) fn arriving(
     asked: &HeaderMap,
     head_only: bool,
     blob: &Sha256,
-    mut follower: Box<Follower>,
+    follower: Box<Follower>,
 ) -> Reply {
     let (meta, have) = (follower.meta(), follower.have());
     let meta = meta_of(blob, meta.size, meta.validators.last_modified);
@@ -139,15 +143,7 @@ pub(super) fn arriving(
         _ => {
             let status = cache_status(Outcome::Collapsed, follower.is_stored());
             let head = head(&meta, &portion, &status, outcome::Source::Mirror);
-            let source = match portion {
-                _ if head_only => Source::Empty,
-                Portion::Whole => Source::flight(follower),
-                Portion::Part(range) => {
-                    follower.select(range);
-                    Source::flight(follower)
-                }
-                Portion::NotModified | Portion::Unsatisfiable => Source::Empty,
-            };
+            let source = if head_only { Source::Empty } else { followed(follower, portion) };
             with_payload(head, source)
         }
     };

@@ -57,6 +57,31 @@ fn what_one_node_announces_the_others_find_until_it_is_withdrawn() {
 }
 
 #[test]
+fn what_a_node_does_is_counted() {
+    let key = swarm_key();
+    let alone = Node::start(&key, &[]);
+    alone.announce(&blobs(5));
+    wait_until(LONG, "it to be late: there is nobody to tell", || {
+        alone.metric("aptmesh_dht_announce_lag_seconds") >= 1.0
+    });
+    let other = Node::start(&key, &[&alone]);
+    let counts = |node: &Node, metric: &str, least: f64| {
+        wait_until(LONG, metric, || node.metric(metric) >= least);
+    };
+    counts(&other, "aptmesh_dht_records", 5.0);
+    counts(&alone, "aptmesh_dht_announced_blobs", 5.0);
+    wait_until(LONG, "it to be late no more", || {
+        alone.metric("aptmesh_dht_announce_lag_seconds") < 1.0
+    });
+    for node in [&alone, &other] {
+        counts(node, "aptmesh_dht_connected_nodes", 1.0);
+        counts(node, "aptmesh_dht_table_nodes", 1.0);
+    }
+    other.look_up(&blob(0));
+    counts(&other, "aptmesh_dht_look_up_seconds_count", 1.0);
+}
+
+#[test]
 fn small_blobs_are_not_announced() {
     let key = swarm_key();
     let nodes = swarm(&key, 2);

@@ -131,6 +131,7 @@ fn a_large_package_comes_from_the_site_that_has_it() {
     assert!(swarm.by_mirror("tool") - before <= MORSELS, "the mirror gave it again");
     assert!(two.count(FROM_PEERS) + MORSELS >= swarm.size("tool"));
     assert!(one.count(TO_PEERS) + MORSELS >= swarm.size("tool"));
+    assert!(two.count("aptmesh_swarm_peer_requests_total{answer=\"given\"}") > 0);
     assert_eq!(reply.header("last-modified"), Some("Tue, 02 Jan 2024 00:00:00 GMT"));
     // It is stored, and is served like anything that is.
     let again = swarm.fetch(&two, "tool");

@@ -265,16 +265,22 @@ fn marks_are_the_same_on_every_replica() {
     });
 }
 
+/// Two replicas that confirm whatever they have each time, the first of which has an archive's lists.
+fn one_has_the_lists() -> (Site, LocalArchive, Replica, Replica) {
+    let (site, archive) = (Site::new(), archive());
+    archive.publish(&site.mirror, "/debian");
+    let always = [("APTMESH_MIRROR_RECHECK_AFTER", "0s")];
+    let first = site.replica_with(&always);
+    install(&site.client(&first, &archive));
+    first.wait_landed();
+    let second = site.replica_with(&always);
+    (site, archive, first, second)
+}
+
 #[test]
 fn metadata_of_a_mirror_that_is_away_comes_from_a_fellow() {
     on_time(|| {
-        let (site, archive) = (Site::new(), archive());
-        archive.publish(&site.mirror, "/debian");
-        let always = [("APTMESH_MIRROR_RECHECK_AFTER", "0s")];
-        let first = site.replica_with(&always);
-        install(&site.client(&first, &archive));
-        first.wait_landed();
-        let second = site.replica_with(&always);
+        let (site, archive, _first, second) = one_has_the_lists();
         site.mirror.stop();
         install(&site.client(&second, &archive));
         assert!(
@@ -286,13 +292,7 @@ fn metadata_of_a_mirror_that_is_away_comes_from_a_fellow() {
 #[test]
 fn metadata_from_a_fellow_is_confirmed_with_the_mirror() {
     on_time(|| {
-        let (site, archive) = (Site::new(), archive());
-        archive.publish(&site.mirror, "/debian");
-        let always = [("APTMESH_MIRROR_RECHECK_AFTER", "0s")];
-        let first = site.replica_with(&always);
-        install(&site.client(&first, &archive));
-        first.wait_landed();
-        let second = site.replica_with(&always);
+        let (site, archive, _first, second) = one_has_the_lists();
         site.mirror.clear_log();
         install(&site.client(&second, &archive));
         assert_eq!(site.mirror.bodies("/debian/dists/demo/Release"), 0);

@@ -56,7 +56,7 @@ pub(in crate::engine) struct Arrival {
 
 impl Transfer {
     /// Asks until the first bytes are there: they tell a file from a captive portal's page. Up to byte
-    /// `until`, if that is enough for now.
+    /// `until`, where peers are to bring the rest.
     pub(super) async fn ask(
         &self,
         deadline: Instant,

@@ -26,8 +26,8 @@ impl Resumed {
 }
 
 impl Transfer {
-    /// A body that goes on at byte `received` of the same version, up to byte `until` if that is enough
-    /// for now. `None` when the mirror could not be asked.
+    /// A body that goes on at byte `received` of the same version, up to byte `until` where peers are to
+    /// bring the rest. `None` when the mirror could not be asked.
     ///
     /// # Errors
     /// When the version is gone, or it can not be told whether it is.

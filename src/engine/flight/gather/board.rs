@@ -72,7 +72,7 @@ impl Board {
         missing
     }
 
-    /// Where what peers bring begins: the mirror need not go on beyond it for now.
+    /// Where what peers bring begins: the mirror need not go on beyond it, unless they fail.
     pub(super) fn meeting(&self) -> u64 {
         let coming = self.runs.iter().map(|run| run.next);
         let there = self.there.iter().filter(|range| range.end > self.led).map(|range| range.start);
