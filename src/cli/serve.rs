@@ -62,13 +62,17 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
             routes: parts.proxy.routes(),
             proxy: Some(Arc::clone(&parts.proxy)),
             served_bytes: Some(parts.engine.metrics().served_bytes.clone()),
+            balancers: Some(Arc::clone(&parts.balancers)),
             tasks: connections.clone(),
         };
         let address = open(surface, *address, "listen.proxy", &config, &phases)?;
         greeting.proxies.push(address);
     }
     if let Some(peer) = peer {
-        let surface = Surface::inner(parts.peer.routes(), &connections);
+        let surface = Surface {
+            balancers: Some(Arc::clone(&parts.balancers)),
+            ..Surface::inner(parts.peer.routes(), &connections)
+        };
         greeting.others.extend(places.peer.map(|address| format!("peer on http://{address}")));
         surfaces::serve(peer, surface, &phases);
     }

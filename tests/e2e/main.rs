@@ -4,6 +4,7 @@ mod kit;
 
 mod announce;
 mod apt;
+mod balancers;
 mod consistency;
 mod database_away;
 mod dht;
