@@ -36,6 +36,19 @@ impl Default {
             Self::DataDir => data_dir(environment).display().to_string(),
         }
     }
+
+    /// What it is, for people; code between backquotes.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match self {
+            Self::Text("") => "empty".to_owned(),
+            // A line may break after a comma.
+            Self::Text(text) => format!("`{}`", text.replace(',', ", ")),
+            Self::DataDir => {
+                "`/var/lib/aptmesh` for root, else `~/.local/share/aptmesh`".to_owned()
+            }
+        }
+    }
 }
 
 /// `/var/lib/aptmesh` for root, else below the XDG data folder.

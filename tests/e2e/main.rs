@@ -28,6 +28,8 @@ mod import;
 mod learning;
 mod lifecycle;
 mod listening;
+mod manager;
+mod manual;
 mod misbehaviour;
 mod offline;
 mod pipelining;
