@@ -27,6 +27,7 @@ mod import;
 mod learning;
 mod lifecycle;
 mod misbehaviour;
+mod observability;
 mod offline;
 mod pipelining;
 mod postgres;
