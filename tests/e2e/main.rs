@@ -34,6 +34,7 @@ mod postgres;
 mod prefetch;
 mod quota;
 mod replicas;
+mod roles;
 mod signatures;
 mod streaming;
 mod swarm;
