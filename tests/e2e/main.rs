@@ -30,6 +30,7 @@ mod lifecycle;
 mod misbehaviour;
 mod observability;
 mod offline;
+mod operations;
 mod pipelining;
 mod postgres;
 mod prefetch;
