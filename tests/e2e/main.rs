@@ -34,6 +34,7 @@ mod manual;
 mod misbehaviour;
 mod observability;
 mod offline;
+mod operations;
 mod pipelining;
 mod postgres;
 mod prefetch;
