@@ -1,6 +1,6 @@
-"""Reads a stream of manifests: as JSON to standard output, after holding each against the schemas of
-these versions of Kubernetes: manifests.py VERSION... Those of custom resources are not there; they
-are for the caller to check."""
+"""Reads YAML documents: as JSON to standard output, after holding each, if there are versions of
+Kubernetes, against their schemas: manifests.py VERSION... Those of custom resources are not there;
+they are for the caller to check."""
 
 import functools
 import json
@@ -28,9 +28,9 @@ class Loader(yaml.SafeLoader):
 
 
 def faults(manifest):
-    if manifest["apiVersion"].startswith(CUSTOM):
-        return
     for version in sys.argv[1:]:
+        if manifest["apiVersion"].startswith(CUSTOM):
+            continue
         try:
             kubernetes_validate.validate(manifest, version, strict=True)
         except Exception as error:
