@@ -2,6 +2,7 @@
 
 mod kit;
 
+mod alerts;
 mod announce;
 mod apt;
 mod consistency;
@@ -27,6 +28,7 @@ mod import;
 mod learning;
 mod lifecycle;
 mod misbehaviour;
+mod observability;
 mod offline;
 mod pipelining;
 mod postgres;
