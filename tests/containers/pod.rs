@@ -12,7 +12,8 @@ use node::{Node, Running};
 fn the_example_to_try_out_runs() {
     let release = release("try", image(), &[]);
     let node = Node::new(&release.0);
-    let database = node.start(pod(&release, "postgresql"), "aptmesh-postgresql-0", &["aptmesh-postgresql"]);
+    let database =
+        node.start(pod(&release, "postgresql"), "aptmesh-postgresql-0", &["aptmesh-postgresql"]);
     database.wait_until_ready();
     let name = "aptmesh-0";
     let own = format!("{name}.aptmesh-headless.apt.svc");

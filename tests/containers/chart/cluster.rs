@@ -106,7 +106,8 @@ fn answer_all(stream: TcpStream, state: &Mutex<State>) {
             let events = state.watch(&request);
             drop(state);
             // All that happens has happened: the rest is silence, until helm hangs up.
-            let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n";
+            let head =
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n";
             let _ = writer.write_all(format!("{head}{events}").as_bytes());
             let _ = reader.read_to_end(&mut Vec::new());
             return;
@@ -165,7 +166,10 @@ impl State {
             ("GET", Some(object)) => (200, object),
             ("GET", None) if is_collection(&request.path) => {
                 let items = self.items(request);
-                (200, json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}))
+                (
+                    200,
+                    json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}),
+                )
             }
             ("POST", _) => {
                 let name = request.body["metadata"]["name"].as_str().expect("a name");
@@ -176,7 +180,9 @@ impl State {
                 (201, self.put(path, request.body.clone(), "create"))
             }
             // As helm applies: the whole of what it wants there to be.
-            ("PATCH", None) => (201, self.put(request.path.clone(), request.body.clone(), "create")),
+            ("PATCH", None) => {
+                (201, self.put(request.path.clone(), request.body.clone(), "create"))
+            }
             ("PATCH" | "PUT", Some(_)) => {
                 (200, self.put(request.path.clone(), request.body.clone(), "change"))
             }
@@ -198,7 +204,9 @@ impl State {
         let end = if self.jobs_fail { "Failed" } else { "Complete" };
         let phase = if self.jobs_fail { "Failed" } else { "Succeeded" };
         match object["kind"].as_str().expect("a kind") {
-            "Job" => object["status"] = json!({"conditions": [{"type": end, "status": "True"}], "startTime": "2026-01-01T00:00:00Z"}),
+            "Job" => {
+                object["status"] = json!({"conditions": [{"type": end, "status": "True"}], "startTime": "2026-01-01T00:00:00Z"})
+            }
             "Pod" => object["status"] = json!({"phase": phase}),
             _ => {}
         }
@@ -208,33 +216,49 @@ impl State {
     }
 
     fn note(&mut self, how: &str, object: &Value) {
-        let [kind, name] = [&object["kind"], &object["metadata"]["name"]].map(|text| text.as_str().unwrap());
+        let [kind, name] =
+            [&object["kind"], &object["metadata"]["name"]].map(|text| text.as_str().unwrap());
         self.changes.push(format!("{how} {kind}/{name}"));
     }
 
     fn items(&self, request: &Request) -> Vec<Value> {
         let below = format!("{}/", request.path);
-        let all = self.objects.iter().filter(|(path, _)| path.starts_with(&below)).map(|(_, object)| object);
+        let all = self
+            .objects
+            .iter()
+            .filter(|(path, _)| path.starts_with(&below))
+            .map(|(_, object)| object);
         let labels = request.query.get("labelSelector").cloned().unwrap_or_default();
         let has_labels = |object: &&Value| {
-            labels.split(',').filter_map(|label| label.split_once('=')).all(|(key, value)| {
-                object["metadata"]["labels"][key] == value
-            })
+            labels
+                .split(',')
+                .filter_map(|label| label.split_once('='))
+                .all(|(key, value)| object["metadata"]["labels"][key] == value)
         };
-        let name = request.query.get("fieldSelector").and_then(|field| field.strip_prefix("metadata.name="));
+        let name = request
+            .query
+            .get("fieldSelector")
+            .and_then(|field| field.strip_prefix("metadata.name="));
         let has_name = |object: &&Value| name.is_none_or(|name| object["metadata"]["name"] == name);
         all.filter(has_labels).filter(has_name).cloned().collect()
     }
 
     /// All that is there, and that this is all.
     fn watch(&self, request: &Request) -> String {
-        let added = self.items(request).into_iter().map(|object| json!({"type": "ADDED", "object": object}));
+        let added = self
+            .items(request)
+            .into_iter()
+            .map(|object| json!({"type": "ADDED", "object": object}));
         let kind = RESOURCES.iter().find(|(_, plural, _)| request.path.ends_with(plural));
         let (version, _, kind) = kind.expect("a resource");
         let end = json!({"type": "BOOKMARK", "object": {"kind": kind, "apiVersion": version, "metadata": {
             "resourceVersion": self.version.to_string(), "annotations": {"k8s.io/initial-events-end": "true"}}}});
         let events: Vec<String> = added.chain([end]).map(|event| format!("{event}\n")).collect();
-        if request.query.contains_key("sendInitialEvents") { events.concat() } else { String::new() }
+        if request.query.contains_key("sendInitialEvents") {
+            events.concat()
+        } else {
+            String::new()
+        }
     }
 }
 
@@ -243,7 +267,10 @@ fn is_collection(path: &str) -> bool {
 }
 
 fn failure(code: u16, reason: &str) -> (u16, Value) {
-    (code, json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "code": code}))
+    (
+        code,
+        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "code": code}),
+    )
 }
 
 /// What resources there are.
@@ -255,7 +282,8 @@ fn discovery(path: &str) -> Option<Value> {
         "/apis" => {
             let mut all: Vec<Value> = groups()
                 .map(|(name, version)| {
-                    let version = json!({"groupVersion": format!("{name}/{version}"), "version": version});
+                    let version =
+                        json!({"groupVersion": format!("{name}/{version}"), "version": version});
                     json!({"name": name, "versions": [version], "preferredVersion": version})
                 })
                 .collect();

@@ -59,9 +59,8 @@ fn keyed(value: &Value) -> Option<serde_json::Map<String, Value>> {
         Value::Object(members) => Some(members.clone()),
         Value::Array(items) => {
             let names = ["name", "topologyKey", "mountPath"];
-            let name_of = |item: &Value| {
-                names.iter().find_map(|name| item[name].as_str().map(str::to_owned))
-            };
+            let name_of =
+                |item: &Value| names.iter().find_map(|name| item[name].as_str().map(str::to_owned));
             items.iter().map(|item| Some((name_of(item)?, item.clone()))).collect()
         }
         _ => None,

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use std::fs;
 
 /// What is around the table in README.md.
-const MARKS: [&str; 2] = ["<!-- values: made by `make helm-readme` -->\n", "<!-- end of values -->\n"];
+const MARKS: [&str; 2] =
+    ["<!-- values: made by `make helm-readme` -->\n", "<!-- end of values -->\n"];
 /// Settings that the chart makes itself, of what its objects are.
 const OWN: [&str; 10] = [
     "data.dir",
@@ -64,7 +65,11 @@ fn the_schema_knows_the_programs_settings() {
         .iter()
         .flat_map(|(section, schema)| {
             assert_eq!(schema["additionalProperties"], false, "{section}");
-            schema["properties"].as_object().unwrap().keys().map(move |key| format!("{section}.{key}"))
+            schema["properties"]
+                .as_object()
+                .unwrap()
+                .keys()
+                .map(move |key| format!("{section}.{key}"))
         })
         .collect();
     assert_eq!(known, all);
@@ -77,7 +82,9 @@ fn typing_mistakes_are_refused() {
         .into_iter()
         .filter_map(|value| value.key.rsplit_once('.').map(|(section, _)| section.to_owned()))
         .collect();
-    sections.extend(["", "settings.store", "settings.swarm", "peerService.nodePorts"].map(str::to_owned));
+    sections.extend(
+        ["", "settings.store", "settings.swarm", "peerService.nodePorts"].map(str::to_owned),
+    );
     for section in sections {
         let key = [&section, "mistake"].map(|part| part.trim()).join(".");
         let key = key.trim_start_matches('.');
@@ -106,7 +113,11 @@ fn typing_mistakes_are_refused() {
 #[test]
 fn contradictions_are_told() {
     for (example, values, why) in [
-        ("deployment", r#"index.existingSecret="""#, "try it out with --set postgresql.enabled=true"),
+        (
+            "deployment",
+            r#"index.existingSecret="""#,
+            "try it out with --set postgresql.enabled=true",
+        ),
         ("deployment", "postgresql.enabled=true", "which of the two?"),
         ("deployment", "persistence.enabled=false", "use mode: statefulset"),
         ("statefulset", r#"persistence.existingClaim="blobs""#, "use mode: deployment"),
@@ -129,7 +140,9 @@ fn the_notes_say_what_comes_next() {
         said.split_once("NOTES:").expect("notes").1.to_owned()
     };
     let plain = notes(&[]);
-    for next in ["rollout status deployment/aptmesh", "test aptmesh", "http://aptmesh.", "aptmesh-swarm"] {
+    for next in
+        ["rollout status deployment/aptmesh", "test aptmesh", "http://aptmesh.", "aptmesh-swarm"]
+    {
         assert!(plain.contains(next), "{next} in {plain}");
     }
     for (values, next) in [

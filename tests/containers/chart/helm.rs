@@ -174,7 +174,8 @@ impl<'a> Pod<'a> {
 
     /// The number of each named port.
     pub fn ports(&self) -> Vec<(&'a str, u64)> {
-        let ports = self.containers().into_iter().filter_map(|container| container["ports"].as_array());
+        let ports =
+            self.containers().into_iter().filter_map(|container| container["ports"].as_array());
         ports
             .flatten()
             .map(|port| (port["name"].as_str().unwrap(), port["containerPort"].as_u64().unwrap()))

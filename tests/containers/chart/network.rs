@@ -126,9 +126,9 @@ impl Network<'_> {
         // A port's name is that of the pod that is connected to.
         let server = if kind == "Ingress" { Some(pod) } else { self.pod(other) };
         let rules = its.flat_map(|spec| spec[kind.to_lowercase()].as_array().unwrap());
-        rules.into_iter().any(|rule| {
-            has_port(&rule["ports"], server, port) && self.is_among(&rule[whom], other)
-        })
+        rules
+            .into_iter()
+            .any(|rule| has_port(&rule["ports"], server, port) && self.is_among(&rule[whom], other))
     }
 
     fn pod(&self, end: End<'_>) -> Option<Pod<'_>> {
@@ -176,6 +176,5 @@ fn is_in(block: &Value, address: &str) -> bool {
 
 fn is_namespace(selector: &Value, name: &str) -> bool {
     let labels = &selector["matchLabels"];
-    selector.is_object()
-        && (labels.is_null() || labels["kubernetes.io/metadata.name"] == name)
+    selector.is_object() && (labels.is_null() || labels["kubernetes.io/metadata.name"] == name)
 }

@@ -22,12 +22,14 @@ fn a_package_makes_the_same_release() {
     let place = folder.path().display().to_string();
     let source = chart().display().to_string();
     helm(&["package", &source, "--destination", &place]).unwrap();
-    let packages: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path()).collect();
+    let packages: Vec<_> =
+        fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path()).collect();
     let [package] = &packages[..] else { panic!("{packages:?}") };
     let package = package.display().to_string();
     // This one makes no secrets, so all of it is the same each time.
     let file = example("full");
-    let [one, other] = [&source, &package].map(|from| template(from, &["--values", &file]).unwrap());
+    let [one, other] =
+        [&source, &package].map(|from| template(from, &["--values", &file]).unwrap());
     assert_eq!(one, other);
     let shown = helm(&["show", "readme", &package]).unwrap();
     assert_eq!(shown.trim(), fs::read_to_string(chart().join("README.md")).unwrap().trim());
@@ -121,7 +123,10 @@ fn a_key_is_made_that_the_program_takes() {
         String::from_utf8(key).unwrap()
     };
     let keys = [key(), key()];
-    assert!(keys.iter().all(|key| key.len() == 64 && key.bytes().all(|digit| digit.is_ascii_hexdigit())));
+    assert!(
+        keys.iter()
+            .all(|key| key.len() == 64 && key.bytes().all(|digit| digit.is_ascii_hexdigit()))
+    );
     assert_ne!(keys[0], keys[1]);
 }
 

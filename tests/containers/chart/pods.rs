@@ -134,14 +134,7 @@ fn selectors_and_ports_meet_pods() {
 /// What a pod mounts is there: made by the release, or named in the values as being there.
 #[test]
 fn what_pods_refer_to_is_there() {
-    let there = [
-        "aptmesh-index",
-        "aptmesh-owner",
-        "swarm-key",
-        "site-ca",
-        "registry",
-        "blobs",
-    ];
+    let there = ["aptmesh-index", "aptmesh-owner", "swarm-key", "site-ca", "registry", "blobs"];
     for (example, release) in releases() {
         for pod in release.pods() {
             let is_hook = !pod.owner["metadata"]["annotations"]["helm.sh/hook"].is_null()
@@ -208,7 +201,10 @@ fn secrets_are_in_secrets_alone() {
             let text = object.to_string();
             assert!(!values.iter().any(|value| text.contains(value)), "{example}: {text}");
         }
-        assert_eq!(values.is_empty(), !["deployment", "statefulset", "try", "bundled"].contains(&example.as_str()));
+        assert_eq!(
+            values.is_empty(),
+            !["deployment", "statefulset", "try", "bundled"].contains(&example.as_str())
+        );
     }
 }
 
@@ -235,7 +231,8 @@ fn referred(spec: &Value) -> BTreeSet<String> {
         add(&secret["name"]);
     }
     for volume in list(&spec["volumes"]) {
-        for pointer in ["/secret/secretName", "/configMap/name", "/persistentVolumeClaim/claimName"] {
+        for pointer in ["/secret/secretName", "/configMap/name", "/persistentVolumeClaim/claimName"]
+        {
             volume.pointer(pointer).map(&mut add);
         }
         for source in list(&volume["projected"]["sources"]) {

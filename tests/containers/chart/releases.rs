@@ -4,10 +4,14 @@ use super::cluster::Cluster;
 use super::helm::{chart, example};
 
 /// The arguments of `helm install` or `helm upgrade` of an example.
-fn with(cluster: &Cluster, verb: &str, example_name: &str, values: &[&str]) -> Result<String, String> {
+fn with(
+    cluster: &Cluster,
+    verb: &str,
+    example_name: &str,
+    values: &[&str],
+) -> Result<String, String> {
     let (chart, file) = (chart().display().to_string(), example(example_name));
-    let mut arguments =
-        vec![verb, "aptmesh", &chart, "--values", &file, "--timeout", "60s"];
+    let mut arguments = vec![verb, "aptmesh", &chart, "--values", &file, "--timeout", "60s"];
     arguments.extend(values.iter().flat_map(|value| ["--set-json", value]));
     cluster.helm(&arguments)
 }

@@ -48,7 +48,8 @@ impl Node {
                     node.secrets.insert(name, files.collect());
                 }
                 "ConfigMap" => {
-                    let files = members().map(|(key, value)| (key.clone(), text(value).into_bytes()));
+                    let files =
+                        members().map(|(key, value)| (key.clone(), text(value).into_bytes()));
                     node.settings.insert(name, files.collect());
                 }
                 _ => {}
@@ -106,7 +107,8 @@ impl Node {
                 Held::Own(filled(&self.settings[name], &Value::Null, group))
             } else if let Some(sources) = volume["projected"]["sources"].as_array() {
                 let secrets = sources.iter().map(|source| &source["secret"]);
-                let files = secrets.flat_map(|source| chosen(&self.secrets[text(&source["name"])], source));
+                let files =
+                    secrets.flat_map(|source| chosen(&self.secrets[text(&source["name"])], source));
                 Held::Own(filled(&files.collect(), &volume["projected"]["defaultMode"], group))
             } else {
                 panic!("what volume is that? {volume}");
@@ -192,7 +194,8 @@ impl Running<'_> {
         let mut arguments = vec!["stop", "--time", &grace];
         arguments.extend(self.containers.iter().map(|(_, container)| container.name()));
         docker(&arguments);
-        let code = |container: &Container| container.inspect("{{.State.ExitCode}}").parse().unwrap();
+        let code =
+            |container: &Container| container.inspect("{{.State.ExitCode}}").parse().unwrap();
         self.containers.iter().map(|(name, container)| (name.clone(), code(container))).collect()
     }
 
@@ -243,12 +246,17 @@ impl Running<'_> {
         for mount in list(&container["volumeMounts"]) {
             let volume = self.volumes[text(&mount["name"])].name();
             let known = ["name", "mountPath", "readOnly"];
-            assert!(mount.as_object().unwrap().keys().all(|key| known.contains(&&**key)), "{mount}");
+            assert!(
+                mount.as_object().unwrap().keys().all(|key| known.contains(&&**key)),
+                "{mount}"
+            );
             let mode = if mount["readOnly"] == true { "ro,nocopy" } else { "nocopy" };
             options.push(format!("--volume={volume}:{}:{mode}", text(&mount["mountPath"])));
         }
-        let mut command: Vec<String> = list(&container["command"]).map(expanded(&variables)).collect();
-        let mut arguments: Vec<String> = list(&container["args"]).map(expanded(&variables)).collect();
+        let mut command: Vec<String> =
+            list(&container["command"]).map(expanded(&variables)).collect();
+        let mut arguments: Vec<String> =
+            list(&container["args"]).map(expanded(&variables)).collect();
         if !command.is_empty() {
             options.push(format!("--entrypoint={}", command.remove(0)));
             command.append(&mut arguments);
@@ -265,14 +273,19 @@ impl Running<'_> {
     fn rights(&self, container: &Value) -> Vec<String> {
         let (pod, own) = (&self.pod.spec["securityContext"], &container["securityContext"]);
         let mut options = Vec::new();
-        for (key, value) in own.as_object().into_iter().flatten().chain(pod.as_object().into_iter().flatten()) {
+        for (key, value) in
+            own.as_object().into_iter().flatten().chain(pod.as_object().into_iter().flatten())
+        {
             match (key.as_str(), value) {
                 ("allowPrivilegeEscalation", Value::Bool(false)) => {
                     options.push("--security-opt=no-new-privileges".to_owned());
                 }
-                ("readOnlyRootFilesystem", Value::Bool(true)) => options.push("--read-only".to_owned()),
+                ("readOnlyRootFilesystem", Value::Bool(true)) => {
+                    options.push("--read-only".to_owned())
+                }
                 ("capabilities", value) => {
-                    let all = list(&value["drop"]).map(|right| format!("--cap-drop={}", text(right)));
+                    let all =
+                        list(&value["drop"]).map(|right| format!("--cap-drop={}", text(right)));
                     options.extend(all);
                 }
                 ("fsGroup", group) => options.push(format!("--group-add={group}")),
@@ -289,14 +302,15 @@ impl Running<'_> {
     fn variables(&self, container: &Value, pod_name: &str) -> Vec<(String, String)> {
         let mut variables: Vec<(String, String)> = Vec::new();
         for variable in list(&container["env"]) {
-            let value = match (&variable["value"], variable.pointer("/valueFrom/fieldRef/fieldPath")) {
-                (Value::String(_), None) => expanded(&variables)(&variable["value"]),
-                (Value::Null, Some(path)) if path == "metadata.name" => pod_name.to_owned(),
-                _ => match variable.pointer("/valueFrom/secretKeyRef") {
-                    Some(from) => self.node.secret(text(&from["name"]), text(&from["key"])),
-                    None => panic!("what value is that? {variable}"),
-                },
-            };
+            let value =
+                match (&variable["value"], variable.pointer("/valueFrom/fieldRef/fieldPath")) {
+                    (Value::String(_), None) => expanded(&variables)(&variable["value"]),
+                    (Value::Null, Some(path)) if path == "metadata.name" => pod_name.to_owned(),
+                    _ => match variable.pointer("/valueFrom/secretKeyRef") {
+                        Some(from) => self.node.secret(text(&from["name"]), text(&from["key"])),
+                        None => panic!("what value is that? {variable}"),
+                    },
+                };
             variables.push((text(&variable["name"]).to_owned(), value));
         }
         variables
@@ -345,7 +359,18 @@ fn filled(files: &Files, mode: &Value, group: Option<u64>) -> Volume {
 
 fn prepare(volume: &Volume, commands: &str) {
     let mount = format!("{}:/volume:nocopy", volume.name());
-    docker(&["run", "--rm", "--volume", &mount, "--workdir", "/volume", TOOLS, "sh", "-c", commands]);
+    docker(&[
+        "run",
+        "--rm",
+        "--volume",
+        &mount,
+        "--workdir",
+        "/volume",
+        TOOLS,
+        "sh",
+        "-c",
+        commands,
+    ]);
 }
 
 fn list(value: &Value) -> impl Iterator<Item = &Value> {
