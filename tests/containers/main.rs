@@ -6,4 +6,6 @@ mod kit;
 
 mod engine;
 
+mod chart;
 mod image;
+mod pod;
