@@ -60,10 +60,7 @@ impl Machine {
     }
 
     pub fn install(&self, version: &str) -> String {
-        self.sh(&format!(
-            "apt-get update -qq; apt-get install -y --no-install-recommends {}",
-            deb::path(version)
-        ))
+        self.sh(&format!("apt-get install -y --no-install-recommends {}", deb::path(version)))
     }
 
     /// As an administrator with an internal mirror would.
@@ -72,11 +69,16 @@ impl Machine {
         self.sh(&format!("echo APTMESH_MIRROR_ALLOW_PRIVATE={hosts} >> /etc/default/aptmesh"));
     }
 
-    /// Has this machine's apt ask the cache on it.
+    /// Has this machine's apt ask the cache on it, for all that it knew before too.
     pub fn use_cache(&self) {
-        self.sh(
-            r#"echo 'Acquire::http::Proxy "http://127.0.0.1:9977";' > /etc/apt/apt.conf.d/30aptmesh"#,
-        );
+        let setting = r#"Acquire::http::Proxy "http://127.0.0.1:9977";"#;
+        self.sh(&format!("echo '{setting}' > /etc/apt/apt.conf.d/30aptmesh"));
+        self.forget();
+    }
+
+    /// Drops apt's lists and packages: what it needs, it has to ask for again.
+    pub fn forget(&self) {
+        self.sh("rm -rf /var/lib/apt/lists/*; apt-get clean");
     }
 
     /// A property that systemd knows of a unit.
