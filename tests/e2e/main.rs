@@ -4,6 +4,7 @@ mod kit;
 
 mod announce;
 mod apt;
+mod balancers;
 mod consistency;
 mod database_away;
 mod dht;
@@ -26,6 +27,9 @@ mod https;
 mod import;
 mod learning;
 mod lifecycle;
+mod listening;
+mod manager;
+mod manual;
 mod misbehaviour;
 mod offline;
 mod pipelining;
