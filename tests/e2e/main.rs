@@ -31,6 +31,7 @@ mod listening;
 mod manager;
 mod manual;
 mod misbehaviour;
+mod observability;
 mod offline;
 mod pipelining;
 mod postgres;

@@ -38,6 +38,8 @@ fn build(target: &str) {
 
 /// The folder of the packages, which the engine mounts into containers.
 pub fn folder() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("packages");
         let fetched = run("tools/deb.sh", &[]);
         assert!(fetched.status.success(), "{}", String::from_utf8_lossy(&fetched.stderr));
