@@ -28,7 +28,6 @@ test: needs
 # One engine, two cores: several at a time only wait for each other.
 e2e: export RUST_TEST_THREADS ?= 2
 e2e: needs
-	tools/deb.sh
 	tools/engine.sh $(CARGO) test --locked --test containers
 
 deb: needs

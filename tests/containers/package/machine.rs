@@ -19,6 +19,14 @@ impl Deref for Machine {
     }
 }
 
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.try_sh("journalctl --no-pager --lines 100").output);
+        }
+    }
+}
+
 impl Machine {
     /// One that runs, with the packages at hand and systemd ready.
     pub fn boot() -> Self {

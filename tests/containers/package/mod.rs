@@ -185,17 +185,22 @@ fn it_can_be_removed_purged_and_installed_again() {
     machine.sh("aptmesh health");
 }
 
-/// Such as that of containers, on a disk that other machines use too.
+/// Such as one that containers use too, or that was filled by another user.
 #[test]
-fn a_volume_that_is_there_keeps_its_owner_and_outlives_the_package() {
+fn a_volume_is_taken_over_and_outlives_the_package() {
     let machine = Machine::boot();
-    machine.sh("mkdir /var/lib/aptmesh; mount -t tmpfs -o uid=9977,gid=9977,mode=755 tmpfs /var/lib/aptmesh");
-    machine.install(VERSION);
-    assert_eq!(machine.sh("id -u aptmesh; id -g aptmesh"), "9977\n9977\n");
-    assert!(machine.is_active("aptmesh"));
-    let told = machine.sh("apt-get purge -y aptmesh 2>&1");
-    assert!(told.contains("left as it is"), "{told}");
-    machine.sh("test -f /var/lib/aptmesh/index.sqlite");
+    for owner in ["9977", "5000"] {
+        machine.sh("mkdir -p /var/lib/aptmesh; mount -t tmpfs tmpfs /var/lib/aptmesh");
+        machine.sh("install -d /var/lib/aptmesh/blobs/ab; touch /var/lib/aptmesh/blobs/ab/left");
+        machine.sh(&format!("chown -R {owner}:{owner} /var/lib/aptmesh"));
+        machine.install(VERSION);
+        assert_eq!(machine.sh("id -u aptmesh; id -g aptmesh"), "9977\n9977\n", "as in the image");
+        assert!(machine.is_active("aptmesh"));
+        assert_eq!(machine.sh("find /var/lib/aptmesh ! -user aptmesh"), "");
+        let told = machine.sh("apt-get purge -y aptmesh 2>&1");
+        assert!(told.contains("left as it is"), "{told}");
+        machine.sh("test -f /var/lib/aptmesh/blobs/ab/left; umount /var/lib/aptmesh");
+    }
 }
 
 #[test]
