@@ -8,4 +8,5 @@ mod engine;
 
 mod chart;
 mod image;
+mod package;
 mod pod;
