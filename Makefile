@@ -4,11 +4,12 @@ CARGO ?= cargo
 # Tests may panic, and say what they mean as briefly as they can.
 LINTS_NOT_FOR_TESTS = -A clippy::pedantic -A clippy::restriction -A unfulfilled_lint_expectations
 
-.PHONY: help test check format lint docs bench needs
+.PHONY: help test e2e check format lint docs bench needs
 
 help:
 	@echo "make test    all tests; installs what they need from Debian's packages"
 	@echo "make check   format, lint, docs, test: what CI runs"
+	@echo "make e2e     the image, a site in containers, pods, the package: on a real Docker engine"
 	@echo "make bench   speed, side by side with nginx and apt-cacher-ng"
 
 # A C compiler builds SQLite and the TLS primitives; real apt is what the product is tested with.
@@ -22,6 +23,11 @@ needs:
 test: export RUST_TEST_THREADS ?= 4
 test: needs
 	$(CARGO) test --locked
+
+# One engine, two cores: several at a time only wait for each other.
+e2e: export RUST_TEST_THREADS ?= 2
+e2e: needs
+	tools/engine.sh $(CARGO) test --locked --test containers
 
 check: format lint docs test
 
