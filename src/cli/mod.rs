@@ -1,9 +1,11 @@
 //! Commands.
 
+mod admin;
 mod client_config;
 mod config;
 mod dht;
 mod evict;
+mod health;
 mod import;
 mod key;
 mod migrate;
@@ -20,6 +22,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::bytes::Bytes;
+use crate::config::roles::Role;
 use crate::config::{Config, Faults, Flags, Sources};
 
 /// `EX_CONFIG` of sysexits: the settings are wrong.
@@ -39,6 +42,9 @@ struct Command {
 enum Verb {
     /// Serve apt clients (the default).
     Serve,
+    /// Serve apt clients as one of a site's replicas: on the index in PostgreSQL that they share, and
+    /// with a node of the swarm, if any, that `aptmesh dht` runs (`proxy.sidecar`).
+    Proxy,
     /// Bring the schema of the index's database up to date; several at once are safe. A PostgreSQL
     /// index needs it before its first use, and after an update that says so.
     Migrate {
@@ -62,6 +68,13 @@ enum Verb {
     },
     /// Tell how a running cache is doing.
     Status,
+    /// Tell whether the process that runs with these settings, be it a cache or a node, is ready: exit
+    /// code 1 and a reason if it is not, within 3 seconds.
+    Health {
+        /// Only whether it is there: it may be stopping, or not have found its swarm yet.
+        #[arg(long)]
+        live: bool,
+    },
     /// Store what lies elsewhere: packages, folders such as /var/cache/apt/archives, a mirror's tree,
     /// another cache's folder, a mounted ISO; beside a running cache or without one. Another run goes
     /// on where one was broken off.
@@ -139,21 +152,38 @@ impl SettingFlags {
 pub fn run() -> ExitCode {
     let command = Command::parse();
     let sources = command.settings.sources();
-    match Config::read(&sources) {
-        Ok(config) => report(execute(command.verb.unwrap_or(Verb::Serve), config, sources)),
+    let verb = command.verb.unwrap_or(Verb::Serve);
+    let config = Config::read(&sources).and_then(|config| {
+        verb.role().map_or(Ok(()), |role| config.fits(role))?;
+        Ok(config)
+    });
+    match config {
+        Ok(config) => report(execute(verb, config, sources)),
         Err(faults) => report_faults(&faults),
+    }
+}
+
+impl Verb {
+    /// What the settings have to be fit for.
+    const fn role(&self) -> Option<Role> {
+        match self {
+            Self::Proxy => Some(Role::Replica),
+            Self::Dht => Some(Role::Node),
+            _ => None,
+        }
     }
 }
 
 fn execute(verb: Verb, config: Config, sources: Sources) -> anyhow::Result<()> {
     match verb {
-        Verb::Serve => serve::run(config, sources),
+        Verb::Serve | Verb::Proxy => serve::run(config, sources),
         Verb::Dht => dht::run(config, &sources),
         Verb::Key => key::print(),
         Verb::Config => config::print(&config),
         Verb::Migrate { check } => migrate::run(&config, check),
         Verb::ClientConfig { url } => client_config::print(&config, url),
         Verb::Status => status::print(&config),
+        Verb::Health { live } => health::check(&config, live),
         Verb::Import { paths } => import::run(&config, paths),
         Verb::Scrub => scrub::run(&config),
         Verb::Evict { dry_run, bytes } => evict::run(&config, dry_run, bytes),

@@ -1,13 +1,12 @@
 //! `aptmesh status`: asks a running cache how it is doing.
 
 use std::fmt::Write as _;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::ensure;
 use serde_json::Value;
 
+use crate::cli::admin;
 use crate::config::Config;
 
 /// For how long an answer is waited for.
@@ -21,35 +20,10 @@ const WAYS: [(&str, &str); 6] = [
     ("given to peers:", "to_peers"),
     ("given to replicas:", "to_replicas"),
 ];
-/// More than any answer has.
-const ANSWER_MAX: u64 = 1024 * 1024;
-
 pub(super) fn print(config: &Config) -> anyhow::Result<()> {
-    let mut address = config.listen.admin;
-    if address.ip().is_unspecified() {
-        address.set_ip(match address {
-            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    let status = ask(address)
-        .with_context(|| format!("no aptmesh answers at http://{address} (listen.admin)"))?;
-    super::print_out(&render(&status)?)
-}
-
-/// One question over one connection: not worth a client with pools and redirects.
-fn ask(address: SocketAddr) -> anyhow::Result<Value> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    write!(stream, "GET /status.json HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.take(ANSWER_MAX).read_to_string(&mut answer)?;
-    let Some((head, body)) = answer.split_once("\r\n\r\n") else { bail!("not an HTTP answer") };
-    let status = head.lines().next().unwrap_or_default();
-    if !status.contains(" 200") {
-        bail!("it answered {status}");
-    }
-    Ok(serde_json::from_str(body)?)
+    let answer = admin::ask(config, "/status.json", PATIENCE)?;
+    ensure!(answer.is_ok, "it tells no status: {}", answer.body.trim());
+    super::print_out(&render(&serde_json::from_str(&answer.body)?)?)
 }
 
 fn render(status: &Value) -> anyhow::Result<String> {

@@ -1,6 +1,6 @@
 //! Opening surfaces.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -40,4 +40,13 @@ pub(super) async fn bind(
 pub(super) fn serve(listener: Listener, surface: Surface, phase: &watch::Receiver<Phase>) {
     let tasks = surface.tasks.clone();
     tasks.spawn(listener.serve(Arc::new(surface), phase.clone(), tasks.clone()));
+}
+
+/// Where this machine reaches what listens at `address`. Loopback of the fourth version is everywhere, that
+/// of the sixth is not, and what listens on all addresses takes both.
+pub(super) fn from_here(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    address
 }

@@ -1,6 +1,6 @@
 //! Puts the components together: the one place that names concrete backends.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use url::Url;
 
 use crate::announce::{self, Announcer};
+use crate::cli::surfaces;
 use crate::config::Config;
 use crate::dht::{self, Dht};
 use crate::engine::Engine;
@@ -120,21 +121,9 @@ fn swarm(
     background: &TaskTracker,
 ) -> anyhow::Result<Swarm> {
     let of_swarm = config.swarm.as_ref();
-    let sidecar = match of_swarm.and_then(|swarm| swarm.sidecar.clone()) {
-        Some(url) => Some(url),
-        None => own.map(local_url).transpose()?,
-    };
+    let own = own.map(|address| Url::parse(&format!("http://{}", surfaces::from_here(address))));
+    let sidecar = of_swarm.and_then(|swarm| swarm.sidecar.clone()).or(own.transpose()?);
     Ok(Swarm::new(of_swarm.zip(sidecar.as_ref()), metrics, background)?)
-}
-
-/// Where this machine reaches what listens at `address`.
-fn local_url(address: SocketAddr) -> anyhow::Result<Url> {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    Ok(Url::parse(&format!("http://{}", SocketAddr::new(ip, address.port())))?)
 }
 
 /// Starts the node of the swarm; with an index, it tells what is in there.

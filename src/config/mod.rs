@@ -4,6 +4,7 @@
 pub mod bytes;
 mod keyrings;
 mod keys;
+pub mod roles;
 mod sources;
 mod swarm;
 mod values;

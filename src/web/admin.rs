@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
+use serde::Deserialize;
 use serde_json::json;
 use tokio::time::timeout;
 use warp::filters::BoxedFilter;
@@ -30,6 +31,13 @@ pub struct Admin {
     started: Instant,
     phase: tokio::sync::watch::Receiver<Phase>,
     watched_at: Mutex<Option<Instant>>,
+}
+
+/// Who asks whether it is ready.
+#[derive(Deserialize)]
+struct By {
+    /// Set by the process's own health check, which sends no clients here.
+    own: Option<bool>,
 }
 
 impl Admin {
@@ -57,8 +65,10 @@ impl Admin {
     pub fn routes(self: Arc<Self>) -> BoxedFilter<(Response,)> {
         let admin = warp::any().map(move || Arc::clone(&self));
         let livez = warp::path!("livez").map(|| "alive\n".into_response());
-        let readyz =
-            warp::path!("readyz").and(admin.clone()).map(|admin: Arc<Admin>| readyz(&admin));
+        let readyz = warp::path!("readyz")
+            .and(warp::query())
+            .and(admin.clone())
+            .map(|by: By, admin: Arc<Admin>| readyz(&by, &admin));
         let metrics = warp::path!("metrics")
             .and(admin.clone())
             .map(|admin: Arc<Admin>| metrics(&admin.metrics));
@@ -70,9 +80,11 @@ impl Admin {
 
 /// Ready means that apt is served: a volume that takes nothing, or an index that is away, is told of,
 /// but is no reason to send clients away.
-fn readyz(admin: &Admin) -> Response {
-    let watched_at = &admin.watched_at;
-    *watched_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+fn readyz(by: &By, admin: &Admin) -> Response {
+    if by.own != Some(true) {
+        let watched_at = &admin.watched_at;
+        *watched_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
     if *admin.phase.borrow() != Phase::Serving {
         let reply = warp::reply::with_status("stopping\n", StatusCode::SERVICE_UNAVAILABLE);
         return reply.into_response();

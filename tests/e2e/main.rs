@@ -33,6 +33,7 @@ mod postgres;
 mod prefetch;
 mod quota;
 mod replicas;
+mod roles;
 mod signatures;
 mod streaming;
 mod swarm;

@@ -42,6 +42,7 @@ fn after(prefix: &[String], command: Command) -> Command {
 
 /// How a proxy is to be started.
 pub struct Build {
+    verb: &'static str,
     data: Option<PathBuf>,
     env: Vec<(String, OsString)>,
     args: Vec<OsString>,
@@ -67,6 +68,12 @@ impl Build {
     /// Listens on another loopback address.
     pub fn at(mut self, ip: IpAddr) -> Self {
         self.addresses = [SocketAddr::from((ip, 0)); 2];
+        self
+    }
+
+    /// Runs this command instead of `serve`.
+    pub fn verb(mut self, verb: &'static str) -> Self {
+        self.verb = verb;
         self
     }
 
@@ -97,7 +104,7 @@ impl Build {
     fn command(&self, data: &Path) -> Command {
         let mut command = after(&self.prefix, aptmesh());
         command
-            .args(["serve", "--listen", &self.addresses[0].to_string()])
+            .args([self.verb, "--listen", &self.addresses[0].to_string()])
             .args(["--admin-listen", &self.addresses[1].to_string(), "--data"])
             .arg(data)
             .args(&self.args)
@@ -129,7 +136,8 @@ impl Proxy {
 
     pub fn build() -> Build {
         let addresses = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); 2];
-        Build { data: None, env: Vec::new(), args: Vec::new(), addresses, prefix: Vec::new() }
+        let (env, args, prefix) = (Vec::new(), Vec::new(), Vec::new());
+        Build { verb: "serve", data: None, env, args, addresses, prefix }
     }
 
     /// Where apt talks to.
