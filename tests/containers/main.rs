@@ -7,3 +7,4 @@ mod kit;
 mod engine;
 
 mod image;
+mod site;
