@@ -33,6 +33,8 @@ impl Site {
         site.set("SITE_BIND", "127.0.0.1");
         site.set("SITE_IMAGE", image);
         site.set("APTMESH_MIRROR_ALLOW_PRIVATE", &HostArchive::read().hosts().join(","));
+        // The disk and the processors are shared with other tests.
+        site.set("APTMESH_INDEX_PATIENCE", "5s");
         // Debian has no Grafana to make a stand-in of.
         site.set("COMPOSE_PROFILES", "");
         site
