@@ -39,9 +39,9 @@ async fn serve(config: Config, sources: &Sources) -> anyhow::Result<()> {
     let node = wiring::node(config.dht.clone(), index, &metrics, &phases, &background).await?;
     let sidecar = &node.sidecar;
     let api = Surface::inner(Arc::clone(sidecar).api_routes(), &connections);
-    let api = open(api, config.listen.sidecar, "listen.sidecar", &config, &phases).await?;
+    let api = open(api, config.listen.sidecar, "listen.sidecar", &config, &phases)?;
     let admin = Surface::inner(Arc::clone(sidecar).admin_routes(), &connections);
-    let admin = open(admin, config.listen.admin, "listen.admin", &config, &phases).await?;
+    let admin = open(admin, config.listen.admin, "listen.admin", &config, &phases)?;
     super::print_out(&format!(
         "aptmesh {}\n  dht on {}\n  sidecar on http://{api}\n  admin on http://{admin}\n  data in {}\n",
         env!("CARGO_PKG_VERSION"),

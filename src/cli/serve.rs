@@ -45,11 +45,11 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     let connections = TaskTracker::new();
     // The node tells others where we are, and the proxy asks its node.
     let peer = match config.listen.peer {
-        Some(address) => Some(surfaces::bind(address, "listen.peer", &config).await?),
+        Some(address) => Some(surfaces::bind(address, "listen.peer", &config)?),
         None => None,
     };
     let sidecar = match config.own_api() {
-        Some(address) => Some(surfaces::bind(address, "listen.sidecar", &config).await?),
+        Some(address) => Some(surfaces::bind(address, "listen.sidecar", &config)?),
         None => None,
     };
     let address_of = |door: &Option<Listener>| door.as_ref().map(Listener::address).transpose();
@@ -64,7 +64,7 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
             served_bytes: Some(parts.engine.metrics().served_bytes.clone()),
             tasks: connections.clone(),
         };
-        let address = open(surface, *address, "listen.proxy", &config, &phases).await?;
+        let address = open(surface, *address, "listen.proxy", &config, &phases)?;
         greeting.proxies.push(address);
     }
     if let Some(peer) = peer {
@@ -80,7 +80,7 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     }
     let (_stop_admin, admin_phases) = watch::channel(Phase::Serving);
     let admin = Surface::inner(Arc::clone(&parts.admin).routes(), &background);
-    let admin = open(admin, config.listen.admin, "listen.admin", &config, &admin_phases).await?;
+    let admin = open(admin, config.listen.admin, "listen.admin", &config, &admin_phases)?;
     greeting.others.push(format!("admin on http://{admin}"));
     parts.engine.meet_fellows(&background).await;
 

@@ -10,7 +10,7 @@ mod swarm;
 mod values;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -92,7 +92,7 @@ impl Listen {
     fn read(reader: &mut values::Reader<'_>, gives: bool) -> Self {
         let peer = reader.value("listen.peer");
         Self {
-            proxy: reader.list("listen.proxy"),
+            proxy: without_covered(reader.list("listen.proxy")),
             admin: reader.value("listen.admin"),
             peer: gives.then_some(peer),
             sidecar: reader.value("listen.sidecar"),
@@ -177,6 +177,17 @@ impl Config {
         };
         if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
     }
+}
+
+/// `[::]` takes IPv4 too: `0.0.0.0` beside it would find the port taken.
+fn without_covered(mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let all = addresses.clone();
+    let is_covered = |address: &SocketAddr| {
+        let whole = SocketAddr::from((Ipv6Addr::UNSPECIFIED, address.port()));
+        address.ip() == Ipv4Addr::UNSPECIFIED && address.port() != 0 && all.contains(&whole)
+    };
+    addresses.retain(|address| !is_covered(address));
+    addresses
 }
 
 fn mirror_of(reader: &mut values::Reader<'_>, groups: &Groups) -> mirror::Config {

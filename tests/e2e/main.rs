@@ -26,6 +26,7 @@ mod https;
 mod import;
 mod learning;
 mod lifecycle;
+mod listening;
 mod misbehaviour;
 mod offline;
 mod pipelining;
