@@ -26,6 +26,10 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every word that [`Self::label`] says.
+    pub const LABELS: [&str; 7] =
+        ["release", "index", "by_hash", "package", "patch", "installer", "other"];
+
     /// Tells the kind of the resource at `path` (decoded, with or without a leading slash).
     #[must_use]
     pub fn of(path: &str) -> Self {
@@ -208,6 +212,7 @@ mod tests {
         ];
         for (path, kind) in table {
             assert_eq!(Kind::of(path), kind, "{path}");
+            assert!(Kind::LABELS.contains(&kind.label()));
         }
     }
 

@@ -121,10 +121,11 @@ impl Late {
                 "aptmesh_engine_late_notes",
                 "What the index could not be told yet: kept until it can be.",
             ),
-            ended: metrics.counters(
+            ended: metrics.counters_of(
                 "aptmesh_engine_late_notes_total",
                 "What the index could not be told at its time, by what became of it.",
-                &["outcome"],
+                "outcome",
+                &["told", "lost"],
             ),
         }
     }

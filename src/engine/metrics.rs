@@ -2,6 +2,8 @@
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 
+use crate::archive::kind::Kind;
+use crate::engine::outcome::Source;
 use crate::telemetry::metrics::Metrics;
 
 /// The engine's metrics.
@@ -30,12 +32,17 @@ impl EngineMetrics {
     /// Declares them.
     #[must_use]
     pub fn new(metrics: &Metrics) -> Self {
+        let served = metrics.counters(
+            "aptmesh_engine_served_total",
+            "Requests answered, by kind of resource, source of the bytes and outcome.",
+            &["resource", "source", "outcome"],
+        );
+        // So that no errors are 0 errors, and the first one is an increase.
+        for resource in Kind::LABELS {
+            served.with_label_values(&[resource, "none", "error"]);
+        }
         Self {
-            served: metrics.counters(
-                "aptmesh_engine_served_total",
-                "Requests answered, by kind of resource, source of the bytes and outcome.",
-                &["resource", "source", "outcome"],
-            ),
+            served,
             served_bytes: metrics.counters(
                 "aptmesh_engine_served_bytes_total",
                 "Bytes of bodies handed to clients, by source.",
@@ -60,10 +67,11 @@ impl EngineMetrics {
                 "aptmesh_engine_taken_over_total",
                 "Downloads that another replica left and this one went on with.",
             ),
-            verify_failures: metrics.counters(
+            verify_failures: metrics.counters_of(
                 "aptmesh_engine_verify_failures_total",
                 "Bodies that were not what their name promised, by source.",
-                &["source"],
+                "source",
+                &Source::ALL.map(Source::label),
             ),
             stored_bytes: metrics
                 .counter("aptmesh_engine_stored_bytes_total", "Bytes of blobs newly stored."),

@@ -161,10 +161,11 @@ struct Unused {
 
 impl Watched {
     fn new(metrics: &Metrics) -> Self {
-        let bytes = metrics.counters(
+        let bytes = metrics.counters_of(
             "aptmesh_engine_prefetched_bytes_total",
             "Bytes of packages fetched before anybody asked, of those used then, and of those not.",
-            &["fate"],
+            "fate",
+            &["fetched", "used", "wasted"],
         );
         Self { unused: Arc::default(), bytes }
     }

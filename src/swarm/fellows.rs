@@ -89,10 +89,11 @@ impl Fellows {
         Ok(Self {
             client: client::builder(CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX).build()?,
             bench: Arc::default(),
-            requests: metrics.counters(
+            requests: metrics.counters_of(
                 "aptmesh_swarm_requests_total",
                 "Blobs asked of other replicas, by what came of it.",
-                &["answer"],
+                "answer",
+                &["given", "absent", "forbidden", "trouble", "silent"],
             ),
             bytes,
         })

@@ -29,6 +29,23 @@ impl Metrics {
         self.declare(IntCounterVec::new(Opts::new(name, help), labels))
     }
 
+    /// Declares a counter with one label, of which these values are there from the start: what never
+    /// happened is 0, and its first time counts as an increase too.
+    #[must_use]
+    pub fn counters_of(
+        &self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: &[&str],
+    ) -> IntCounterVec {
+        let counters = self.counters(name, help, &[label]);
+        for value in values {
+            counters.with_label_values(&[value]);
+        }
+        counters
+    }
+
     /// Declares a gauge.
     #[must_use]
     pub fn gauge(&self, name: &str, help: &str) -> IntGauge {

@@ -28,6 +28,7 @@ mod learning;
 mod lifecycle;
 mod listening;
 mod misbehaviour;
+mod observability;
 mod offline;
 mod pipelining;
 mod postgres;

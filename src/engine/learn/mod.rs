@@ -106,10 +106,11 @@ impl Learner {
             failed: Vec::new(),
             with_fellows: Vec::new(),
             heard: 0,
-            learnt: metrics.counters(
+            learnt: metrics.counters_of(
                 "aptmesh_engine_learnt_lists_total",
                 "Lists that were looked at to learn from, by outcome.",
-                &["outcome"],
+                "outcome",
+                &["learnt", "refused", "failed"],
             ),
         };
         tasks.spawn(student.run(waiting));

@@ -74,10 +74,11 @@ pub(in crate::engine) struct Case<'a> {
 
 impl Judge {
     pub(in crate::engine) fn new(config: Config, metrics: &Metrics) -> Self {
-        let judged = metrics.counters(
+        let judged = metrics.counters_of(
             "aptmesh_engine_release_verdicts_total",
             "Release files that were judged, by verdict.",
-            &["verdict"],
+            "verdict",
+            &["good", "bad", "expired", "older", "unknown_key", "unsigned"],
         );
         Self { config, judged }
     }

@@ -65,6 +65,8 @@ pub enum Reason {
 }
 
 impl Reason {
+    const ALL: [Self; 3] = [Self::Disused, Self::Unreferenced, Self::LeastUsed];
+
     /// The word for metric labels and people.
     #[must_use]
     pub fn label(self) -> &'static str {
@@ -130,15 +132,17 @@ impl Evictor {
             memory: Arc::clone(memory),
             moves: Arc::default(),
             pins: ArcSwap::from_pointee(pins.to_vec()),
-            bytes: metrics.counters(
+            bytes: metrics.counters_of(
                 "aptmesh_store_evicted_bytes_total",
                 "Bytes of blobs that were evicted, by reason.",
-                &["reason"],
+                "reason",
+                &Reason::ALL.map(Reason::label),
             ),
-            blobs: metrics.counters(
+            blobs: metrics.counters_of(
                 "aptmesh_store_evicted_blobs_total",
                 "Blobs that were evicted, by reason.",
-                &["reason"],
+                "reason",
+                &Reason::ALL.map(Reason::label),
             ),
         }
     }

@@ -18,6 +18,7 @@ pub mod link;
 pub mod mirror;
 pub mod node;
 pub mod postgres;
+pub mod prometheus;
 pub mod proxy;
 pub mod remote;
 mod selftest;

@@ -1,0 +1,102 @@
+//! The real Prometheus, as operators run it.
+
+use super::postgres::free_port;
+use super::{client, wait_until};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use tempfile::TempDir;
+
+const START_TIME: Duration = Duration::from_secs(60);
+
+/// A server that looks at its targets every second. It is killed when it is dropped.
+pub struct Prometheus {
+    address: SocketAddr,
+    server: Child,
+    folder: TempDir,
+}
+
+impl Prometheus {
+    /// Scrapes these for a job of this name, and has the repository's alerts.
+    pub fn start(job: &str, targets: &[SocketAddr]) -> Self {
+        let folder = TempDir::new().expect("a folder");
+        let targets: Vec<String> = targets.iter().map(|target| format!("'{target}'")).collect();
+        let config = format!(
+            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n\
+             rule_files: ['{}/dashboards/alerts.yaml']\n\
+             scrape_configs:\n- job_name: {job}\n  static_configs: [{{targets: [{}]}}]\n",
+            env!("CARGO_MANIFEST_DIR"),
+            targets.join(", ")
+        );
+        let file = folder.path().join("prometheus.yml");
+        fs::write(&file, config).expect("a file");
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+        let log = fs::File::create(folder.path().join("log")).expect("a log");
+        let server = Command::new("prometheus")
+            .arg(format!("--config.file={}", file.display()))
+            .arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()))
+            .arg(format!("--web.listen-address={address}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("Debian's package prometheus");
+        let prometheus = Self { address, server, folder };
+        wait_until(START_TIME, "Prometheus", || prometheus.is_ready());
+        prometheus
+    }
+
+    fn is_ready(&self) -> bool {
+        std::net::TcpStream::connect(self.address).is_ok()
+            && client::get(self.address, "/-/ready").status == 200
+    }
+
+    /// What it has for an expression now: labels and values.
+    pub fn query(&self, expression: &str) -> Vec<(Value, f64)> {
+        let encoded = utf8_percent_encode(expression, NON_ALPHANUMERIC);
+        let found = self.api(&format!("/api/v1/query?query={encoded}"));
+        let found = found["result"].as_array().unwrap_or_else(|| panic!("{expression}: {found}"));
+        let sample = |one: &Value| {
+            let value = one["value"][1].as_str().expect("a value").parse().expect("a number");
+            (one["metric"].clone(), value)
+        };
+        found.iter().map(sample).collect()
+    }
+
+    /// The value of an expression that has only one; `None`: it has none, or it is no number.
+    pub fn value(&self, expression: &str) -> Option<f64> {
+        let found = self.query(expression);
+        assert!(found.len() <= 1, "{expression}: {found:?}");
+        found.first().map(|(_, value)| *value).filter(|value| !value.is_nan())
+    }
+
+    /// Alerts and their expressions.
+    pub fn alerts(&self) -> Vec<(String, String)> {
+        let groups = self.api("/api/v1/rules");
+        let groups = groups["groups"].as_array().expect("groups").iter();
+        let rules = groups.flat_map(|group| group["rules"].as_array().expect("rules"));
+        let words = |rule: &Value, key: &str| rule[key].as_str().expect("words").to_owned();
+        rules.map(|rule| (words(rule, "name"), words(rule, "query"))).collect()
+    }
+
+    fn api(&self, target: &str) -> Value {
+        let reply = client::get(self.address, target);
+        let said: Value = serde_json::from_slice(&reply.body).expect("JSON");
+        assert_eq!(said["status"], "success", "{target}: {said}\n{}", self.log());
+        said["data"].clone()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        drop(self.server.kill());
+        drop(self.server.wait());
+    }
+}
