@@ -50,9 +50,11 @@ fn declared() -> BTreeSet<String> {
                 path if path.is_dir() => walk(&path, found),
                 path => {
                     let source = fs::read_to_string(path).unwrap();
-                    found.extend(metrics_in(&source).into_iter().filter(|name| {
-                        source.contains(&format!("\"{name}\""))
-                    }));
+                    found.extend(
+                        metrics_in(&source)
+                            .into_iter()
+                            .filter(|name| source.contains(&format!("\"{name}\""))),
+                    );
                 }
             }
         }

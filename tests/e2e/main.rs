@@ -2,6 +2,7 @@
 
 mod kit;
 
+mod alerts;
 mod announce;
 mod apt;
 mod consistency;

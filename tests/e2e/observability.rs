@@ -25,8 +25,12 @@ struct Busy {
 impl Busy {
     fn new() -> Self {
         let names = ["large", "larger", "small", "smaller"];
-        let swarm =
-            Swarm::of(&[(names[0], 5 * MB), (names[1], 3 * MB), (names[2], 9_000), (names[3], 5_000)]);
+        let swarm = Swarm::of(&[
+            (names[0], 5 * MB),
+            (names[1], 3 * MB),
+            (names[2], 9_000),
+            (names[3], 5_000),
+        ]);
         let server = Postgres::start();
         let site = |seeds: &[&Site]| {
             let url = migrated(&server);
@@ -79,9 +83,9 @@ fn panels(dashboard: &str) -> Vec<(String, String)> {
 fn filled_in(expression: &str) -> String {
     let variables =
         [("$__rate_interval", "5m"), ("$__range", "5m"), ("$job", ".+"), ("$instance", ".+")];
-    let filled = variables.iter().fold(expression.to_owned(), |text, (name, value)| {
-        text.replace(name, value)
-    });
+    let filled = variables
+        .iter()
+        .fold(expression.to_owned(), |text, (name, value)| text.replace(name, value));
     assert!(!filled.contains('$'), "{filled}");
     filled
 }
