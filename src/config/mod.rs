@@ -71,6 +71,8 @@ pub struct Listen {
     pub peer: Option<SocketAddr>,
     /// For the proxy of the node.
     pub sidecar: SocketAddr,
+    /// Who may say for whom a connection is.
+    pub balancers: Vec<IpNet>,
     /// Connections at a time, per address.
     pub connections_max: usize,
     /// For how long newcomers are served after it says that it is not ready any more.
@@ -96,6 +98,7 @@ impl Listen {
             admin: reader.value("listen.admin"),
             peer: gives.then_some(peer),
             sidecar: reader.value("listen.sidecar"),
+            balancers: reader.list("listen.balancers"),
             connections_max: reader.number("listen.connections", CONNECTIONS_MAX),
             drain_delay: reader.duration("listen.drain_delay"),
         }
