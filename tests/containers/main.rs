@@ -10,3 +10,4 @@ mod chart;
 mod image;
 mod package;
 mod pod;
+mod site;
