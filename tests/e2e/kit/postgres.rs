@@ -501,7 +501,7 @@ fn give_away(path: &Path) {
 }
 
 /// Nobody else takes it in the moment before it is used, as a rule.
-pub(super) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("an address").port()
 }
