@@ -7,7 +7,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
-use crate::cli::serve::{Signals, raise_file_limit, read_again};
+use crate::cli::manager;
+use crate::cli::serve::{LEAVE_MAX, Signals, raise_file_limit, read_again};
 use crate::cli::surfaces::open;
 use crate::cli::wiring;
 use crate::config::{Config, Sources};
@@ -39,19 +40,30 @@ async fn serve(config: Config, sources: &Sources) -> anyhow::Result<()> {
     let node = wiring::node(config.dht.clone(), index, &metrics, &phases, &background).await?;
     let sidecar = &node.sidecar;
     let api = Surface::inner(Arc::clone(sidecar).api_routes(), &connections);
-    let api = open(api, config.listen.sidecar, "listen.sidecar", &config, &phases).await?;
+    let api = open(api, config.listen.sidecar, "listen.sidecar", &config, &phases)?;
     let admin = Surface::inner(Arc::clone(sidecar).admin_routes(), &connections);
-    let admin = open(admin, config.listen.admin, "listen.admin", &config, &phases).await?;
+    let admin = open(admin, config.listen.admin, "listen.admin", &config, &phases)?;
+    let listening = [
+        format!("dht on {}", node.dht.address()),
+        format!("sidecar on http://{api}"),
+        format!("admin on http://{admin}"),
+    ];
     super::print_out(&format!(
-        "aptmesh {}\n  dht on {}\n  sidecar on http://{api}\n  admin on http://{admin}\n  data in {}\n",
+        "aptmesh {}\n  {}\n  data in {}\n",
         env!("CARGO_PKG_VERSION"),
-        node.dht.address(),
+        listening.join("\n  "),
         config.dht.data.display(),
     ))?;
-    wait_for_stop(&mut signals, config, sources).await;
+    let status = listening.join(", ");
+    manager::ready(&status);
+    manager::keep_alive(&background);
+    wait_for_stop(&mut signals, config, sources, &status).await;
     tracing::info!("stopping: telling the other nodes");
+    manager::stopping("telling the other nodes");
     phase.send_replace(Phase::Leaving);
-    node.leave().await;
+    if timeout(LEAVE_MAX, node.leave()).await.is_err() {
+        tracing::debug!("others will notice later that this node has left");
+    }
     phase.send_replace(Phase::Closing);
     connections.close();
     if timeout(DRAIN_MAX, connections.wait()).await.is_err() {
@@ -61,13 +73,15 @@ async fn serve(config: Config, sources: &Sources) -> anyhow::Result<()> {
 }
 
 /// SIGTERM or SIGINT. SIGHUP reads the settings again; nothing of a node changes while it runs.
-async fn wait_for_stop(signals: &mut Signals, mut config: Config, sources: &Sources) {
+async fn wait_for_stop(signals: &mut Signals, mut config: Config, sources: &Sources, status: &str) {
     loop {
         tokio::select! {
             _ = signals.terminate.recv() => return,
             _ = signals.interrupt.recv() => return,
             _ = signals.hang_up.recv() => {
+                manager::reloading();
                 config = read_again(&config, sources, false).unwrap_or(config);
+                manager::ready(status);
             }
         }
     }

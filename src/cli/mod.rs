@@ -8,6 +8,8 @@ mod evict;
 mod health;
 mod import;
 mod key;
+mod manager;
+mod manual;
 mod migrate;
 mod progress;
 mod scrub;
@@ -42,52 +44,69 @@ struct Command {
 enum Verb {
     /// Serve apt clients (the default).
     Serve,
-    /// Serve apt clients as one of a site's replicas: on the index in PostgreSQL that they share, and
-    /// with a node of the swarm, if any, that `aptmesh dht` runs (`proxy.sidecar`).
+    /// Serve apt clients as one of a site's replicas.
+    ///
+    /// They share an index in PostgreSQL (`index.url`); a node of the swarm, if any, is run by
+    /// `aptmesh dht` (`proxy.sidecar`).
     Proxy,
-    /// Bring the schema of the index's database up to date; several at once are safe. A PostgreSQL
-    /// index needs it before its first use, and after an update that says so.
+    /// Bring the schema of the index's database up to date.
+    ///
+    /// Several at once are safe. A PostgreSQL index needs it before its first use, and after an update
+    /// that says so.
     Migrate {
         /// Only tell whether it is: exit code 1 if not.
         #[arg(long)]
         check: bool,
     },
-    /// Run a node of the swarm's DHT: the sidecar of a proxy, or by itself a first place for others to
-    /// look.
+    /// Run a node of the swarm's DHT.
+    ///
+    /// It is the sidecar of a proxy, or by itself a first place for others to look.
     Dht,
     /// Make a key for a swarm, to be set as `swarm.key` on all of its machines.
     Key,
     /// Print the effective settings, with what each is for.
     Config,
-    /// Print a script that points a client's apt at this cache, falling back to the mirrors
-    /// whenever the cache is away.
+    /// Print a script that points a client's apt at this cache.
+    ///
+    /// Apt falls back to the mirrors whenever the cache is away.
     ClientConfig {
         /// The cache, as clients reach it.
         #[arg(long, value_name = "URL")]
         url: Option<String>,
     },
+    /// Write manual pages and completions below a folder, for packages.
+    #[command(hide = true)]
+    Manual {
+        /// The folder.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
     /// Tell how a running cache is doing.
     Status,
-    /// Tell whether the process that runs with these settings, be it a cache or a node, is ready: exit
-    /// code 1 and a reason if it is not, within 3 seconds.
+    /// Tell whether the process that runs with these settings is ready.
+    ///
+    /// It may be a cache or a node. Exit code 1 and a reason if it is not; that takes 3 seconds at most.
     Health {
         /// Only whether it is there: it may be stopping, or not have found its swarm yet.
         #[arg(long)]
         live: bool,
     },
-    /// Store what lies elsewhere: packages, folders such as /var/cache/apt/archives, a mirror's tree,
-    /// another cache's folder, a mounted ISO; beside a running cache or without one. Another run goes
-    /// on where one was broken off.
+    /// Store what lies elsewhere, beside a running cache or without one.
+    ///
+    /// Packages, folders such as /var/cache/apt/archives, a mirror's tree, another cache's folder, a
+    /// mounted ISO. Another run goes on where one was broken off.
     Import {
         /// Files and folders; symbolic links below them are not followed.
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<PathBuf>,
     },
-    /// Read all that is stored, now, and drop what the disk has spoilt; beside a running cache or
-    /// without one. Exit code 1 if there was any.
+    /// Read all that is stored, now, and drop what the disk has spoilt.
+    ///
+    /// Beside a running cache or without one. Exit code 1 if there was any.
     Scrub,
-    /// Make room on the volume, beside a running cache or without one; by itself, a cache does so
-    /// when it has to.
+    /// Make room on the volume, beside a running cache or without one.
+    ///
+    /// By itself, a cache does so when it has to.
     Evict {
         /// Only tell what would go, and why.
         #[arg(long)]
@@ -182,6 +201,7 @@ fn execute(verb: Verb, config: Config, sources: Sources) -> anyhow::Result<()> {
         Verb::Config => config::print(&config),
         Verb::Migrate { check } => migrate::run(&config, check),
         Verb::ClientConfig { url } => client_config::print(&config, url),
+        Verb::Manual { folder } => manual::write(&folder),
         Verb::Status => status::print(&config),
         Verb::Health { live } => health::check(&config, live),
         Verb::Import { paths } => import::run(&config, paths),

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
+use crate::cli::manager;
 use crate::cli::surfaces::{self, open};
 use crate::cli::wiring::{self, Parts, Places};
 use crate::config::{Config, Sources};
@@ -17,9 +18,12 @@ use crate::web::connection::Surface;
 use crate::web::listener::Listener;
 use crate::web::phase::Phase;
 
-/// For how long answers and flights may go on after the signal to stop: a little less than
-/// Kubernetes waits before it kills.
+/// For how long answers and flights may go on after the signal to stop: with what is to be told the index
+/// then, a little less than Kubernetes waits before it kills.
 const DRAIN_MAX: Duration = Duration::from_secs(25);
+/// For how long others are told, before, that this process leaves: a node takes 3.5 seconds at most, if it is
+/// not stuck.
+pub(super) const LEAVE_MAX: Duration = Duration::from_secs(5);
 /// The same, after nobody comes in any more, however long an operator has newcomers let in.
 const CLOSING_MIN: Duration = Duration::from_secs(10);
 /// Who asks seldomer than this whether it is ready is no balancer.
@@ -45,11 +49,11 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     let connections = TaskTracker::new();
     // The node tells others where we are, and the proxy asks its node.
     let peer = match config.listen.peer {
-        Some(address) => Some(surfaces::bind(address, "listen.peer", &config).await?),
+        Some(address) => Some(surfaces::bind(address, "listen.peer", &config)?),
         None => None,
     };
     let sidecar = match config.own_api() {
-        Some(address) => Some(surfaces::bind(address, "listen.sidecar", &config).await?),
+        Some(address) => Some(surfaces::bind(address, "listen.sidecar", &config)?),
         None => None,
     };
     let address_of = |door: &Option<Listener>| door.as_ref().map(Listener::address).transpose();
@@ -62,13 +66,17 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
             routes: parts.proxy.routes(),
             proxy: Some(Arc::clone(&parts.proxy)),
             served_bytes: Some(parts.engine.metrics().served_bytes.clone()),
+            balancers: Some(Arc::clone(&parts.balancers)),
             tasks: connections.clone(),
         };
-        let address = open(surface, *address, "listen.proxy", &config, &phases).await?;
+        let address = open(surface, *address, "listen.proxy", &config, &phases)?;
         greeting.proxies.push(address);
     }
     if let Some(peer) = peer {
-        let surface = Surface::inner(parts.peer.routes(), &connections);
+        let surface = Surface {
+            balancers: Some(Arc::clone(&parts.balancers)),
+            ..Surface::inner(parts.peer.routes(), &connections)
+        };
         greeting.others.extend(places.peer.map(|address| format!("peer on http://{address}")));
         surfaces::serve(peer, surface, &phases);
     }
@@ -80,31 +88,55 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     }
     let (_stop_admin, admin_phases) = watch::channel(Phase::Serving);
     let admin = Surface::inner(Arc::clone(&parts.admin).routes(), &background);
-    let admin = open(admin, config.listen.admin, "listen.admin", &config, &admin_phases).await?;
+    let admin = open(admin, config.listen.admin, "listen.admin", &config, &admin_phases)?;
     greeting.others.push(format!("admin on http://{admin}"));
     parts.engine.meet_fellows(&background).await;
 
     // Before anybody can know that it runs: until then a signal would just kill it.
     let mut signals = Signals::listen()?;
     super::print_out(&greeting.text(&config))?;
-    let told = wait_for_stop(&mut signals, &parts, &config, &sources).await;
+    let running = Running { parts, sources, status: greeting.listening().join(", ") };
+    manager::ready(&running.status);
+    manager::keep_alive(&background);
+    let told = wait_for_stop(&mut signals, &running, &config).await;
     let until = Instant::now() + DRAIN_MAX;
+    manager::stopping("seeing clients off");
     phase.send_replace(Phase::Leaving);
-    tokio::join!(parts.engine.leave_fellows(), leave_swarm(&parts));
-    if told == Told::ToTerminate && parts.admin.is_watched(WATCHED_WITHIN) {
-        let delay = config.listen.drain_delay;
-        tracing::info!("not ready any more; newcomers are served for another {delay:?}");
-        tokio::select! {
-            () = sleep(delay) => {}
-            () = signals.stop() => {}
-        }
+    leave(&running.parts).await;
+    if told == Told::ToTerminate && running.parts.admin.is_watched(WATCHED_WITHIN) {
+        linger(&mut signals, config.listen.drain_delay).await;
     }
     let until = until.max(Instant::now() + CLOSING_MIN);
     let left = until.duration_since(Instant::now()).as_secs();
     tracing::info!("stopping: no new connections, {left} s for what is under way");
     phase.send_replace(Phase::Closing);
-    stop(&parts, &connections, until).await;
+    stop(&running.parts, &connections, until).await;
     Ok(())
+}
+
+/// A process that serves.
+struct Running {
+    parts: Parts,
+    sources: Sources,
+    /// What its manager shows of it.
+    status: String,
+}
+
+/// Tells other replicas and the swarm.
+async fn leave(parts: &Parts) {
+    let told = async { tokio::join!(parts.engine.leave_fellows(), leave_swarm(parts)) };
+    if timeout(LEAVE_MAX, told).await.is_err() {
+        tracing::debug!("others will notice later that this process has left");
+    }
+}
+
+/// Lets newcomers in until balancers have noticed, or somebody is in a hurry.
+async fn linger(signals: &mut Signals, delay: Duration) {
+    tracing::info!("not ready any more; newcomers are served for another {delay:?}");
+    tokio::select! {
+        () = sleep(delay) => {}
+        () = signals.stop() => {}
+    }
 }
 
 async fn leave_swarm(parts: &Parts) {
@@ -121,9 +153,12 @@ struct Greeting {
 }
 
 impl Greeting {
-    fn text(&self, config: &Config) -> String {
+    fn listening(&self) -> Vec<String> {
         let proxies = self.proxies.iter().map(|address| format!("proxy on http://{address}"));
-        let listening: Vec<String> = proxies.chain(self.others.iter().cloned()).collect();
+        proxies.chain(self.others.iter().cloned()).collect()
+    }
+
+    fn text(&self, config: &Config) -> String {
         let example = self.proxies.first().map(ToString::to_string).unwrap_or_default();
         format!(
             "aptmesh {}
@@ -134,7 +169,7 @@ Point apt at it:
   echo 'Acquire::http::Proxy \"http://{example}\";' | sudo tee /etc/apt/apt.conf.d/30aptmesh
 ",
             env!("CARGO_PKG_VERSION"),
-            listening.join("\n  "),
+            self.listening().join("\n  "),
             config.store.dir.display(),
         )
     }
@@ -175,18 +210,17 @@ enum Told {
 }
 
 /// SIGTERM or SIGINT; SIGHUP reads the settings again.
-async fn wait_for_stop(
-    signals: &mut Signals,
-    parts: &Parts,
-    config: &Config,
-    sources: &Sources,
-) -> Told {
+async fn wait_for_stop(signals: &mut Signals, running: &Running, config: &Config) -> Told {
     let mut current = config.clone();
     loop {
         tokio::select! {
             _ = signals.terminate.recv() => return Told::ToTerminate,
             _ = signals.interrupt.recv() => return Told::ToBreakOff,
-            _ = signals.hang_up.recv() => reload(parts, &mut current, sources).await,
+            _ = signals.hang_up.recv() => {
+                manager::reloading();
+                reload(&running.parts, &mut current, &running.sources).await;
+                manager::ready(&running.status);
+            }
         }
     }
 }

@@ -12,27 +12,22 @@ use crate::web::listener::Listener;
 use crate::web::phase::Phase;
 
 /// Offers a surface at the address that the setting `key` names, until the process is closing.
-pub(super) async fn open(
+pub(super) fn open(
     surface: Surface,
     address: SocketAddr,
     key: &str,
     config: &Config,
     phase: &watch::Receiver<Phase>,
 ) -> anyhow::Result<SocketAddr> {
-    let listener = bind(address, key, config).await?;
+    let listener = bind(address, key, config)?;
     let address = listener.address()?;
     serve(listener, surface, phase);
     Ok(address)
 }
 
 /// Takes the address that the setting `key` names.
-pub(super) async fn bind(
-    address: SocketAddr,
-    key: &str,
-    config: &Config,
-) -> anyhow::Result<Listener> {
+pub(super) fn bind(address: SocketAddr, key: &str, config: &Config) -> anyhow::Result<Listener> {
     Listener::bind(address, config.listen.connections_max)
-        .await
         .with_context(|| format!("could not listen on {address} ({key})"))
 }
 

@@ -27,6 +27,7 @@ use crate::store::{self, Store};
 use crate::swarm::Swarm;
 use crate::telemetry::metrics::Metrics;
 use crate::web::admin::Admin;
+use crate::web::balancers::Balancers;
 use crate::web::filter::HaveFilter;
 use crate::web::peer::Peer;
 use crate::web::phase::Phase;
@@ -40,6 +41,7 @@ pub(super) struct Parts {
     pub(super) proxy: Arc<Proxy>,
     pub(super) admin: Arc<Admin>,
     pub(super) peer: Arc<Peer>,
+    pub(super) balancers: Arc<Balancers>,
     pub(super) node: Option<Node>,
 }
 
@@ -97,9 +99,10 @@ pub(super) async fn build(
         }
         None => None,
     };
+    let balancers = Arc::new(Balancers::new(config.listen.balancers.clone(), &metrics));
     let dht = node.as_ref().map(|node| node.dht.clone());
     let admin = Arc::new(Admin::new(Arc::clone(&engine), dht, metrics, phase.clone()));
-    Ok(Parts { engine, mirror, proxy, admin, peer, node })
+    Ok(Parts { engine, mirror, proxy, admin, peer, balancers, node })
 }
 
 /// A node in a process of its own reads the site's index where that is a database; of a file it tells

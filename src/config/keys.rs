@@ -36,6 +36,19 @@ impl Default {
             Self::DataDir => data_dir(environment).display().to_string(),
         }
     }
+
+    /// What it is, for people; code between backquotes.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match self {
+            Self::Text("") => "empty".to_owned(),
+            // A line may break after a comma.
+            Self::Text(text) => format!("`{}`", text.replace(',', ", ")),
+            Self::DataDir => {
+                "`/var/lib/aptmesh` for root, else `~/.local/share/aptmesh`".to_owned()
+            }
+        }
+    }
 }
 
 /// `/var/lib/aptmesh` for root, else below the XDG data folder.
@@ -75,7 +88,7 @@ impl Key {
 }
 
 /// All settings.
-pub static KEYS: [Key; 47] = [
+pub static KEYS: [Key; 48] = [
     key(
         "listen.proxy",
         "127.0.0.1:9977",
@@ -111,6 +124,14 @@ pub static KEYS: [Key; 47] = [
         "Address for the proxy of a node of the swarm, be it that of `aptmesh dht` or the one that the \
          proxy itself runs with a `swarm.key`. It has no access control of its own: whoever reaches it \
          may announce and look up.",
+    ),
+    key(
+        "listen.balancers",
+        "",
+        "Networks of balancers before `listen.proxy` and `listen.peer`, a list. A connection of theirs may \
+         begin with a PROXY header of version 1 or 2 (haproxy's `send-proxy-v2`); the address in there \
+         counts as the client's, for `clients.allow` and all bounds for one peer. Nobody else's header is \
+         believed.",
     ),
     key(
         "listen.connections",

@@ -10,7 +10,7 @@ mod swarm;
 mod values;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -71,6 +71,8 @@ pub struct Listen {
     pub peer: Option<SocketAddr>,
     /// For the proxy of the node.
     pub sidecar: SocketAddr,
+    /// Who may say for whom a connection is.
+    pub balancers: Vec<IpNet>,
     /// Connections at a time, per address.
     pub connections_max: usize,
     /// For how long newcomers are served after it says that it is not ready any more.
@@ -92,10 +94,11 @@ impl Listen {
     fn read(reader: &mut values::Reader<'_>, gives: bool) -> Self {
         let peer = reader.value("listen.peer");
         Self {
-            proxy: reader.list("listen.proxy"),
+            proxy: without_covered(reader.list("listen.proxy")),
             admin: reader.value("listen.admin"),
             peer: gives.then_some(peer),
             sidecar: reader.value("listen.sidecar"),
+            balancers: reader.list("listen.balancers"),
             connections_max: reader.number("listen.connections", CONNECTIONS_MAX),
             drain_delay: reader.duration("listen.drain_delay"),
         }
@@ -177,6 +180,17 @@ impl Config {
         };
         if faults.is_empty() { Ok(config) } else { Err(Faults(faults)) }
     }
+}
+
+/// `[::]` takes IPv4 too: `0.0.0.0` beside it would find the port taken.
+fn without_covered(mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let all = addresses.clone();
+    let is_covered = |address: &SocketAddr| {
+        let whole = SocketAddr::from((Ipv6Addr::UNSPECIFIED, address.port()));
+        address.ip() == Ipv4Addr::UNSPECIFIED && address.port() != 0 && all.contains(&whole)
+    };
+    addresses.retain(|address| !is_covered(address));
+    addresses
 }
 
 fn mirror_of(reader: &mut values::Reader<'_>, groups: &Groups) -> mirror::Config {

@@ -58,14 +58,11 @@ impl Sources {
             if !name.starts_with(PREFIX) || is_service_link(name) {
                 continue;
             }
-            let secret = name.strip_suffix("_FILE").and_then(|name| key_of(name));
-            match (key_of(name), secret) {
-                (Some(key), _) => drop(texts.insert(key.name, value.clone())),
-                (None, Some(key)) if key.secret => match std::fs::read_to_string(value) {
-                    Ok(text) => drop(texts.insert(key.name, text.trim_end().to_owned())),
-                    Err(error) => faults.push(format!("{name}: could not read {value}: {error}")),
-                },
-                _ => faults.push(format!("{name}: there is no such setting")),
+            match read_variable(name, value) {
+                // Compose files hand on what may not be set, as `${NAME:-}`.
+                Ok((_, text)) if text.trim().is_empty() => {}
+                Ok((key, text)) => drop(texts.insert(key.name, text)),
+                Err(fault) => faults.push(fault),
             }
         }
         texts
@@ -92,6 +89,21 @@ impl Sources {
             }
         }
     }
+}
+
+/// The setting that a variable is for, and its text.
+fn read_variable(name: &str, value: &str) -> Result<(&'static Key, String), String> {
+    if let Some(key) = key_of(name) {
+        return Ok((key, value.to_owned()));
+    }
+    let secret = name.strip_suffix("_FILE").and_then(key_of).filter(|key| key.secret);
+    let key = secret.ok_or_else(|| format!("{name}: there is no such setting"))?;
+    if value.trim().is_empty() {
+        return Ok((key, String::new()));
+    }
+    let text = std::fs::read_to_string(value)
+        .map_err(|error| format!("{name}: could not read {value}: {error}"))?;
+    Ok((key, text.trim_end().to_owned()))
 }
 
 fn key_of(variable: &str) -> Option<&'static Key> {
@@ -282,5 +294,36 @@ mod tests {
         let config = Config::read(&sources(&[], &[("APTMESH_MIRROR_PROXY_FILE", &name)])).unwrap();
         assert_eq!(config.mirror.proxy.unwrap().host_str(), Some("proxy"));
         assert!(Config::read(&sources(&[], &[("APTMESH_DATA_DIR_FILE", &name)])).is_err());
+    }
+
+    #[test]
+    fn an_empty_variable_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("empty");
+        std::fs::write(&file, "\n").unwrap();
+        let name = file.display().to_string();
+        let default = Config::read(&Sources::default()).unwrap().effective;
+        let mut empty: Vec<(String, &str)> = Vec::new();
+        for key in &KEYS {
+            empty.push((
+                key.variable(),
+                if key.default.text(|_| None).is_empty() { "" } else { " " },
+            ));
+            empty.extend(key.secret.then(|| (format!("{}_FILE", key.variable()), name.as_str())));
+        }
+        let empty: Vec<(&str, &str)> =
+            empty.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        let secrets = [("APTMESH_SWARM_KEY_FILE", ""), ("APTMESH_INDEX_URL_FILE", "")];
+        for environment in [&empty[..], &secrets] {
+            assert_eq!(Config::read(&sources(&[], environment)).unwrap().effective, default);
+        }
+    }
+
+    #[test]
+    fn an_address_that_another_covers_is_left_out() {
+        let listen = |text| Config::read(&sources(&[("listen.proxy", text)], &[])).unwrap().listen;
+        let proxies = listen("0.0.0.0:1,[::]:1,0.0.0.0:2,127.0.0.1:1").proxy;
+        let expected = ["[::]:1", "0.0.0.0:2", "127.0.0.1:1"].map(|text| text.parse().unwrap());
+        assert_eq!(proxies, expected);
     }
 }

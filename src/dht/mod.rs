@@ -24,6 +24,7 @@ use ipnet::IpNet;
 use libp2p::identity::ed25519;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use self::node::{Node, Order};
@@ -36,6 +37,8 @@ use crate::telemetry::metrics::Metrics;
 pub const TTL_MAX: Duration = Duration::from_hours(3);
 /// For how long it is remembered that a site is fetching a blob; nobody renews that.
 pub const PROVISIONAL_TTL: Duration = Duration::from_mins(1);
+/// For how long the node may take to say how it is.
+const STATUS_MAX: Duration = Duration::from_secs(2);
 /// Orders that wait for the node.
 const ORDERS_MAX: usize = 1_024;
 
@@ -279,9 +282,9 @@ impl Dht {
         self.order(|reply| Order::SetFilter { generation, reply }).await
     }
 
-    /// How the node is doing.
+    /// How the node is doing. `None` when it has stopped, or is too busy to tell.
     pub async fn status(&self) -> Option<Status> {
-        self.order(|reply| Order::Status { reply }).await
+        timeout(STATUS_MAX, self.order(|reply| Order::Status { reply })).await.ok().flatten()
     }
 
     /// All sites that are known.
@@ -308,4 +311,19 @@ pub fn fresh_secret() -> [u8; 32] {
     let mut secret = [0; 32];
     secret.copy_from_slice(ed25519::SecretKey::generate().as_ref());
     secret
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_that_does_not_answer_is_not_waited_for() {
+        let (orders, _never_taken) = mpsc::channel(1);
+        let (key, address) = (SwarmKey::open(), SocketAddr::from(([127, 0, 0, 1], 9980)));
+        let dht = Dht { orders, key, announces: true, min_size: 1, address, id: "node".into() };
+        // The first waits for an answer, the second for room.
+        let (one, other) = tokio::join!(dht.status(), dht.status());
+        assert!(one.is_none() && other.is_none());
+    }
 }

@@ -73,6 +73,8 @@ use crate::telemetry::metrics::Metrics;
 
 /// For how long a client waits for a confirmation while there is a stored copy to give it.
 const STALE_PATIENCE: Duration = Duration::from_secs(5);
+/// For how long the index is told at least, at the end, what it does not know yet.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
 /// How often a client takes its place in another flight because one broke off before its start.
 const BOARDINGS_MAX: u32 = 3;
 
@@ -630,15 +632,21 @@ impl Engine {
         self.mirror.connect(host, port).await.map_err(Failure::Mirror)
     }
 
-    /// Waits until all flights are over; `false` if some are not at `until`.
+    /// Waits until all flights are over; `false` if some are not at `until`. Then the index is told what it does
+    /// not know yet, until then or for [`LAST_WORDS_MAX`] at least.
     pub async fn drain(&self, until: Instant) -> bool {
         self.tasks.close();
         let landed = timeout_at(until, self.tasks.wait()).await.is_ok();
-        self.leases.release_all().await;
-        self.tidying().tell().await;
-        drop(timeout_at(until, self.meter.tell()).await);
-        // What is left is found by a walk over the volume.
-        drop(timeout_at(until, self.late.tell_now(&self.inspector)).await);
+        let last_words = async {
+            self.leases.release_all().await;
+            self.tidying().tell().await;
+            self.meter.tell().await;
+            // What is left is found by a walk over the volume.
+            self.late.tell_now(&self.inspector).await;
+        };
+        if timeout_at(until.max(Instant::now() + LAST_WORDS_MAX), last_words).await.is_err() {
+            tracing::debug!("the index does not take what is left to tell");
+        }
         landed
     }
 }

@@ -120,8 +120,11 @@ fn by_way(bytes: Traffic) -> serde_json::Value {
 async fn status(admin: Arc<Admin>) -> Response {
     let totals = timeout(COUNT_PATIENCE, admin.engine.totals()).await.ok().flatten();
     let swarm = match &admin.dht {
-        Some(dht) => dht.status().await,
-        None => None,
+        Some(dht) => match dht.status().await {
+            Some(status) => json!(status),
+            None => json!({ "trouble": "the node does not answer" }),
+        },
+        None => json!(null),
     };
     let (session, all_time) = admin.engine.traffic();
     let bytes = &admin.engine.metrics().served_bytes;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use http::header::{CONNECTION, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, Uri};
 use hyper::body::Incoming;
@@ -27,6 +28,7 @@ use warp::filters::BoxedFilter;
 
 use crate::engine::{Client, Hint, outcome};
 use crate::web::ahead::Ahead;
+use crate::web::balancers::Balancers;
 use crate::web::body::{AnswerBody, Source};
 use crate::web::phase::{self, Phase};
 use crate::web::proxy::{Proxy, forbidden_client};
@@ -64,6 +66,8 @@ pub struct Surface {
     pub proxy: Option<Arc<Proxy>>,
     /// Counts bytes of bodies by source.
     pub served_bytes: Option<IntCounterVec>,
+    /// Who may say for whom a connection is.
+    pub balancers: Option<Arc<Balancers>>,
     /// Where what outlives a request runs.
     pub tasks: TaskTracker,
 }
@@ -72,7 +76,8 @@ impl Surface {
     /// One for programs of ours or for operators, whose connections live on `tasks`.
     #[must_use]
     pub fn inner(routes: BoxedFilter<(warp::reply::Response,)>, tasks: &TaskTracker) -> Self {
-        Self { routes, proxy: None, served_bytes: None, tasks: tasks.clone() }
+        let tasks = tasks.clone();
+        Self { routes, proxy: None, served_bytes: None, balancers: None, tasks }
     }
 }
 
@@ -103,21 +108,37 @@ impl Visit {
     }
 }
 
-/// Serves a connection to its end. When the process is to stop, an answer says so; who asks for nothing
-/// more is seen off when it is closing.
+/// Serves a connection to its end.
 pub(super) async fn serve(
-    stream: TcpStream,
+    mut stream: TcpStream,
+    from: SocketAddr,
+    surface: Arc<Surface>,
+    phase: watch::Receiver<Phase>,
+) {
+    let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+    let balancers = surface.balancers.as_ref().filter(|balancers| balancers.are_at(from.ip()));
+    let (client, read) = match balancers {
+        Some(balancers) => match introduced(&mut stream, from, balancers, &phase).await {
+            Some(introduced) => introduced,
+            None => return,
+        },
+        None => (from, BytesMut::new()),
+    };
+    converse(Wire::new(stream, &read), client, surface, phase).await;
+}
+
+/// Answers a client. When the process is to stop, an answer says so; who asks for nothing more is seen off
+/// when it is closing.
+async fn converse(
+    wire: Wire,
     client: SocketAddr,
     surface: Arc<Surface>,
     phase: watch::Receiver<Phase>,
 ) {
-    let wire = Wire::new(stream);
     let ahead = Ahead::default();
     let permitted = surface.proxy.as_ref().is_none_or(|proxy| proxy.permits(client.ip()));
-    let asks = Client {
-        connection: CONNECTIONS.fetch_add(1, Ordering::Relaxed),
-        address: client.ip().to_canonical(),
-    };
+    let asks =
+        Client { connection: CONNECTIONS.fetch_add(1, Ordering::Relaxed), address: client.ip() };
     let session = Arc::new(Session {
         permitted,
         client,
@@ -176,6 +197,25 @@ pub(super) async fn serve(
             drop(timeout(LINGER_MAX, wire.linger()).await);
         }
         Ok(()) => {}
+    }
+}
+
+/// For whom a balancer's connection is, and what was read of it; `None` when it ends before that is clear, as
+/// it does when the process is closing.
+async fn introduced(
+    stream: &mut TcpStream,
+    from: SocketAddr,
+    balancers: &Balancers,
+    phase: &watch::Receiver<Phase>,
+) -> Option<(SocketAddr, BytesMut)> {
+    let idle = async {
+        phase::closing(phase.clone()).await;
+        sleep(IDLE_GRACE).await;
+    };
+    tokio::select! {
+        biased;
+        client = balancers.client_of(stream, from) => client,
+        () = idle => None,
     }
 }
 

@@ -1,12 +1,15 @@
 //! Accepting connections, within a bound, until told to stop.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use tokio::net::{TcpListener, TcpStream};
+use rustix::io::Errno;
+use rustix::net::sockopt::set_ipv6_v6only;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
@@ -15,6 +18,8 @@ use crate::web::phase::{self, Phase};
 
 /// After an accept that failed, most likely for want of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Connections that the kernel keeps until they are accepted: as many as it may (`net.core.somaxconn`).
+const BACKLOG: u32 = 4096;
 
 /// A connection, its client, and its place among them.
 type Accepted = (TcpStream, SocketAddr, OwnedSemaphorePermit);
@@ -26,12 +31,20 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Binds `address`, for at most `connections_max` connections at a time.
+    /// Binds `address`, for at most `connections_max` connections at a time. `[::]` stands for all
+    /// addresses of either version, whatever the machine has.
     ///
     /// # Errors
     /// When the address can not be had.
-    pub async fn bind(address: SocketAddr, connections_max: usize) -> std::io::Result<Self> {
-        let socket = TcpListener::bind(address).await?;
+    pub fn bind(address: SocketAddr, connections_max: usize) -> io::Result<Self> {
+        let socket = match listen(address) {
+            Err(error) if lacks_ipv6(address, &error) => {
+                let instead = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+                tracing::info!("there is no IPv6 here: listening on {instead}, not {address}");
+                listen(instead)?
+            }
+            bound => bound?,
+        };
         Ok(Self { socket, places: Arc::new(Semaphore::new(connections_max)) })
     }
 
@@ -39,7 +52,7 @@ impl Listener {
     ///
     /// # Errors
     /// When the system can not tell.
-    pub fn address(&self) -> std::io::Result<SocketAddr> {
+    pub fn address(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 
@@ -91,4 +104,22 @@ impl Listener {
             return Some((stream, client, place));
         }
     }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        // A machine may have it otherwise (`net.ipv6.bindv6only`).
+        set_ipv6_v6only(&socket, false)?;
+    }
+    // Connections that have ended are no reason not to listen anew.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+fn lacks_ipv6(address: SocketAddr, error: &io::Error) -> bool {
+    let is_missing =
+        matches!(Errno::from_io_error(error), Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL));
+    address.is_ipv6() && address.ip().is_unspecified() && is_missing
 }

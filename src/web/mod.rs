@@ -3,6 +3,7 @@
 
 pub mod admin;
 mod ahead;
+pub mod balancers;
 mod body;
 mod conditions;
 pub mod connection;

@@ -70,10 +70,9 @@ impl Proxy {
         self.clients.store(Arc::new(clients));
     }
 
-    /// Whether `address` may be a client.
+    /// Whether `address`, in its canonical form, may be a client.
     #[must_use]
     pub fn permits(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
         self.clients.load().iter().any(|net| net.contains(&address))
     }
 

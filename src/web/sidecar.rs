@@ -135,7 +135,7 @@ impl Sidecar {
 async fn look_up(sha256: String, how: LookUp, sidecar: Arc<Sidecar>) -> Response {
     let Some(blob) = Sha256::from_hex(&sha256) else { return no_digest(&sha256) };
     let budget = Duration::from_millis(how.budget_ms.unwrap_or(BUDGET));
-    let Some(found) = sidecar.dht.look_up(&blob, budget).await else { return stopped() };
+    let Some(found) = sidecar.dht.look_up(&blob, budget).await else { return silent() };
     if how.trace == Some(true) {
         return warp::reply::json(&found).into_response();
     }
@@ -196,7 +196,7 @@ async fn readyz(sidecar: Arc<Sidecar>) -> Response {
     match sidecar.dht.status().await {
         Some(status) if status.ready => "ready\n".into_response(),
         Some(_) => refusal(StatusCode::SERVICE_UNAVAILABLE, "no other node found yet\n"),
-        None => stopped(),
+        None => silent(),
     }
 }
 
@@ -215,11 +215,12 @@ async fn read<T: DeserializeOwned>(body: impl Body) -> Result<T, String> {
 }
 
 fn reply(answer: Option<impl serde::Serialize>) -> Response {
-    answer.map_or_else(stopped, |answer| warp::reply::json(&answer).into_response())
+    answer.map_or_else(silent, |answer| warp::reply::json(&answer).into_response())
 }
 
-fn stopped() -> Response {
-    refusal(StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
+/// The node has stopped, or is too busy.
+fn silent() -> Response {
+    refusal(StatusCode::SERVICE_UNAVAILABLE, "the node does not answer\n")
 }
 
 fn no_digest(text: &str) -> Response {

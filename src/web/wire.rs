@@ -74,8 +74,9 @@ struct Inner {
 }
 
 impl Wire {
-    pub(super) fn new(stream: TcpStream) -> Self {
-        let inner = Inner {
+    /// The socket, of which these bytes were read before.
+    pub(super) fn new(stream: TcpStream, read: &[u8]) -> Self {
+        let mut inner = Inner {
             stream,
             ahead: BytesMut::new(),
             heads: Heads::default(),
@@ -85,6 +86,7 @@ impl Wire {
             busy: false,
             blocked_since: None,
         };
+        inner.take_in(read);
         Self { spans: Spans::default(), inner: Arc::new(Mutex::new(inner)) }
     }
 
@@ -163,7 +165,7 @@ impl Wire {
 }
 
 impl Inner {
-    /// Reads once, and looks for heads in what came. At the end of the stream `at_end` is set.
+    /// Reads once. At the end of the stream `at_end` is set.
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut bytes = [0; READ_MAX];
         let mut buffer = ReadBuf::new(&mut bytes);
@@ -172,6 +174,12 @@ impl Inner {
         if read.is_empty() {
             self.at_end = true;
         }
+        self.take_in(read);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Keeps what came, and looks for heads in it.
+    fn take_in(&mut self, read: &[u8]) {
         self.ahead.extend_from_slice(read);
         // The first head after an answer's end is taken up at once: there is nothing to hint at.
         let (busy, behind, waiting) = (self.busy, &mut self.behind, &mut self.waiting);
@@ -182,7 +190,6 @@ impl Inner {
                 waiting.push_back(head);
             }
         });
-        Poll::Ready(Ok(()))
     }
 
     /// Sends bytes from memory. `more` says that others follow at once, so that the kernel does not

@@ -8,4 +8,6 @@ mod engine;
 
 mod chart;
 mod image;
+mod package;
 mod pod;
+mod site;

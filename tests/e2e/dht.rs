@@ -271,7 +271,10 @@ fn other_networks_hear_nothing() {
 fn what_nodes_tell_of_private_addresses_is_believed_only_where_allowed() {
     let key = swarm_key();
     let nodes = swarm(&key, 2);
-    let wary = Node::build(&key).seeds(&[&nodes[0]]).env("SWARM_ALLOW_PRIVATE", "").start();
+    let settings = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(settings.path(), "[swarm]\nallow_private = []\n").unwrap();
+    let wary = Node::build(&key).seeds(&[&nodes[0]]).env("SWARM_ALLOW_PRIVATE", "");
+    let wary = wary.config(settings.path()).start();
     // It has heard of both, and both have dialled it; it would itself dial its seed's address only.
     wait_until(LONG, "two connections", || wary.count("connected") == 2);
     wait_until(LONG, "two cards", || wary.count("cards") == 2);

@@ -461,6 +461,23 @@ fn slots_are_shared_and_clients_need_none() {
 }
 
 #[test]
+fn a_balancer_s_peers_have_their_own_slots() {
+    let settings = [("SWARM_UPLOAD_LIMIT", "100kB/s"), ("LISTEN_BALANCERS", "127.0.0.1/32")];
+    let (site, bytes) = Giver::with(&settings).with_package(LARGE);
+    let (balancer, blob) = (Balancer::telling("send-proxy-v2", site.peer()), sha256_hex(&bytes));
+    let begin = |ip: &str| {
+        let mut connection = Connection::open_from(ip, balancer.addr());
+        site.ask_on(&mut connection, "GET", &blob, &[]);
+        (connection.read_head().status, connection)
+    };
+    let under_way: Vec<_> = (0..2 * EACH).map(|number| begin(&other(number / EACH))).collect();
+    assert!(under_way.iter().all(|(status, _)| *status == 200), "each has its own");
+    for peer in 0..2 {
+        assert_eq!(begin(&other(peer)).0, 503, "so many for each");
+    }
+}
+
+#[test]
 fn who_takes_nothing_leaves_the_slot_to_others() {
     let (site, bytes) = Giver::new().with_package(4 * LARGE);
     let blob = sha256_hex(&bytes);

@@ -253,7 +253,9 @@ fn tunnels_lead_only_where_the_settings_let_them() {
     let usual = Proxy::start();
     assert!(refused(&usual, &host, 403).contains("mirror.connect_ports"));
     assert!(refused(&usual, "127.0.0.1:22", 403).contains("mirror.connect_ports"));
-    let none = Proxy::build().env("APTMESH_MIRROR_CONNECT_PORTS", "").start();
+    let settings = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(settings.path(), "[mirror]\nconnect_ports = []\n").unwrap();
+    let none = Proxy::build().arg("--config").arg(settings.path()).start();
     assert!(refused(&none, "127.0.0.1:443", 403).contains("mirror.connect_ports"));
 
     let listed = with_port().env("APTMESH_MIRROR_ALLOW", "deb.example.org").start();

@@ -6,7 +6,7 @@ mod look_up;
 mod meet;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
@@ -547,10 +547,12 @@ async fn listen(net: &mut Swarm<Net>, addresses: &[SocketAddr]) -> anyhow::Resul
     let mut waits = 0;
     for address in addresses {
         match net.listen_on(multiaddr(*address)) {
+            // What stands for all addresses is not heard of as long as there are none.
+            Ok(_) if has_none_like(*address).await => {}
             Ok(_) => waits += 1,
             // The default names both families, and a machine may have one.
             Err(error) if address.ip().is_unspecified() && addresses.len() > 1 => {
-                tracing::warn!(%address, %error, "could not listen there (listen.dht)");
+                tracing::info!(%address, %error, "could not listen there (listen.dht)");
             }
             Err(error) => {
                 return Err(error)
@@ -573,6 +575,16 @@ async fn listen(net: &mut Swarm<Net>, addresses: &[SocketAddr]) -> anyhow::Resul
     timeout(LISTEN_MAX, listening).await.context("no address to listen on (listen.dht)")??;
     let first = net.listeners().find_map(socket_address);
     first.context("no address to listen on (listen.dht)")
+}
+
+/// Whether it stands for all addresses of a family of which the machine has not even loopback, as containers
+/// have none of IPv6.
+async fn has_none_like(address: SocketAddr) -> bool {
+    let loopback: IpAddr = match address.ip() {
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    address.ip().is_unspecified() && TcpListener::bind((loopback, 0)).await.is_err()
 }
 
 /// libp2p shares its port with whoever wants to (`SO_REUSEPORT`, so that it may dial from it): a second

@@ -4,7 +4,7 @@ use super::postgres::{free_port, program};
 use super::{Proxy, client, wait_until};
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -21,20 +21,37 @@ pub struct Balancer {
 
 impl Balancer {
     pub fn before(replicas: &[Proxy]) -> Self {
-        let folder = TempDir::new().expect("a folder");
-        let [addr, statistics] =
-            [(); 2].map(|()| SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())));
         // It does not try again for a client: who is sent away is sent away.
-        let mut settings = format!(
-            "defaults\n mode tcp\n retries 0\n timeout connect 10s\n timeout client 2m\n timeout server 2m\n\
-             frontend statistics\n mode http\n bind {statistics}\n stats enable\n stats uri /\n\
-             listen replicas\n bind {addr}\n balance roundrobin\n option httpchk GET /readyz\n"
-        );
+        let mut servers = " balance roundrobin\n option httpchk GET /readyz\n".to_owned();
         for (number, replica) in replicas.iter().enumerate() {
             let (proxy, admin) = (replica.addr(), replica.admin());
             let checked = format!("check addr {} port {} inter 500ms", admin.ip(), admin.port());
-            writeln!(settings, " server {number} {proxy} {checked} fall 2 rise 1").unwrap();
+            writeln!(servers, " server {number} {proxy} {checked} fall 2 rise 1").unwrap();
         }
+        let balancer = Self::start(&servers);
+        wait_until(START_TIME, "haproxy before its replicas", || {
+            (0..replicas.len()).all(|number| balancer.has_up(number))
+        });
+        balancer
+    }
+
+    /// One that tells `to` for whom its connections are: `how` is `send-proxy` or `send-proxy-v2`. They come
+    /// from 127.0.0.1.
+    pub fn telling(how: &str, to: SocketAddr) -> Self {
+        let balancer = Self::start(&format!(" server 0 {to} source 127.0.0.1 {how}\n"));
+        wait_until(START_TIME, "haproxy", || TcpStream::connect(balancer.addr).is_ok());
+        balancer
+    }
+
+    fn start(servers: &str) -> Self {
+        let folder = TempDir::new().expect("a folder");
+        let [addr, statistics] =
+            [(); 2].map(|()| SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())));
+        let settings = format!(
+            "defaults\n mode tcp\n retries 0\n timeout connect 10s\n timeout client 2m\n timeout server 2m\n\
+             frontend statistics\n mode http\n bind {statistics}\n stats enable\n stats uri /\n\
+             listen replicas\n bind {addr}\n{servers}"
+        );
         let file = folder.path().join("haproxy.cfg");
         fs::write(&file, settings).expect("a file");
         let log = fs::File::create(folder.path().join("log")).expect("a log");
@@ -46,11 +63,7 @@ impl Balancer {
             .stderr(log)
             .spawn()
             .expect("haproxy");
-        let balancer = Self { folder, addr, statistics, child };
-        wait_until(START_TIME, "haproxy before its replicas", || {
-            (0..replicas.len()).all(|number| balancer.has_up(number))
-        });
-        balancer
+        Self { folder, addr, statistics, child }
     }
 
     pub fn addr(&self) -> SocketAddr {
