@@ -441,3 +441,26 @@ fn what_the_index_does_is_counted() {
     server.resume();
     wait_until(PATIENCE, "it is back", || replica.count(UP) == 1 && replica.count(LATE) == 0);
 }
+
+/// How long Kubernetes waits before it kills.
+const GRACE: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_stop_ends_in_time_while_the_database_hangs_and_a_download_does_not_end() {
+    let (server, site) = (Postgres::start(), Site::new());
+    let replica = Proxy::build()
+        .data(site.volume.path())
+        .env(URL, migrated(&server))
+        .env("APTMESH_LISTEN_PEER", "127.0.0.1:0")
+        .env("APTMESH_PROXY_ADVERTISE", "http://127.0.0.1:9979")
+        .start();
+    let path = "/debian/pool/f/file_1.orig.tar.xz";
+    site.mirror.put(path, File::new(noise(7, 50_000_000)).rate(100_000));
+    let mut client = Connection::open(replica.addr());
+    client.send("GET", &replica.url_for(&site.mirror, path), &[]);
+    assert_eq!((client.read_head().status, client.read_body_some(1000).len()), (200, 1000));
+    server.pause();
+    replica.signal("TERM");
+    assert_eq!(replica.wait_exit(GRACE).code(), Some(0));
+    server.go_on();
+}

@@ -65,10 +65,25 @@ impl Busy {
     }
 }
 
+fn read(dashboard: &str) -> Value {
+    let path = format!("{}/dashboards/{dashboard}.json", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// What a variable of a dashboard offers to choose from.
+fn choices(dashboard: &str, variable: &str, prometheus: &Prometheus) -> Vec<String> {
+    let board = read(dashboard);
+    let mut variables = board["templating"]["list"].as_array().unwrap().iter();
+    let found = variables.find(|one| one["name"] == variable).expect(variable);
+    let query = filled_in(found["query"].as_str().unwrap());
+    let query = query.strip_prefix("label_values(").and_then(|query| query.strip_suffix(')'));
+    let (selector, label) = query.and_then(|query| query.rsplit_once(", ")).expect("a query");
+    prometheus.label_values(selector, label)
+}
+
 /// Titles of panels and the expressions that they draw.
 fn panels(dashboard: &str) -> Vec<(String, String)> {
-    let path = format!("{}/dashboards/{dashboard}.json", env!("CARGO_MANIFEST_DIR"));
-    let board: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let board = read(dashboard);
     let mut drawn = Vec::new();
     for panel in board["panels"].as_array().unwrap() {
         for target in panel["targets"].as_array().into_iter().flatten() {
@@ -122,6 +137,12 @@ fn prometheus_has_data_for_every_panel_and_alert() {
         wait_until(PATIENCE, &what, || {
             prometheus.query(&expression).iter().any(|(_, value)| !value.is_nan())
         });
+    }
+    for dashboard in DASHBOARDS {
+        assert_eq!(choices(dashboard, "job", &prometheus), ["aptmesh"]);
+        let instances: BTreeSet<String> =
+            choices(dashboard, "instance", &prometheus).into_iter().collect();
+        assert_eq!(instances, busy.targets().map(|target| target.to_string()).into());
     }
     // They tell what happened.
     let panel = |dashboard: &str, title: &str| {
