@@ -81,7 +81,7 @@ fn manuals_and_completions_are_at_hand() {
     machine.sh("test -s /usr/share/zsh/vendor-completions/_aptmesh");
     machine.sh("test -s /usr/share/fish/vendor_completions.d/aptmesh.fish");
     machine.sh(
-        "cd /usr/share/doc/aptmesh && test -s README.md -a -s settings.toml -a -s operations.md",
+        "cd /usr/share/doc/aptmesh && test -s README.md -a -s docs/settings.toml -a -s docs/operations.md -a -s dashboards/alerts.yaml",
     );
 }
 
