@@ -4,6 +4,7 @@
 # after the other, each when its successor is ready; then the rest.
 #   deploy/compose/upgrade.sh [OPTION-OF-COMPOSE...]
 set -eu
+cd "$(dirname "$0")/../.."
 if docker compose version >/dev/null 2>&1; then
     compose() { docker compose "$@"; }
 else

@@ -64,31 +64,27 @@ impl Site {
 
     /// `docker compose ARGUMENTS`, which has to succeed. What it said.
     pub fn compose(&self, arguments: &[&str]) -> String {
-        let mut command = compose();
-        command.args(["-p", &self.project]).args(&self.options).args(arguments);
-        self.must(command, &format!("compose {}", arguments.join(" ")))
+        succeed(self.prepare(compose()).args(arguments))
     }
 
     /// `deploy/compose/upgrade.sh`, to the image that is set.
     pub fn upgrade(&self) -> String {
-        let mut command = Command::new("deploy/compose/upgrade.sh");
-        command.args(["-p", &self.project]).args(&self.options);
-        self.must(command, "upgrade.sh")
+        succeed(&mut self.prepare(Command::new("deploy/compose/upgrade.sh")))
     }
 
-    fn must(&self, mut command: Command, what: &str) -> String {
+    /// For this project and with what it is set to.
+    fn prepare(&self, mut command: Command) -> Command {
         command.current_dir(env!("CARGO_MANIFEST_DIR")).envs(&self.environment);
-        let output = command.output().expect("compose (`make e2e` installs it)");
-        let [out, err] = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said));
-        assert!(output.status.success(), "{what}: {out}{err}");
-        format!("{out}{err}")
+        command.args(["-p", &self.project]).args(&self.options);
+        command
     }
 
     /// The containers of a service, stopped ones too.
     pub fn parts(&self, service: &str) -> Vec<Part> {
         let service = format!("label=com.docker.compose.service={service}");
         let project = format!("label=com.docker.compose.project={}", self.project);
-        let listed = ["ps", "--all", "--quiet", "--no-trunc", "--filter", &service, "--filter", &project];
+        let listed =
+            ["ps", "--all", "--quiet", "--no-trunc", "--filter", &service, "--filter", &project];
         docker(&listed).lines().map(|id| Part { id: id.to_owned() }).collect()
     }
 
@@ -112,6 +108,17 @@ impl Site {
     /// What clients write: `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.environment["SITE_PORT"])
+    }
+
+    /// Under which addresses machines of the host's network come to the gateway: those of the bridges that
+    /// its door is in, when it has joined the `other` site.
+    pub fn addresses_of_clients(&self, other: &Self) -> Vec<String> {
+        let template = "{{range .IPAM.Config}}{{.Gateway}}{{end}}";
+        let bridges = [self, other].map(|site| format!("{}_outer", site.project));
+        bridges
+            .iter()
+            .map(|bridge| docker(&["network", "inspect", "--format", template, bridge]) + "/32")
+            .collect()
     }
 
     /// The sum of a counter over all replicas, of the series that have all of these labels.
@@ -144,25 +151,17 @@ impl Site {
             sum(&told, "haproxy_server_status", up) == count as u64
         });
     }
-
-    fn logs(&self) -> String {
-        let mut command = compose();
-        command.args(["-p", &self.project]).args(&self.options).args(["logs", "--no-color", "--tail=60"]);
-        command.current_dir(env!("CARGO_MANIFEST_DIR")).envs(&self.environment);
-        let output = command.output().map(|output| output.stdout).unwrap_or_default();
-        String::from_utf8_lossy(&output).into_owned()
-    }
 }
 
 impl Drop for Site {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("== {}\n{}", self.project, self.logs());
+            let logs = self.prepare(compose()).args(["logs", "--no-color", "--tail=60"]).output();
+            let said = logs.map(|logs| logs.stdout).unwrap_or_default();
+            eprintln!("== {}\n{}", self.project, String::from_utf8_lossy(&said));
         }
-        let mut command = compose();
-        command.args(["-p", &self.project]).args(&self.options);
-        command.args(["down", "--volumes", "--timeout", "1", "--remove-orphans"]);
-        let _ = command.current_dir(env!("CARGO_MANIFEST_DIR")).envs(&self.environment).output();
+        let down = ["down", "--volumes", "--timeout", "1", "--remove-orphans"];
+        let _ = self.prepare(compose()).args(down).output();
     }
 }
 
@@ -211,7 +210,9 @@ impl Part {
         // Port 9977, established.
         let tables = self.exec(&["cat", "/proc/net/tcp", "/proc/net/tcp6"]).output;
         let fields = tables.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        fields.filter(|line| line.len() > 3 && line[1].ends_with(":26F9") && line[3] == "01").count()
+        fields
+            .filter(|line| line.len() > 3 && line[1].ends_with(":26F9") && line[3] == "01")
+            .count()
     }
 }
 
@@ -238,10 +239,21 @@ fn compose() -> Command {
     }
 }
 
+/// All that it said.
+fn succeed(command: &mut Command) -> String {
+    let output = command.output().expect("compose (`make e2e` installs it)");
+    let [out, err] = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said));
+    assert!(output.status.success(), "{command:?}: {out}{err}");
+    format!("{out}{err}")
+}
+
 /// The images in compose.yaml that are not ours, but for Grafana's.
 fn base_images() -> Vec<String> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("compose.yaml");
     let text = fs::read_to_string(file).expect("compose.yaml");
     let images = text.lines().filter_map(|line| line.trim().strip_prefix("image: "));
-    images.filter(|image| !image.contains("${") && !image.contains("grafana")).map(str::to_owned).collect()
+    images
+        .filter(|image| !image.contains("${") && !image.contains("grafana"))
+        .map(str::to_owned)
+        .collect()
 }

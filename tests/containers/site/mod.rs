@@ -40,15 +40,26 @@ fn runs_without_any_rights(site: &Site) {
     for service in ["proxy", "dht", "gateway", "postgres", "prometheus"] {
         for part in site.parts(service) {
             let rights = part.exec(&["cat", "/proc/1/status"]).output;
-            for right in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1"] {
+            for right in
+                ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1"]
+            {
                 assert!(rights.contains(right), "{service}: {right} in {rights}");
             }
             assert!(!rights.contains("Uid:\t0"), "{service}: {rights}");
             let is_ours = ["proxy", "dht"].contains(&service);
-            assert_eq!(rights.contains("Uid:\t9977\t9977\t9977\t9977"), is_ours, "{service}: {rights}");
+            assert_eq!(
+                rights.contains("Uid:\t9977\t9977\t9977\t9977"),
+                is_ours,
+                "{service}: {rights}"
+            );
             assert!(!part.exec(&["touch", "/file"]).ok, "{service} can write its root");
-            let limits = part.inspect("{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}} {{.HostConfig.NanoCpus}}");
-            assert!(limits.split(' ').all(|limit| limit.parse::<u64>().unwrap() > 0), "{service}: {limits}");
+            let limits = part.inspect(
+                "{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}} {{.HostConfig.NanoCpus}}",
+            );
+            assert!(
+                limits.split(' ').all(|limit| limit.parse::<u64>().unwrap() > 0),
+                "{service}: {limits}"
+            );
             assert_eq!(part.inspect("{{.HostConfig.RestartPolicy.Name}}"), "unless-stopped");
         }
     }
@@ -110,7 +121,10 @@ fn machines_share_what_the_mirror_gives_once(site: &Site) {
             .collect();
         caches.into_iter().map(|cache| cache.join().expect("a cache alone")).sum::<u64>()
     });
-    assert!(alone * 10 > fetched * 19, "two that share nothing fetched {alone}, the site {fetched}");
+    assert!(
+        alone * 10 > fetched * 19,
+        "two that share nothing fetched {alone}, the site {fetched}"
+    );
 }
 
 fn prometheus_sees_all_of_it(site: &Site) {
@@ -129,7 +143,8 @@ fn prometheus_sees_all_of_it(site: &Site) {
 
     let told = site.prometheus("/api/v1/rules");
     let groups = told["groups"].as_array().expect("groups of rules");
-    let rules: Vec<&Value> = groups.iter().flat_map(|group| group["rules"].as_array().unwrap()).collect();
+    let rules: Vec<&Value> =
+        groups.iter().flat_map(|group| group["rules"].as_array().unwrap()).collect();
     assert!(rules.len() > 5, "{told}");
     wait_until(PATIENCE, "all rules to be evaluated", || {
         let told = site.prometheus("/api/v1/rules").to_string();
@@ -137,7 +152,12 @@ fn prometheus_sees_all_of_it(site: &Site) {
         !told.contains(r#""health":"unknown""#)
     });
     let firing = site.ask(r#"count(ALERTS{alertstate="firing"})"#);
-    assert_eq!(firing, None, "alerts of a site that is well: {}", site.prometheus("/api/v1/alerts"));
+    assert_eq!(
+        firing,
+        None,
+        "alerts of a site that is well: {}",
+        site.prometheus("/api/v1/alerts")
+    );
 }
 
 /// A machine behind the gateway goes on with another replica; one that has only this one can not.
@@ -196,7 +216,9 @@ fn the_database_may_go_away(site: &Site) {
 
         docker(&["stop", "--time", "40", &database.id]);
         wait_until(PATIENCE, "replicas to miss it", || {
-            site.replicas().iter().all(|it| it.readiness().starts_with("ready, but without its index"))
+            site.replicas()
+                .iter()
+                .all(|it| it.readiness().starts_with("ready, but without its index"))
         });
         rounds.wait_for_whole();
         docker(&["start", &database.id]);
@@ -278,8 +300,11 @@ fn another_site_takes_from_it(first: &Site) {
         "-f",
         "compose.second.yaml",
     ]);
+    let allowed = second.addresses_of_clients(first);
+    second.set("APTMESH_CLIENTS_ALLOW", &allowed.join(","));
     second.up();
     second.wait_for_replicas(2);
+    knows_its_clients(&second);
     for site in [first, &second] {
         wait_until(PATIENCE, "sites to know each other", || {
             site.replicas().iter().all(|replica| replica.count("aptmesh_swarm_filters", "") > 0)
@@ -294,9 +319,21 @@ fn another_site_takes_from_it(first: &Site) {
     let (from_mirrors, from_first) = (after.0 - before.0, after.1 - before.1);
     let given = given() - given_before;
     println!("the second site had {from_first} bytes from the first, {from_mirrors} from mirrors");
-    assert!(from_first > 60_000_000 && from_first >= from_mirrors * 9, "{from_first} {from_mirrors}");
+    assert!(
+        from_first > 60_000_000 && from_first >= from_mirrors * 9,
+        "{from_first} {from_mirrors}"
+    );
     assert!(given >= from_first, "the first site knows of {given} bytes of {from_first}");
     machine.must(&[&["apt-get", "install", "--yes", "--no-download"], &wanted[..]].concat());
+}
+
+/// The gateway is no client, nor is who comes around it: whom it carries is.
+fn knows_its_clients(site: &Site) {
+    for replica in site.replicas() {
+        let around = replica.get(9977, "/");
+        assert!(around.contains("is not in clients.allow"), "{around}");
+    }
+    Machine::impatient(&site.url()).update();
 }
 
 /// Bytes that a site had from mirrors and from other sites since its replicas began.
@@ -321,7 +358,8 @@ struct Alone {
 
 impl Alone {
     fn new(network: &Network) -> Self {
-        let allowed = format!("APTMESH_MIRROR_ALLOW_PRIVATE={}", HostArchive::read().hosts().join(","));
+        let allowed =
+            format!("APTMESH_MIRROR_ALLOW_PRIVATE={}", HostArchive::read().hosts().join(","));
         let options = ["--network", network.name(), "--env", &allowed];
         let container = Container::start("alone", &options, image(), &[]);
         container.wait_until_healthy();
