@@ -1,8 +1,10 @@
 //! A site as `compose.yaml` makes it, in a project of its own that is taken down with all it stored.
 
-use crate::engine::{docker, name, standin, try_docker};
+use crate::engine::{docker, name, run, standin, try_docker};
 use crate::kit::postgres::free_port;
-use crate::kit::{HostArchive, Run, get, wait_until};
+use crate::kit::{HostArchive, Run, get, request, wait_until};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,7 +29,7 @@ impl Site {
     pub fn new(what: &str, image: &str) -> Self {
         let mut site =
             Self { project: name(what), options: Vec::new(), environment: BTreeMap::new() };
-        for door in ["", "_AUTO", "_PEER", "_DHT", "_PROMETHEUS"] {
+        for door in ["", "_AUTO", "_PEER", "_DHT", "_PROMETHEUS", "_GRAFANA"] {
             site.set(&format!("SITE{door}_PORT"), &free_port().to_string());
         }
         site.set("SITE_BIND", "127.0.0.1");
@@ -35,7 +37,6 @@ impl Site {
         site.set("APTMESH_MIRROR_ALLOW_PRIVATE", &HostArchive::read().hosts().join(","));
         // The disk and the processors are shared with other tests.
         site.set("APTMESH_INDEX_PATIENCE", "5s");
-        // Debian has no Grafana to make a stand-in of.
         site.set("COMPOSE_PROFILES", "");
         site
     }
@@ -54,9 +55,20 @@ impl Site {
         &self.project
     }
 
+    /// With Grafana, where its image can be had: Debian has no package to make a stand-in of.
+    pub fn with_grafana(mut self) -> Self {
+        let mut images = base_images("grafana/");
+        if images.all(|image| run("tools/standins.sh", &[&image]).status.success()) {
+            self.set("COMPOSE_PROFILES", "grafana");
+        } else {
+            println!("Grafana is left out: its image can not be pulled, and Debian has none");
+        }
+        self
+    }
+
     /// `docker compose up -d`, with the base images that can be had.
     pub fn up(&self) {
-        for image in base_images() {
+        for image in ["postgres:", "haproxy:", "prom/"].into_iter().flat_map(base_images) {
             standin(&image);
         }
         self.compose(&["up", "-d"]);
@@ -124,6 +136,17 @@ impl Site {
     /// The sum of a counter over all replicas, of the series that have all of these labels.
     pub fn count(&self, metric: &str, labels: &str) -> u64 {
         self.replicas().iter().map(|replica| replica.count(metric, labels)).sum()
+    }
+
+    /// What Grafana answers its administrator; nothing where there is no Grafana.
+    pub fn grafana(&self, path: &str) -> Option<Value> {
+        let grafana = self.parts("grafana").pop()?;
+        let password = grafana.exec(&["cat", "/run/secrets/aptmesh/grafana.password"]).output;
+        let who = format!("Basic {}", STANDARD.encode(format!("admin:{}", password.trim())));
+        let port = self.environment["SITE_GRAFANA_PORT"].parse().expect("a port");
+        let address = (Ipv4Addr::LOCALHOST, port).into();
+        let reply = request(address, "GET", path, &[("Authorization", &who)]);
+        Some(serde_json::from_slice(&reply.body).unwrap_or_default())
     }
 
     /// What Prometheus answers: `/api/v1/…`.
@@ -247,13 +270,11 @@ fn succeed(command: &mut Command) -> String {
     format!("{out}{err}")
 }
 
-/// The images in compose.yaml that are not ours, but for Grafana's.
-fn base_images() -> Vec<String> {
+/// The images in compose.yaml of this maker.
+fn base_images(maker: &str) -> impl Iterator<Item = String> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("compose.yaml");
     let text = fs::read_to_string(file).expect("compose.yaml");
     let images = text.lines().filter_map(|line| line.trim().strip_prefix("image: "));
-    images
-        .filter(|image| !image.contains("${") && !image.contains("grafana"))
-        .map(str::to_owned)
-        .collect()
+    let images = images.filter(|image| image.starts_with(maker)).map(str::to_owned);
+    images.collect::<Vec<_>>().into_iter()
 }
