@@ -279,6 +279,10 @@ fn is_upgraded_under_load(site: &mut Site) {
     assert_eq!(new.len(), old.len());
     assert!(new.iter().all(|part| part.inspect(version) == "0.1.1" && !old.contains(part)));
     site.wait_for_replicas(2);
+    // Nothing is left to be done.
+    let all = site.all();
+    site.up();
+    assert!(site.all() == all, "{}", site.compose(&["ps"]));
 
     let failures = load.during(|rounds| {
         site.compose(&["stop", "proxy"]);
