@@ -4,12 +4,14 @@ CARGO ?= cargo
 # Tests may panic, and say what they mean as briefly as they can.
 LINTS_NOT_FOR_TESTS = -A clippy::pedantic -A clippy::restriction -A unfulfilled_lint_expectations
 
-.PHONY: help test e2e check format lint docs bench needs
+.PHONY: help test e2e chart helm-readme deb check format lint docs bench needs
 
 help:
 	@echo "make test    all tests; installs what they need from Debian's packages"
 	@echo "make check   format, lint, docs, test: what CI runs"
 	@echo "make e2e     the image, a site in containers, pods, the package: on a real Docker engine"
+	@echo "make chart   the Helm chart, without an engine"
+	@echo "make deb     a Debian package for systems as this one, in target/debian"
 	@echo "make bench   speed, side by side with nginx and apt-cacher-ng"
 
 # A C compiler builds SQLite and the TLS primitives; real apt is what the product is tested with.
@@ -28,6 +30,17 @@ test: needs
 e2e: export RUST_TEST_THREADS ?= 2
 e2e: needs
 	tools/engine.sh $(CARGO) test --locked --test containers
+
+# The chart rendered and held against Kubernetes' schemas; its containers run in e2e.
+chart: needs
+	$(CARGO) test --locked --test containers chart::
+
+helm-readme:
+	APTMESH_WRITE_README=1 $(CARGO) test --locked --test containers chart::documents::the_readme
+
+deb: needs
+	$(CARGO) build --locked --release --bin aptmesh
+	@tools/deb.sh "$${CARGO_TARGET_DIR:-target}/release/aptmesh" target/debian
 
 check: format lint docs test
 

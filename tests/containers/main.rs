@@ -6,4 +6,8 @@ mod kit;
 
 mod engine;
 
+mod chart;
 mod image;
+mod package;
+mod pod;
+mod site;

@@ -75,7 +75,7 @@ impl Stocked {
 }
 
 /// Flips one bit.
-fn flip(path: &std::path::Path, offset: u64) {
+pub fn flip(path: &std::path::Path, offset: u64) {
     let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, offset).unwrap();

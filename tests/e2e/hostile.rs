@@ -14,14 +14,14 @@ const WRONG: &str = "aptmesh_engine_verify_failures_total{source=\"peer\"}";
 const FALSE_CLAIMS: &str = "aptmesh_swarm_false_claims_total";
 
 /// A site of the swarm in name only: its node is real, and what gives its blobs can be told to lie.
-struct Liar {
+pub struct Liar {
     _node: Node,
     door: Mirror,
 }
 
 impl Liar {
     /// Says that it has these packages, and gives `file` for each.
-    fn of(swarm: &Swarm, seed: &Site, names: &[&str], file: impl Fn(&[u8]) -> File) -> Self {
+    pub fn of(swarm: &Swarm, seed: &Site, names: &[&str], file: impl Fn(&[u8]) -> File) -> Self {
         let node = Node::build(&swarm.key);
         let door = Mirror::start_at(&node.ip);
         let node = node
@@ -41,7 +41,7 @@ impl Liar {
     }
 
     /// Until others are told by a look-up that it has the package.
-    fn wait_found(&self, swarm: &Swarm, at: &Site, name: &str) {
+    pub fn wait_found(&self, swarm: &Swarm, at: &Site, name: &str) {
         wait_until(PATIENCE, "the liar is found", || {
             at.node().look_up(&swarm.blob(name)).contains(&self.url())
         });
@@ -57,7 +57,7 @@ fn right(bytes: &[u8]) -> File {
 }
 
 /// With one bit of its middle wrong.
-fn wrong(bytes: &[u8]) -> File {
+pub fn wrong(bytes: &[u8]) -> File {
     let mut bytes = bytes.to_vec();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;

@@ -2,6 +2,7 @@
 
 mod kit;
 
+mod alerts;
 mod announce;
 mod apt;
 mod balancers;
@@ -33,6 +34,7 @@ mod manual;
 mod misbehaviour;
 mod observability;
 mod offline;
+mod operations;
 mod pipelining;
 mod postgres;
 mod prefetch;

@@ -25,8 +25,12 @@ struct Busy {
 impl Busy {
     fn new() -> Self {
         let names = ["large", "larger", "small", "smaller"];
-        let swarm =
-            Swarm::of(&[(names[0], 5 * MB), (names[1], 3 * MB), (names[2], 9_000), (names[3], 5_000)]);
+        let swarm = Swarm::of(&[
+            (names[0], 5 * MB),
+            (names[1], 3 * MB),
+            (names[2], 9_000),
+            (names[3], 5_000),
+        ]);
         let server = Postgres::start();
         let site = |seeds: &[&Site]| {
             let url = migrated(&server);
@@ -36,6 +40,8 @@ impl Busy {
         for name in names {
             swarm.fetch(&one, name);
         }
+        // On a busy machine a mirror that is not slow may be the sooner one.
+        swarm.publish(|file| file.rate(MB as u64));
         let two = site(&[&one]);
         swarm.wait_found(&two, names[0], &[&one]);
         Self { swarm, sites: [one, two], _server: server }
@@ -61,10 +67,25 @@ impl Busy {
     }
 }
 
+fn read(dashboard: &str) -> Value {
+    let path = format!("{}/dashboards/{dashboard}.json", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// What a variable of a dashboard offers to choose from.
+fn choices(dashboard: &str, variable: &str, prometheus: &Prometheus) -> Vec<String> {
+    let board = read(dashboard);
+    let mut variables = board["templating"]["list"].as_array().unwrap().iter();
+    let found = variables.find(|one| one["name"] == variable).expect(variable);
+    let query = filled_in(found["query"].as_str().unwrap());
+    let query = query.strip_prefix("label_values(").and_then(|query| query.strip_suffix(')'));
+    let (selector, label) = query.and_then(|query| query.rsplit_once(", ")).expect("a query");
+    prometheus.label_values(selector, label)
+}
+
 /// Titles of panels and the expressions that they draw.
 fn panels(dashboard: &str) -> Vec<(String, String)> {
-    let path = format!("{}/dashboards/{dashboard}.json", env!("CARGO_MANIFEST_DIR"));
-    let board: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let board = read(dashboard);
     let mut drawn = Vec::new();
     for panel in board["panels"].as_array().unwrap() {
         for target in panel["targets"].as_array().into_iter().flatten() {
@@ -79,9 +100,9 @@ fn panels(dashboard: &str) -> Vec<(String, String)> {
 fn filled_in(expression: &str) -> String {
     let variables =
         [("$__rate_interval", "5m"), ("$__range", "5m"), ("$job", ".+"), ("$instance", ".+")];
-    let filled = variables.iter().fold(expression.to_owned(), |text, (name, value)| {
-        text.replace(name, value)
-    });
+    let filled = variables
+        .iter()
+        .fold(expression.to_owned(), |text, (name, value)| text.replace(name, value));
     assert!(!filled.contains('$'), "{filled}");
     filled
 }
@@ -118,6 +139,12 @@ fn prometheus_has_data_for_every_panel_and_alert() {
         wait_until(PATIENCE, &what, || {
             prometheus.query(&expression).iter().any(|(_, value)| !value.is_nan())
         });
+    }
+    for dashboard in DASHBOARDS {
+        assert_eq!(choices(dashboard, "job", &prometheus), ["aptmesh"]);
+        let instances: BTreeSet<String> =
+            choices(dashboard, "instance", &prometheus).into_iter().collect();
+        assert_eq!(instances, busy.targets().map(|target| target.to_string()).into());
     }
     // They tell what happened.
     let panel = |dashboard: &str, title: &str| {

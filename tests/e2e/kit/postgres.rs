@@ -247,6 +247,39 @@ impl Postgres {
         url(self.port, &name)
     }
 
+    /// All that is in a database, as statements.
+    pub fn dump(&self, database: &str) -> String {
+        let dumped = Command::new(program("pg_dump"))
+            .args(["--no-owner", "--dbname"])
+            .arg(url(self.port, database))
+            .output()
+            .expect("pg_dump");
+        let errors = String::from_utf8_lossy(&dumped.stderr);
+        assert!(dumped.status.success(), "pg_dump: {errors}");
+        String::from_utf8(dumped.stdout).expect("UTF-8")
+    }
+
+    /// Puts that into an empty database.
+    pub fn restore(&self, database: &str, dump: &str) {
+        let file = self.folder.path().join("dump");
+        fs::write(&file, dump).expect("a file");
+        let restored = Command::new(program("psql"))
+            .args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--dbname"])
+            .arg(url(self.port, database))
+            .arg("--file")
+            .arg(&file)
+            .output()
+            .expect("psql");
+        let errors = String::from_utf8_lossy(&restored.stderr);
+        assert!(restored.status.success(), "psql: {errors}");
+    }
+
+    /// Leaves an empty one in its place.
+    pub fn lose(&self, database: &str) {
+        self.sql("postgres", &format!("DROP DATABASE {database} WITH (FORCE)"));
+        self.sql("postgres", &format!("CREATE DATABASE {database}"));
+    }
+
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -468,7 +501,7 @@ fn give_away(path: &Path) {
 }
 
 /// Nobody else takes it in the moment before it is used, as a rule.
-pub(super) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("an address").port()
 }

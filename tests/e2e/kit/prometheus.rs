@@ -73,6 +73,14 @@ impl Prometheus {
         found.first().map(|(_, value)| *value).filter(|value| !value.is_nan())
     }
 
+    /// The values of a label of what this selects.
+    pub fn label_values(&self, selector: &str, label: &str) -> Vec<String> {
+        let encoded = utf8_percent_encode(selector, NON_ALPHANUMERIC);
+        let found = self.api(&format!("/api/v1/label/{label}/values?match[]={encoded}"));
+        let found = found.as_array().expect("values").iter();
+        found.map(|value| value.as_str().expect("a value").to_owned()).collect()
+    }
+
     /// Alerts and their expressions.
     pub fn alerts(&self) -> Vec<(String, String)> {
         let groups = self.api("/api/v1/rules");

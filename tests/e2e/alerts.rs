@@ -1,0 +1,258 @@
+//! Each alert's condition holds at a real Prometheus once its fault is there, and not before. How long it
+//! has to hold is tested by promtool (`dashboards/alerts.test.yaml`).
+
+use crate::heal;
+use crate::hostile::{self, Liar};
+use crate::kit::fleet::migrated;
+use crate::kit::prometheus::Prometheus;
+use crate::kit::*;
+use crate::swarm::{PATIENCE, Swarm};
+use crate::volume::Volume;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+const MB: usize = 1024 * 1024;
+/// Nobody listens there.
+const NOBODY: &str = "127.0.0.1:9";
+const LOOKS: Duration = Duration::from_secs(2);
+/// What another site gives wrong.
+const LIES: [&str; 4] = ["tool", "tale", "toad", "tome"];
+/// It takes ten minutes.
+const NOT_PROVOKED: &str = "AptmeshAnnouncementsLate";
+
+/// A Prometheus, and which of its alerts were seen.
+struct Watch {
+    prometheus: Prometheus,
+    seen: BTreeSet<String>,
+}
+
+impl Watch {
+    fn over(job: &str, targets: &[SocketAddr]) -> Self {
+        Self { prometheus: Prometheus::start(job, targets), seen: BTreeSet::new() }
+    }
+
+    fn expression(&self, alert: &str) -> String {
+        let alerts = self.prometheus.alerts();
+        let found = alerts.into_iter().find(|(name, _)| name == alert);
+        found.unwrap_or_else(|| panic!("there is no alert {alert}")).1
+    }
+
+    /// The condition does not hold, then `provoke` is called until it does.
+    fn sees(&mut self, alert: &str, mut provoke: impl FnMut()) {
+        let expression = self.expression(alert);
+        let before = self.prometheus.query(&expression);
+        assert!(before.is_empty(), "{alert} without a fault: {before:?}");
+        wait_until(2 * PATIENCE, &format!("{alert}: {expression}"), || {
+            provoke();
+            // For two looks of Prometheus.
+            std::thread::sleep(LOOKS);
+            !self.prometheus.query(&expression).is_empty()
+        });
+        self.seen.insert(alert.to_owned());
+    }
+
+    /// No condition holds but those of these.
+    fn sees_nothing_but(&self, expected: &[&str]) {
+        for (alert, expression) in self.prometheus.alerts() {
+            let holds = self.prometheus.query(&expression);
+            assert!(holds.is_empty() || expected.contains(&&*alert), "{alert}: {holds:?}");
+        }
+    }
+
+    /// The condition holds from the start, or as a consequence of what was provoked before.
+    fn has(&mut self, alert: &str) {
+        let expression = self.expression(alert);
+        wait_until(PATIENCE, &format!("{alert}: {expression}"), || {
+            !self.prometheus.query(&expression).is_empty()
+        });
+        self.seen.insert(alert.to_owned());
+    }
+}
+
+fn ask(proxy: &Proxy, mirror: &Mirror, path: &str) -> Reply {
+    get(proxy.addr(), &proxy.url_for(mirror, path))
+}
+
+/// Processes of which each can have its own fault.
+struct Scene {
+    mirror: Mirror,
+    cache: Proxy,
+    /// With next to no quota.
+    small: Proxy,
+    /// On a volume that takes nothing.
+    full: Proxy,
+    volume: Volume,
+    /// With a database.
+    replica: Proxy,
+    server: Postgres,
+    /// With a node of the swarm that is not there.
+    orphan: Site,
+    /// With one of its own, and nobody else.
+    site: Site,
+    swarm: Swarm,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let (server, volume) = (Postgres::start(), Volume::of_megabytes(8));
+        let swarm = Swarm::of(&LIES.map(|name| (name, 3 * MB)));
+        let orphan =
+            Site::build(&swarm.key).env("PROXY_SIDECAR", format!("http://{NOBODY}")).start();
+        Self {
+            mirror: Mirror::start(),
+            cache: Proxy::start(),
+            small: Proxy::build().env("APTMESH_STORE_QUOTA", "1MB").start(),
+            full: Proxy::build().data(volume.path()).start(),
+            volume,
+            replica: Proxy::build().env("APTMESH_INDEX_URL", migrated(&server)).start(),
+            server,
+            orphan,
+            site: Site::start(&swarm.key, &[]),
+            swarm,
+        }
+    }
+
+    fn proxies(&self) -> [&Proxy; 6] {
+        [&self.cache, &self.small, &self.full, &self.replica, &self.orphan, &self.site]
+    }
+
+    fn targets(&self) -> Vec<SocketAddr> {
+        self.proxies().map(Proxy::admin).to_vec()
+    }
+
+    /// First, as nobody must be served before.
+    fn requests_fail(&self, watch: &mut Watch) {
+        let fail = || {
+            let reply = get(self.cache.addr(), &format!("/{NOBODY}/debian/pool/a_1_all.deb"));
+            assert!(reply.status >= 500, "{}", reply.reason);
+        };
+        watch.sees("AptmeshNothingServed", fail);
+        watch.has("AptmeshRequestsFail");
+        watch.has("AptmeshMirrorAway");
+    }
+
+    fn mirrors_err(&self, watch: &mut Watch) {
+        let (cache, mirror) = (&self.cache, &self.mirror);
+        let other = sha256_hex(b"something else");
+        let by_hash = format!("/debian/dists/demo/main/binary-all/by-hash/SHA256/{other}");
+        mirror.put(&by_hash, File::new(noise(1, MB)));
+        // The first time is enough.
+        let mut times = 0..1;
+        watch.sees("AptmeshWrongBytesFromMirror", || {
+            times.next().into_iter().for_each(|_| drop(ask(cache, mirror, &by_hash)));
+        });
+
+        let expired = "Suite: old\nDate: Mon, 01 Jan 2024 00:00:00 UTC\n\
+                       Valid-Until: Mon, 08 Jan 2024 00:00:00 UTC\nSHA256:\n";
+        mirror.put("/debian/dists/old/Release", File::new(expired.as_bytes().to_vec()));
+        watch.sees("AptmeshReleaseFilesRefused", || {
+            assert_eq!(ask(cache, mirror, "/debian/dists/old/Release").status, 503);
+        });
+
+        let garbage = [b"\x1f\x8b\x08\x00".as_slice(), &noise(2, 50_000)].concat();
+        mirror.put("/flat/Packages.gz", File::new(garbage));
+        watch.sees("AptmeshListsRefused", || {
+            assert_eq!(ask(cache, mirror, "/flat/Packages.gz").status, 200);
+        });
+    }
+
+    fn volumes_err(&self, watch: &mut Watch) {
+        let mut number = 0;
+        watch.sees("AptmeshNoRoom", || {
+            for _ in 0..6 {
+                number += 1;
+                let path = format!("/debian/pool/b/big{number}_1.orig.tar.xz");
+                self.mirror.put(&path, File::new(noise(number, 2 * MB)));
+                assert!(ask(&self.small, &self.mirror, &path).complete);
+            }
+        });
+
+        let small = "/debian/pool/s/small_1.orig.tar.xz";
+        self.mirror.put(small, File::new(noise(1, MB)));
+        watch.sees("AptmeshVolumeTrouble", || {
+            self.volume.fill();
+            assert!(ask(&self.full, &self.mirror, small).complete);
+        });
+
+        let (cache, path) = (&self.cache, "/debian/pool/s/spoilt_1.orig.tar.xz");
+        let bytes = noise(3, 4 * MB);
+        self.mirror.put(path, File::new(bytes.clone()));
+        assert!(ask(cache, &self.mirror, path).complete);
+        cache.wait_landed();
+        let digest = sha256_hex(&bytes);
+        let blob = cache.data().join("blobs").join(&digest[..2]).join(digest);
+        heal::flip(&blob, bytes.len() as u64 / 2);
+        watch.sees("AptmeshDiskSpoilsFiles", || drop(ask(cache, &self.mirror, path)));
+    }
+
+    fn indexes_err(&self, watch: &mut Watch) {
+        let index = rusqlite::Connection::open(self.cache.data().join("index.sqlite")).unwrap();
+        index.busy_timeout(PATIENCE).unwrap();
+        index.execute_batch("ALTER TABLE resources RENAME TO gone").unwrap();
+        let mut number = 0;
+        watch.sees("AptmeshIndexFails", || {
+            for _ in 0..10 {
+                number += 1;
+                ask(&self.cache, &self.mirror, &format!("/debian/pool/x_{number}.dsc"));
+            }
+        });
+        self.server.stop();
+        watch.sees("AptmeshIndexAway", || {
+            ask(&self.replica, &self.mirror, "/debian/pool/s/small_1.orig.tar.xz");
+        });
+    }
+
+    fn the_swarm_errs(&self, watch: &mut Watch) {
+        let (swarm, site) = (&self.swarm, &self.site);
+        watch.has("AptmeshNoPeers");
+        swarm.learn(&self.orphan);
+        watch.has("AptmeshSidecarAway");
+
+        swarm.learn(site);
+        let liar = Liar::of(swarm, site, &LIES, hostile::wrong);
+        for name in LIES {
+            liar.wait_found(swarm, site, name);
+        }
+        // On a busy machine a mirror that is not slow may be the sooner one all the same.
+        swarm.publish(|file| file.rate(MB as u64));
+        let mut names = LIES.iter();
+        watch.sees("AptmeshWrongBytesFromPeer", || {
+            names.next().into_iter().for_each(|name| drop(swarm.fetch(site, name)));
+        });
+    }
+
+    /// Last.
+    fn processes_end(&self, watch: &mut Watch) {
+        watch.sees("AptmeshTargetDown", || self.cache.kill9());
+        self.proxies().into_iter().for_each(Proxy::kill9);
+        watch.has("AptmeshDown");
+    }
+}
+
+#[test]
+fn each_alert_sees_its_fault() {
+    let scene = Scene::new();
+    let targets = scene.targets();
+    let mut watch = Watch::over("site/aptmesh-proxy", &targets);
+    let all = targets.len().to_string();
+    wait_until(PATIENCE, "a look at all", || {
+        !watch.prometheus.query(&format!("sum(up) == {all}")).is_empty()
+    });
+    watch.sees_nothing_but(&["AptmeshNoPeers", "AptmeshSidecarAway"]);
+    scene.requests_fail(&mut watch);
+    scene.the_swarm_errs(&mut watch);
+    scene.mirrors_err(&mut watch);
+    scene.volumes_err(&mut watch);
+    scene.indexes_err(&mut watch);
+    scene.processes_end(&mut watch);
+    // Somebody named his jobs otherwise.
+    let mut elsewhere = Watch::over("cache", &targets);
+    elsewhere.has("AptmeshNotWatched");
+
+    let mut seen: BTreeSet<String> = watch.seen.into_iter().chain(elsewhere.seen).collect();
+    seen.insert(NOT_PROVOKED.to_owned());
+    let all: BTreeSet<String> =
+        watch.prometheus.alerts().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(seen, all);
+}
