@@ -81,7 +81,7 @@ fn manuals_and_completions_are_at_hand() {
     machine.sh("test -s /usr/share/zsh/vendor-completions/_aptmesh");
     machine.sh("test -s /usr/share/fish/vendor_completions.d/aptmesh.fish");
     machine.sh(
-        "cd /usr/share/doc/aptmesh && test -s README.md -a -s settings.toml -a -s operations.md",
+        "cd /usr/share/doc/aptmesh && test -s README.md -a -s docs/settings.toml -a -s docs/operations.md -a -s dashboards/alerts.yaml",
     );
 }
 
@@ -90,7 +90,8 @@ fn manuals_and_completions_are_at_hand() {
 fn what_lies_on_the_machine_is_imported_or_served_in_place() {
     let machine = Machine::with_package();
     // Where an administrator might have them: the sandbox lets them be read.
-    machine.sh("install -d /srv/debs /home/mirror; cd /srv/debs; apt-get download hello; cd /home/mirror; apt-get download ed");
+    machine.sh("apt-get update; install -d /srv/debs /home/mirror");
+    machine.sh("cd /srv/debs; apt-get download hello; cd /home/mirror; apt-get download ed");
     machine.sh("sed -i '/^\\[store\\]/a folders = [\"/home/mirror\"]' /etc/aptmesh/aptmesh.toml");
     machine.restart("aptmesh");
     machine.use_cache();
