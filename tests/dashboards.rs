@@ -36,10 +36,13 @@ fn promtool(arguments: &[&str]) -> String {
     said
 }
 
-/// Words that begin like our metrics.
+/// Words that begin like our metrics; not what a `*` completes.
 fn metrics_in(text: &str) -> BTreeSet<String> {
     let words = text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
-    words.filter(|word| word.starts_with("aptmesh_")).map(str::to_owned).collect()
+    words
+        .filter(|word| word.starts_with("aptmesh_") && !word.ends_with('_'))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// All names that the source declares: they are literals.

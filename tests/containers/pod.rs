@@ -4,8 +4,14 @@ mod node;
 
 use crate::chart::{Manifests, render};
 use crate::engine::{Container, Network, image, next_image, standin};
-use crate::kit::{HostArchive, get};
+use crate::kit::{HostArchive, get, wait_until};
 use node::{Node, Running};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// What the Service is called, as the ConfigMap for clients has it.
+const CACHE: &str = "http://aptmesh.apt.svc:9977";
+const SERVICE: [&str; 2] = ["aptmesh", "aptmesh.apt.svc"];
 
 /// A release of which nothing has to be there before: database, migration, replica, its node, `helm test`.
 #[test]
@@ -17,7 +23,7 @@ fn the_example_to_try_out_runs() {
     database.wait_until_ready();
     let name = "aptmesh-0";
     let own = format!("{name}.aptmesh-headless.apt.svc");
-    let replica = node.start(release.replica(), name, &["aptmesh", &own]);
+    let replica = node.start(release.replica(), name, &[SERVICE[0], SERVICE[1], &own]);
     replica.wait_until_ready();
 
     // It has no rights, and nothing else went wrong unnoticed.
@@ -28,10 +34,19 @@ fn the_example_to_try_out_runs() {
         }
         assert_eq!(String::from_utf8(get(replica.at(9978), "/readyz").body).unwrap(), "ready\n");
     }
-    let client = client_of(&node.network);
+    let client = client_of(&node.network, CACHE);
     install(&client);
     let settings = replica.container("proxy").must(&["aptmesh", "config"]);
     assert!(settings.contains(&format!("http://{own}:9979")), "{settings}");
+    // Another replica, with a volume of its own, has it from the first one, by that name.
+    let other = node.start(release.replica(), "aptmesh-1", &["aptmesh-1.aptmesh-headless.apt.svc"]);
+    other.wait_until_ready();
+    install(&client_of(&node.network, "http://aptmesh-1:9977"));
+    let from = |source| {
+        value(&other, &format!("aptmesh_swarm_received_bytes_total{{from=\"{source}\"}}")).unwrap()
+    };
+    assert!(from("replica") > 1e6, "{}", other.container("proxy").logs());
+    drop(other);
     // The node is of the swarm whose key the release made, and the proxy asks it.
     assert!(value(&replica, "aptmesh_swarm_sidecar_away") == Some(0.0));
 
@@ -81,30 +96,69 @@ fn a_site_is_installed_upgraded_and_rolled_back() {
 
     let said = node.start(pod(&first, "migrate"), "migrate", &[]).wait_until_done();
     assert!(said.contains("migrated: "), "{said}");
-    let one = node.start(first.replica(), "one", &["aptmesh"]);
+    let one = node.start(first.replica(), "one", &SERVICE);
     one.wait_until_ready();
-    install(&client_of(&node.network));
+    install(&client_of(&node.network, CACHE));
     assert!(value(&one, "aptmesh_mirror_received_bytes_total") > Some(0.0));
 
     // The hook of the upgrade runs beside the old replicas; a new one comes before an old one goes.
     let said = node.start(pod(&next, "migrate"), "migrate", &[]).wait_until_done();
     assert!(said.contains("up to date") && !said.contains("migrated: "), "{said}");
-    let two = node.start(next.replica(), "two", &["aptmesh"]);
+    let two = node.start(next.replica(), "two", &SERVICE);
     two.wait_until_ready();
     assert!(one.terminate().iter().all(|(_, code)| *code == 0));
     drop(one);
-    install(&client_of(&node.network));
+    install(&client_of(&node.network, CACHE));
     let fetched = value(&two, "aptmesh_mirror_received_bytes_total").unwrap();
     assert!(fetched < 1e6, "{fetched} bytes were fetched again: the volume is not shared");
 
     // And back, with the older program's migration first.
     let said = node.start(pod(&first, "migrate"), "migrate", &[]).wait_until_done();
     assert!(said.contains("up to date"), "{said}");
-    let three = node.start(first.replica(), "three", &["aptmesh"]);
+    let three = node.start(first.replica(), "three", &SERVICE);
     three.wait_until_ready();
     assert!(two.terminate().iter().all(|(_, code)| *code == 0));
     drop(two);
-    install(&client_of(&node.network));
+    install(&client_of(&node.network, CACHE));
+}
+
+/// What a node's own apt is told, and that it is on its own again when the release goes.
+#[test]
+fn a_nodes_apt_is_pointed_at_the_cache_and_back() {
+    let on = [
+        format!("client.url={CACHE:?}"),
+        "client.configMap.enabled=true".to_owned(),
+        "client.daemonSet.enabled=true".to_owned(),
+    ];
+    let release = release("try", image(), &on.each_ref().map(String::as_str));
+    // For pods, a file with the same address.
+    let file = release.get("ConfigMap", "aptmesh-client")["data"]["30aptmesh"].as_str().unwrap();
+    assert_eq!(file, format!("Acquire::http::Proxy \"{CACHE}\";\n"));
+
+    let node = Node::new(&release.0);
+    let hosts = format!("APTMESH_MIRROR_ALLOW_PRIVATE={}", HostArchive::read().hosts().join(","));
+    let options = ["--network", node.network.name(), "--env", &hosts];
+    let names = SERVICE.map(|name| format!("--network-alias={name}"));
+    let options = [&options[..], &names.each_ref().map(String::as_str)].concat();
+    let cache = Container::start("cache", &options, image(), &[]);
+    cache.wait_until_healthy();
+
+    let folders = ["/etc/apt/apt.conf.d", "/usr/local/lib/aptmesh"];
+    let mounts = folders.map(|path| format!("--volume={}:{path}:nocopy", node.folder(path)));
+    let options = ["--network", node.network.name(), "--init", &mounts[0], &mounts[1]];
+    let machine = standin("debian:trixie-slim");
+    let machine = Container::start("machine", &options, &machine, &["sleep", "infinity"]);
+    let setting = "/etc/apt/apt.conf.d/30aptmesh";
+    let writer = node.start(pod(&release, "client"), "writer", &[]);
+    let is_there = || machine.exec(&["test", "-e", setting]).ok;
+    wait_until(Duration::from_secs(60), "the setting", is_there);
+    install(&machine);
+    let told = String::from_utf8(get(metrics_of(&cache), "/metrics").body).unwrap();
+    assert!(number(&told, "aptmesh_mirror_received_bytes_total") > Some(1e6), "{told}");
+
+    assert_eq!(writer.terminate(), [("client".to_owned(), 0)]);
+    assert!(!is_there() && machine.must(&["ls", folders[1]]).is_empty());
+    machine.must(&["apt-get", "update"]);
 }
 
 /// An example, with this image, that may ask this machine's archive.
@@ -130,13 +184,13 @@ fn pod<'a>(release: &'a Manifests, component: &str) -> crate::chart::Pod<'a> {
     found.unwrap_or_else(|| panic!("no pod for {component}"))
 }
 
-/// A machine that knows the cache by its Service's name, and no way around it.
-fn client_of(network: &Network) -> Container {
+/// A machine whose apt knows a cache, and no way around it.
+fn client_of(network: &Network, cache: &str) -> Container {
     let image = standin("debian:trixie-slim");
     let options = ["--network", network.name(), "--init"];
     let client = Container::start("client", &options, &image, &["sleep", "infinity"]);
-    let setting = r#"Acquire::http::Proxy "http://aptmesh:9977";"#;
-    client.must(&["sh", "-c", "printf '%s\\n' \"$0\" > /etc/apt/apt.conf.d/30aptmesh", setting]);
+    let setting = format!("Acquire::http::Proxy \"{cache}\";");
+    client.must(&["sh", "-c", "printf '%s\\n' \"$0\" > /etc/apt/apt.conf.d/30aptmesh", &setting]);
     client
 }
 
@@ -149,5 +203,13 @@ fn install(client: &Container) {
 /// A metric of a replica's proxy.
 fn value(replica: &Running<'_>, name: &str) -> Option<f64> {
     let told = String::from_utf8(get(replica.at(9978), "/metrics").body).unwrap();
+    number(&told, name)
+}
+
+fn metrics_of(container: &Container) -> SocketAddr {
+    SocketAddr::new(container.ip().parse().unwrap(), 9978)
+}
+
+fn number(told: &str, name: &str) -> Option<f64> {
     told.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }

@@ -16,6 +16,8 @@ const MB: usize = 1024 * 1024;
 /// Nobody listens there.
 const NOBODY: &str = "127.0.0.1:9";
 const LOOKS: Duration = Duration::from_secs(2);
+/// What another site gives wrong.
+const LIES: [&str; 4] = ["tool", "tale", "toad", "tome"];
 /// It takes ten minutes.
 const NOT_PROVOKED: &str = "AptmeshAnnouncementsLate";
 
@@ -94,7 +96,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let (server, volume) = (Postgres::start(), Volume::of_megabytes(8));
-        let swarm = Swarm::of(&[("tool", 3 * MB)]);
+        let swarm = Swarm::of(&LIES.map(|name| (name, 3 * MB)));
         let orphan =
             Site::build(&swarm.key).env("PROXY_SIDECAR", format!("http://{NOBODY}")).start();
         Self {
@@ -208,9 +210,16 @@ impl Scene {
         watch.has("AptmeshSidecarAway");
 
         swarm.learn(site);
-        let liar = Liar::of(swarm, site, &["tool"], hostile::wrong);
-        liar.wait_found(swarm, site, "tool");
-        watch.sees("AptmeshWrongBytesFromPeer", || drop(swarm.fetch(site, "tool")));
+        let liar = Liar::of(swarm, site, &LIES, hostile::wrong);
+        for name in LIES {
+            liar.wait_found(swarm, site, name);
+        }
+        // On a busy machine a mirror that is not slow may be the sooner one all the same.
+        swarm.publish(|file| file.rate(MB as u64));
+        let mut names = LIES.iter();
+        watch.sees("AptmeshWrongBytesFromPeer", || {
+            names.next().into_iter().for_each(|name| drop(swarm.fetch(site, name)));
+        });
     }
 
     /// Last.

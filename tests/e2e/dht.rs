@@ -598,7 +598,7 @@ fn a_key_is_as_good_as_it_looks() {
         ("APTMESH_SWARM_KEY", "secret"),
         ("APTMESH_SWARM_BOOTSTRAP", "http://x"),
         ("APTMESH_SWARM_ADVERTISE", "ftp://x"),
-        ("APTMESH_LISTEN_DHT", ""),
+        ("APTMESH_LISTEN_DHT", ","),
         ("APTMESH_SWARM_ANNOUNCE_TTL", "4h"),
     ] {
         let run = kit::aptmesh().arg("dht").env(name, value).output().unwrap();

@@ -222,8 +222,10 @@ fn leaves_of(schema: &Value, key: String, leaves: &mut BTreeSet<String>) {
 #[test]
 fn the_table_has_yamls_own_defaults() {
     let file = &yaml(&fs::read_to_string(chart().join("values.yaml")).unwrap())[0];
-    for Documented { key, default, .. } in values() {
+    let listed: String = values().iter().map(|value| format!("- {}\n", value.default)).collect();
+    let listed = &yaml(&listed)[0];
+    for (number, Documented { key, .. }) in values().iter().enumerate() {
         let pointer = format!("/{}", key.replace('.', "/"));
-        assert_eq!(file.pointer(&pointer), yaml(&format!("[{default}]"))[0].pointer("/0"), "{key}");
+        assert_eq!(file.pointer(&pointer), Some(&listed[number]), "{key}");
     }
 }

@@ -23,7 +23,7 @@ pub struct Node {
     pub network: Network,
     secrets: HashMap<String, Files>,
     settings: HashMap<String, Files>,
-    /// Claims, which outlive their pods.
+    /// Claims, and folders of the machine by their paths: they outlive pods.
     claims: RefCell<HashMap<String, Volume>>,
 }
 
@@ -100,6 +100,8 @@ impl Node {
                 Held::Own(empty(group))
             } else if let Some(claim) = volume["persistentVolumeClaim"]["claimName"].as_str() {
                 self.claim(claim, group)
+            } else if let Some(path) = volume["hostPath"]["path"].as_str() {
+                self.claim(path, None)
             } else if let Some(secret) = volume["secret"].as_object() {
                 let files = chosen(&self.secrets[text(&secret["secretName"])], &volume["secret"]);
                 Held::Own(filled(&files, &secret["defaultMode"], group))
@@ -120,6 +122,11 @@ impl Node {
             volumes.insert(name.to_owned(), self.claim(&format!("{name}-{pod_name}"), group));
         }
         volumes
+    }
+
+    /// The volume that stands for a folder of the machine.
+    pub fn folder(&self, path: &str) -> String {
+        self.claim(path, None).name().to_owned()
     }
 
     fn claim(&self, name: &str, group: Option<u64>) -> Held {

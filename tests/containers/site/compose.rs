@@ -1,8 +1,10 @@
 //! A site as `compose.yaml` makes it, in a project of its own that is taken down with all it stored.
 
-use crate::engine::{docker, name, standin, try_docker};
+use crate::engine::{docker, name, run, standin, try_docker};
 use crate::kit::postgres::free_port;
-use crate::kit::{HostArchive, Run, get, wait_until};
+use crate::kit::{HostArchive, Run, get, request, wait_until};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,7 +29,7 @@ impl Site {
     pub fn new(what: &str, image: &str) -> Self {
         let mut site =
             Self { project: name(what), options: Vec::new(), environment: BTreeMap::new() };
-        for door in ["", "_AUTO", "_PEER", "_DHT", "_PROMETHEUS"] {
+        for door in ["", "_AUTO", "_PEER", "_DHT", "_PROMETHEUS", "_GRAFANA"] {
             site.set(&format!("SITE{door}_PORT"), &free_port().to_string());
         }
         site.set("SITE_BIND", "127.0.0.1");
@@ -35,7 +37,6 @@ impl Site {
         site.set("APTMESH_MIRROR_ALLOW_PRIVATE", &HostArchive::read().hosts().join(","));
         // The disk and the processors are shared with other tests.
         site.set("APTMESH_INDEX_PATIENCE", "5s");
-        // Debian has no Grafana to make a stand-in of.
         site.set("COMPOSE_PROFILES", "");
         site
     }
@@ -54,9 +55,20 @@ impl Site {
         &self.project
     }
 
+    /// With Grafana, where its image can be had: Debian has no package to make a stand-in of.
+    pub fn with_grafana(mut self) -> Self {
+        let mut images = base_images("grafana/");
+        if images.all(|image| run("tools/standins.sh", &[&image]).status.success()) {
+            self.set("COMPOSE_PROFILES", "grafana");
+        } else {
+            println!("Grafana is left out: its image can not be pulled, and Debian has none");
+        }
+        self
+    }
+
     /// `docker compose up -d`, with the base images that can be had.
     pub fn up(&self) {
-        for image in base_images() {
+        for image in ["postgres:", "haproxy:", "prom/"].into_iter().flat_map(base_images) {
             standin(&image);
         }
         self.compose(&["up", "-d"]);
@@ -64,24 +76,19 @@ impl Site {
 
     /// `docker compose ARGUMENTS`, which has to succeed. What it said.
     pub fn compose(&self, arguments: &[&str]) -> String {
-        let mut command = compose();
-        command.args(["-p", &self.project]).args(&self.options).args(arguments);
-        self.must(command, &format!("compose {}", arguments.join(" ")))
+        succeed(self.prepare(compose()).args(arguments))
     }
 
     /// `deploy/compose/upgrade.sh`, to the image that is set.
     pub fn upgrade(&self) -> String {
-        let mut command = Command::new("deploy/compose/upgrade.sh");
-        command.args(["-p", &self.project]).args(&self.options);
-        self.must(command, "upgrade.sh")
+        succeed(&mut self.prepare(Command::new("deploy/compose/upgrade.sh")))
     }
 
-    fn must(&self, mut command: Command, what: &str) -> String {
+    /// For this project and with what it is set to.
+    fn prepare(&self, mut command: Command) -> Command {
         command.current_dir(env!("CARGO_MANIFEST_DIR")).envs(&self.environment);
-        let output = command.output().expect("compose (`make e2e` installs it)");
-        let [out, err] = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said));
-        assert!(output.status.success(), "{what}: {out}{err}");
-        format!("{out}{err}")
+        command.args(["-p", &self.project]).args(&self.options);
+        command
     }
 
     /// The containers of a service, stopped ones too.
@@ -115,9 +122,31 @@ impl Site {
         format!("http://127.0.0.1:{}", self.environment["SITE_PORT"])
     }
 
+    /// Under which addresses machines of the host's network come to the gateway: those of the bridges that
+    /// its door is in, when it has joined the `other` site.
+    pub fn addresses_of_clients(&self, other: &Self) -> Vec<String> {
+        let template = "{{range .IPAM.Config}}{{.Gateway}}{{end}}";
+        let bridges = [self, other].map(|site| format!("{}_outer", site.project));
+        bridges
+            .iter()
+            .map(|bridge| docker(&["network", "inspect", "--format", template, bridge]) + "/32")
+            .collect()
+    }
+
     /// The sum of a counter over all replicas, of the series that have all of these labels.
     pub fn count(&self, metric: &str, labels: &str) -> u64 {
         self.replicas().iter().map(|replica| replica.count(metric, labels)).sum()
+    }
+
+    /// What Grafana answers its administrator; nothing where there is no Grafana.
+    pub fn grafana(&self, path: &str) -> Option<Value> {
+        let grafana = self.parts("grafana").pop()?;
+        let password = grafana.exec(&["cat", "/run/secrets/aptmesh/grafana.password"]).output;
+        let who = format!("Basic {}", STANDARD.encode(format!("admin:{}", password.trim())));
+        let port = self.environment["SITE_GRAFANA_PORT"].parse().expect("a port");
+        let address = (Ipv4Addr::LOCALHOST, port).into();
+        let reply = request(address, "GET", path, &[("Authorization", &who)]);
+        Some(serde_json::from_slice(&reply.body).unwrap_or_default())
     }
 
     /// What Prometheus answers: `/api/v1/…`.
@@ -145,29 +174,17 @@ impl Site {
             sum(&told, "haproxy_server_status", up) == count as u64
         });
     }
-
-    fn logs(&self) -> String {
-        let mut command = compose();
-        command.args(["-p", &self.project]).args(&self.options).args([
-            "logs",
-            "--no-color",
-            "--tail=60",
-        ]);
-        command.current_dir(env!("CARGO_MANIFEST_DIR")).envs(&self.environment);
-        let output = command.output().map(|output| output.stdout).unwrap_or_default();
-        String::from_utf8_lossy(&output).into_owned()
-    }
 }
 
 impl Drop for Site {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("== {}\n{}", self.project, self.logs());
+            let logs = self.prepare(compose()).args(["logs", "--no-color", "--tail=60"]).output();
+            let said = logs.map(|logs| logs.stdout).unwrap_or_default();
+            eprintln!("== {}\n{}", self.project, String::from_utf8_lossy(&said));
         }
-        let mut command = compose();
-        command.args(["-p", &self.project]).args(&self.options);
-        command.args(["down", "--volumes", "--timeout", "1", "--remove-orphans"]);
-        let _ = command.current_dir(env!("CARGO_MANIFEST_DIR")).envs(&self.environment).output();
+        let down = ["down", "--volumes", "--timeout", "1", "--remove-orphans"];
+        let _ = self.prepare(compose()).args(down).output();
     }
 }
 
@@ -245,13 +262,19 @@ fn compose() -> Command {
     }
 }
 
-/// The images in compose.yaml that are not ours, but for Grafana's.
-fn base_images() -> Vec<String> {
+/// All that it said.
+fn succeed(command: &mut Command) -> String {
+    let output = command.output().expect("compose (`make e2e` installs it)");
+    let [out, err] = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said));
+    assert!(output.status.success(), "{command:?}: {out}{err}");
+    format!("{out}{err}")
+}
+
+/// The images in compose.yaml of this maker.
+fn base_images(maker: &str) -> impl Iterator<Item = String> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("compose.yaml");
     let text = fs::read_to_string(file).expect("compose.yaml");
     let images = text.lines().filter_map(|line| line.trim().strip_prefix("image: "));
-    images
-        .filter(|image| !image.contains("${") && !image.contains("grafana"))
-        .map(str::to_owned)
-        .collect()
+    let images = images.filter(|image| image.starts_with(maker)).map(str::to_owned);
+    images.collect::<Vec<_>>().into_iter()
 }

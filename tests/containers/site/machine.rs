@@ -65,9 +65,9 @@ impl Machine {
         self.run(&["sh", "-c", script]).output.trim().parse().unwrap_or_default()
     }
 
-    /// A new machine's round: lists and packages, all of them. What apt said when it failed.
+    /// Lists confirmed, packages fetched, all of them. What apt said when it failed.
     fn round(&self, packages: &str) -> Result<(), String> {
-        let script = "rm -rf /var/lib/apt/lists/* && apt-get clean && apt-get update --error-on=any \
+        let script = "apt-get clean && apt-get update --error-on=any \
              && apt-get install --yes --download-only $0";
         let run = self.run(&["sh", "-c", script, packages]);
         if run.ok { Ok(()) } else { Err(run.output) }

@@ -22,12 +22,13 @@ const LATER: [&str; 3] = ["fonts-noto-core", "emacs-common", "vim-runtime"];
 
 #[test]
 fn a_site_serves_on_through_all_that_happens_to_it() {
-    let mut site = Site::new("site", image());
+    let mut site = Site::new("site", image()).with_grafana();
     site.up();
     runs_without_any_rights(&site);
     tells_no_secret(&site);
     machines_share_what_the_mirror_gives_once(&site);
     prometheus_sees_all_of_it(&site);
+    grafana_has_the_dashboards(&site);
     a_replica_that_dies_costs_no_download(&site);
     the_database_may_go_away(&site);
     a_third_replica_is_found_by_all(&site);
@@ -160,6 +161,18 @@ fn prometheus_sees_all_of_it(site: &Site) {
     );
 }
 
+fn grafana_has_the_dashboards(site: &Site) {
+    if site.grafana("/api/health").is_none() {
+        return;
+    }
+    for (path, count) in [("/api/search?type=dash-db", 2), ("/api/datasources", 1)] {
+        wait_until(PATIENCE, &format!("{count} at Grafana's {path}"), || {
+            let told = site.grafana(path).unwrap_or_default();
+            told.as_array().is_some_and(|found| found.len() == count)
+        });
+    }
+}
+
 /// A machine behind the gateway goes on with another replica; one that has only this one can not.
 fn a_replica_that_dies_costs_no_download(site: &Site) {
     let [behind, straight] = [0, 1].map(|_| {
@@ -266,11 +279,16 @@ fn is_upgraded_under_load(site: &mut Site) {
     assert_eq!(new.len(), old.len());
     assert!(new.iter().all(|part| part.inspect(version) == "0.1.1" && !old.contains(part)));
     site.wait_for_replicas(2);
+    // Nothing is left to be done.
+    let all = site.all();
+    site.up();
+    assert!(site.all() == all, "{}", site.compose(&["ps"]));
 
     let failures = load.during(|rounds| {
-        site.compose(&["up", "-d", "--no-deps", "--force-recreate", "proxy"]);
-        site.wait_for_replicas(2);
+        site.compose(&["stop", "proxy"]);
         rounds.wait_for_whole();
+        site.compose(&["up", "-d", "proxy"]);
+        site.wait_for_replicas(2);
     });
     assert!(!failures.is_empty(), "all replicas were away, and nobody noticed");
 }
@@ -282,7 +300,6 @@ fn another_site_takes_from_it(first: &Site) {
     assert!(machine.download(&LATER).ok);
     let mut second = Site::new("second", next_image());
     second.set("FIRST_PROJECT", first.project());
-    second.set("COMPOSE_PROFILES", "");
     second.set_options(&["--env-file", "second.env"]);
     second.up();
     second.wait_for_replicas(2);
@@ -300,8 +317,11 @@ fn another_site_takes_from_it(first: &Site) {
         "-f",
         "compose.second.yaml",
     ]);
+    let allowed = second.addresses_of_clients(first);
+    second.set("APTMESH_CLIENTS_ALLOW", &allowed.join(","));
     second.up();
     second.wait_for_replicas(2);
+    knows_its_clients(&second);
     for site in [first, &second] {
         wait_until(PATIENCE, "sites to know each other", || {
             site.replicas().iter().all(|replica| replica.count("aptmesh_swarm_filters", "") > 0)
@@ -322,6 +342,15 @@ fn another_site_takes_from_it(first: &Site) {
     );
     assert!(given >= from_first, "the first site knows of {given} bytes of {from_first}");
     machine.must(&[&["apt-get", "install", "--yes", "--no-download"], &wanted[..]].concat());
+}
+
+/// The gateway is no client, nor is who comes around it: whom it carries is.
+fn knows_its_clients(site: &Site) {
+    for replica in site.replicas() {
+        let around = replica.get(9977, "/");
+        assert!(around.contains("is not in clients.allow"), "{around}");
+    }
+    Machine::impatient(&site.url()).update();
 }
 
 /// Bytes that a site had from mirrors and from other sites since its replicas began.
