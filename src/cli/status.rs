@@ -52,7 +52,27 @@ fn render(status: &Value) -> anyhow::Result<String> {
     writeln!(text, "stored:                  {blobs} files, {bytes}{quota}")?;
     writeln!(text, "learnt from lists:       {} files", count("/stored/expectations"))?;
     writeln!(text, "downloads under way:     {}", count("/flights"))?;
-    let trouble = status.get("trouble").and_then(Value::as_str);
-    writeln!(text, "state:                   {}", trouble.unwrap_or("all is well"))?;
+    let trouble =
+        ["/trouble", "/swarm/trouble"].map(|at| status.pointer(at).and_then(Value::as_str));
+    let [cache, swarm] = trouble;
+    let trouble = cache.map(str::to_owned).or_else(|| swarm.map(|said| format!("swarm: {said}")));
+    writeln!(text, "state:                   {}", trouble.as_deref().unwrap_or("all is well"))?;
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_first_trouble_is_told() {
+        let state = |status| render(&status).unwrap().lines().last().unwrap().to_owned();
+        assert!(state(json!({"trouble": null, "swarm": null})).ends_with("all is well"));
+        let of_node = json!({"trouble": "the node does not answer"});
+        assert!(state(json!({"swarm": of_node})).ends_with("swarm: the node does not answer"));
+        let both = json!({"trouble": "the volume is full", "swarm": of_node});
+        assert!(state(both).ends_with("the volume is full"));
+    }
 }

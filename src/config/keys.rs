@@ -131,7 +131,7 @@ pub static KEYS: [Key; 48] = [
         "Networks of balancers before `listen.proxy` and `listen.peer`, a list. A connection of theirs may \
          begin with a PROXY header of version 1 or 2 (haproxy's `send-proxy-v2`); the address in there \
          counts as the client's, for `clients.allow` and all bounds for one peer. Nobody else's header is \
-         believed.",
+         believed; name only what always sends one, as whoever else comes from there can say who he is.",
     ),
     key(
         "listen.connections",
@@ -143,7 +143,8 @@ pub static KEYS: [Key; 48] = [
         "8s",
         "For how long, after SIGTERM, /readyz says no while newcomers are still served, so that a \
          balancer notices before it finds the door closed. Only where somebody has asked /readyz \
-         within the last minute; SIGINT and a second signal go without.",
+         within the last minute; SIGINT and a second signal go without. Who stops it has to wait for 20 s \
+         more than this, and for 30 s at least, before killing it.",
     ),
     Key {
         name: "data.dir",

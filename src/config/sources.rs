@@ -103,6 +103,10 @@ fn read_variable(name: &str, value: &str) -> Result<(&'static Key, String), Stri
     }
     let text = std::fs::read_to_string(value)
         .map_err(|error| format!("{name}: could not read {value}: {error}"))?;
+    // A secret that was not written yet is no wish to go without.
+    if text.trim().is_empty() {
+        return Err(format!("{name}: {value} is empty"));
+    }
     Ok((key, text.trim_end().to_owned()))
 }
 
@@ -298,10 +302,6 @@ mod tests {
 
     #[test]
     fn an_empty_variable_is_none() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("empty");
-        std::fs::write(&file, "\n").unwrap();
-        let name = file.display().to_string();
         let default = Config::read(&Sources::default()).unwrap().effective;
         let mut empty: Vec<(String, &str)> = Vec::new();
         for key in &KEYS {
@@ -309,14 +309,21 @@ mod tests {
                 key.variable(),
                 if key.default.text(|_| None).is_empty() { "" } else { " " },
             ));
-            empty.extend(key.secret.then(|| (format!("{}_FILE", key.variable()), name.as_str())));
+            empty.extend(key.secret.then(|| (format!("{}_FILE", key.variable()), "")));
         }
         let empty: Vec<(&str, &str)> =
             empty.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-        let secrets = [("APTMESH_SWARM_KEY_FILE", ""), ("APTMESH_INDEX_URL_FILE", "")];
-        for environment in [&empty[..], &secrets] {
-            assert_eq!(Config::read(&sources(&[], environment)).unwrap().effective, default);
-        }
+        assert_eq!(Config::read(&sources(&[], &empty)).unwrap().effective, default);
+    }
+
+    #[test]
+    fn an_empty_file_is_no_secret() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("empty");
+        std::fs::write(&file, "\n").unwrap();
+        let name = file.display().to_string();
+        let faults = Config::read(&sources(&[], &[("APTMESH_SWARM_KEY_FILE", &name)])).unwrap_err();
+        assert!(faults.0.iter().any(|fault| fault.contains("is empty")), "{faults:?}");
     }
 
     #[test]

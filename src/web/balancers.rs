@@ -79,7 +79,9 @@ impl Balancers {
                 tracing::debug!(%balancer, %error, "a balancer left");
                 return None;
             }
-            Err(_) => Err("it does not come"),
+            // A spare one, which nobody needed.
+            Err(_) if bytes.is_empty() => return None,
+            Err(_) => Err("it does not end"),
         };
         match read {
             Ok(Beginning::Header(length, client)) => {

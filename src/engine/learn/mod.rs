@@ -110,7 +110,7 @@ impl Learner {
                 "aptmesh_engine_learnt_lists_total",
                 "Lists that were looked at to learn from, by outcome.",
                 "outcome",
-                &["learnt", "refused", "failed"],
+                &["learnt", "known", "not_current", "superseded", "refused", "failed", "forgotten"],
             ),
         };
         tasks.spawn(student.run(waiting));

@@ -53,7 +53,7 @@ impl Machine {
     pub fn with_package() -> Self {
         let machine = Self::boot();
         machine.install(deb::VERSION);
-        machine.allow_archive();
+        machine.configure();
         machine.restart("aptmesh");
         machine
     }
@@ -71,10 +71,18 @@ impl Machine {
         self.sh(&format!("apt-get install -y --no-install-recommends {}", deb::path(version)))
     }
 
-    /// As an administrator with an internal mirror would.
-    fn allow_archive(&self) {
+    /// As an administrator with an internal mirror would, on a disk that is filled by others.
+    fn configure(&self) {
         let hosts = HostArchive::read().hosts().join(",");
-        self.sh(&format!("echo APTMESH_MIRROR_ALLOW_PRIVATE={hosts} >> /etc/default/aptmesh"));
+        self.sh(&format!(
+            "sed -i 's/^#allow_private = .*/allow_private = \"{hosts}\"/' /etc/aptmesh/aptmesh.toml"
+        ));
+        self.set("store", r#"min_free = "64MiB""#);
+    }
+
+    /// Adds a line to a section of the settings.
+    pub fn set(&self, section: &str, line: &str) {
+        self.sh(&format!(r"sed -i '/^\[{section}\]/a {line}' /etc/aptmesh/aptmesh.toml"));
     }
 
     /// Has this machine's apt ask the cache on it, for all that it knew before too.
@@ -106,8 +114,10 @@ impl Machine {
         self.property(unit, "MainPID")
     }
 
+    /// What a unit has logged since it was started last.
     pub fn journal(&self, unit: &str) -> String {
-        self.sh(&format!("journalctl --no-pager --unit {unit}"))
+        let invocation = self.property(unit, "InvocationID");
+        self.sh(&format!("journalctl --no-pager _SYSTEMD_INVOCATION_ID={invocation}"))
     }
 
     /// A metric of the cache on this machine, summed up over its labels.
