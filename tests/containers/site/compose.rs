@@ -36,6 +36,7 @@ impl Site {
         site.set("SITE_IMAGE", image);
         site.set("APTMESH_MIRROR_ALLOW_PRIVATE", &HostArchive::read().hosts().join(","));
         // The disk and the processors are shared with other tests.
+        site.set("APTMESH_STORE_MIN_FREE", "256MiB");
         site.set("APTMESH_INDEX_PATIENCE", "5s");
         site.set("COMPOSE_PROFILES", "");
         site
