@@ -31,18 +31,18 @@ wait_for() {
     done
 }
 
-compose "$@" run --rm --no-deps -T migrate
+# What has ended is made anew by the next `up`, and brings the schema up to date. To remove comes before to
+# make all along: what compose replaces, it replaces all that depends on it with.
+compose "$@" rm --force secrets migrate
 old=$(compose "$@" ps -q proxy)
 count=$(echo "$old" | wc -w)
 for replica in $old; do
-    compose "$@" up -d --no-deps --no-recreate --scale proxy=$((count + 1)) proxy
+    compose "$@" up -d --no-recreate --scale proxy=$((count + 1)) proxy
     for other in $(compose "$@" ps -q proxy); do
         wait_for "$other"
     done
     docker stop --time "$GRACE" "$replica" >/dev/null
     docker rm "$replica" >/dev/null
 done
-# Each by itself: compose starts all anew that depends on what it makes anew.
-for service in secrets migrate dht; do
-    compose "$@" up -d --no-deps "$service"
-done
+compose "$@" rm --force --stop dht
+compose "$@" up -d --no-recreate --scale proxy="$count"
