@@ -106,7 +106,7 @@ fn tells_no_secret(site: &Site) {
     }
     let of_grafana = site.secret_of_grafana();
     assert_eq!(of_grafana.len(), 48);
-    for service in ["proxy", "dht", "postgres"] {
+    for service in ["proxy", "dht"] {
         let found = site.parts(service)[0].exec(&["find", "/run/secrets", "-name", "*password*"]);
         assert_eq!(found.output.trim(), "/run/secrets/aptmesh/postgres.password", "{service}");
     }
