@@ -1,6 +1,6 @@
 //! Images: the product's, built by its Dockerfile once for all tests, and those that it stands on.
 
-use super::run;
+use super::{docker, name, run, try_docker};
 use std::sync::OnceLock;
 
 /// The product.
@@ -21,6 +21,32 @@ pub fn next_image() -> &'static str {
 pub fn standin(image: &str) -> String {
     succeed("tools/standins.sh", &[image]);
     image.to_owned()
+}
+
+/// An image for one test, removed with it.
+pub struct Image {
+    name: String,
+}
+
+impl Image {
+    /// Another one with a line of a Dockerfile on top.
+    pub fn changed(what: &str, base: &str, line: &str) -> Self {
+        let image = Self { name: name(what) };
+        let container = docker(&["create", base]);
+        docker(&["commit", "--change", line, &container, &image.name]);
+        docker(&["rm", "--volumes", &container]);
+        image
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let _ = try_docker(&["rmi", "--force", &self.name]);
+    }
 }
 
 fn build(tag: &'static str, version: &str, built: &OnceLock<()>) -> &'static str {

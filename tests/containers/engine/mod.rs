@@ -5,7 +5,7 @@ mod container;
 mod images;
 
 pub use container::{Container, Network, Volume};
-pub use images::{image, next_image, standin};
+pub use images::{Image, image, next_image, standin};
 
 use std::process::{Command, Output};
 

@@ -36,6 +36,7 @@ impl Site {
         site.set("SITE_IMAGE", image);
         site.set("APTMESH_MIRROR_ALLOW_PRIVATE", &HostArchive::read().hosts().join(","));
         // The disk and the processors are shared with other tests.
+        site.set("APTMESH_STORE_MIN_FREE", "256MiB");
         site.set("APTMESH_INDEX_PATIENCE", "5s");
         site.set("COMPOSE_PROFILES", "");
         site
@@ -79,9 +80,16 @@ impl Site {
         succeed(self.prepare(compose()).args(arguments))
     }
 
+    /// `docker compose run` of a service that ends by itself, alone. What it said, and whether it succeeded.
+    pub fn run_alone(&self, service: &str, options: &[&str], command: &[&str]) -> Run {
+        let mut run = self.prepare(compose());
+        run.args(["run", "--rm", "--no-deps", "-T"]).args(options).arg(service).args(command);
+        observe(&mut run)
+    }
+
     /// `deploy/compose/upgrade.sh`, to the image that is set.
-    pub fn upgrade(&self) -> String {
-        succeed(&mut self.prepare(Command::new("deploy/compose/upgrade.sh")))
+    pub fn upgrade(&self) -> Run {
+        observe(&mut self.prepare(Command::new("deploy/compose/upgrade.sh")))
     }
 
     /// For this project and with what it is set to.
@@ -138,10 +146,21 @@ impl Site {
         self.replicas().iter().map(|replica| replica.count(metric, labels)).sum()
     }
 
+    /// The password of Grafana's administrator, read as Grafana does.
+    pub fn secret_of_grafana(&self) -> String {
+        let volume = format!("{}_grafana-secrets:/run/secrets/grafana:ro", self.project);
+        let options = ["run", "--rm", "--user", "472:472", "--volume", &volume];
+        let image = &self.environment["SITE_IMAGE"];
+        docker(
+            &[&options[..], &["--entrypoint", "cat", image, "/run/secrets/grafana/password"]]
+                .concat(),
+        )
+    }
+
     /// What Grafana answers its administrator; nothing where there is no Grafana.
     pub fn grafana(&self, path: &str) -> Option<Value> {
         let grafana = self.parts("grafana").pop()?;
-        let password = grafana.exec(&["cat", "/run/secrets/aptmesh/grafana.password"]).output;
+        let password = grafana.exec(&["cat", "/run/secrets/grafana/password"]).output;
         let who = format!("Basic {}", STANDARD.encode(format!("admin:{}", password.trim())));
         let port = self.environment["SITE_GRAFANA_PORT"].parse().expect("a port");
         let address = (Ipv4Addr::LOCALHOST, port).into();
@@ -223,6 +242,12 @@ impl Part {
         self.get(ADMIN, "/readyz")
     }
 
+    /// Which swarm its node is in, by the key that it has.
+    pub fn swarm(&self) -> Option<String> {
+        let status: Value = serde_json::from_str(&self.get(ADMIN, "/status.json")).ok()?;
+        status["swarm"]["swarm"].as_str().map(str::to_owned)
+    }
+
     /// The sum of a counter's series that have all of these labels, such as `to="peer"`.
     pub fn count(&self, metric: &str, labels: &str) -> u64 {
         sum(&self.get(ADMIN, "/metrics"), metric, labels)
@@ -264,10 +289,16 @@ fn compose() -> Command {
 
 /// All that it said.
 fn succeed(command: &mut Command) -> String {
+    let run = observe(command);
+    assert!(run.ok, "{command:?}: {}", run.output);
+    run.output
+}
+
+fn observe(command: &mut Command) -> Run {
+    let started = Instant::now();
     let output = command.output().expect("compose (`make e2e` installs it)");
     let [out, err] = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said));
-    assert!(output.status.success(), "{command:?}: {out}{err}");
-    format!("{out}{err}")
+    Run { ok: output.status.success(), output: format!("{out}{err}"), took: started.elapsed() }
 }
 
 /// The images in compose.yaml of this maker.

@@ -65,6 +65,16 @@ impl Machine {
         self.run(&["sh", "-c", script]).output.trim().parse().unwrap_or_default()
     }
 
+    /// Rounds, which it counts, until all is over. What apt said in those that failed.
+    fn work(&self, packages: &str, is_over: &AtomicBool, done: &AtomicUsize) -> Vec<String> {
+        let mut failures = Vec::new();
+        while !is_over.load(SeqCst) {
+            failures.extend(self.round(packages).err());
+            done.fetch_add(1, SeqCst);
+        }
+        failures
+    }
+
     /// Lists confirmed, packages fetched, all of them. What apt said when it failed.
     fn round(&self, packages: &str) -> Result<(), String> {
         let script = "apt-get clean && apt-get update --error-on=any \
@@ -95,14 +105,7 @@ impl Load<'_> {
                 .zip(&rounds.done)
                 .map(|(machine, done)| {
                     let is_over = &rounds.is_over;
-                    scope.spawn(move || {
-                        let mut failures = Vec::new();
-                        while !is_over.load(SeqCst) {
-                            failures.extend(machine.round(self.packages).err());
-                            done.fetch_add(1, SeqCst);
-                        }
-                        failures
-                    })
+                    scope.spawn(move || machine.work(self.packages, is_over, done))
                 })
                 .collect();
             let happened =

@@ -2,17 +2,21 @@
 //! they notice nothing.
 
 mod compose;
+mod files;
 mod machine;
 
-use crate::engine::{Container, Network, docker, image, next_image};
+use crate::engine::{Container, Image, Network, docker, image, next_image};
 use crate::kit::{HostArchive, wait_until};
 use compose::{PATIENCE, Part, Site};
 use machine::{Load, Machine};
 use serde_json::Value;
+use std::fs;
 use std::thread;
 
 const FROM_MIRRORS: &str = "aptmesh_mirror_received_bytes_total";
 const SERVED: &str = "aptmesh_engine_served_bytes_total";
+/// A swarm's key, as `aptmesh key` makes them.
+const OTHER_KEY: &str = "d6f8ace2735adba9792b2e0af28678a174d2825007bd08a070dbc26be65692ad";
 /// Programs that people install, with some forty packages that they need.
 const PROGRAMS: [&str; 3] = ["git", "jq", "curl"];
 /// One package of some fifty megabytes.
@@ -32,9 +36,32 @@ fn a_site_serves_on_through_all_that_happens_to_it() {
     a_replica_that_dies_costs_no_download(&site);
     the_database_may_go_away(&site);
     a_third_replica_is_found_by_all(&site);
+    survives_an_image_that_does_not_run(&mut site);
     is_upgraded_under_load(&mut site);
     another_site_takes_from_it(&site);
+    nobody_may_be_away_unnoticed(&site);
     ends_in_good_order(&site);
+}
+
+/// Another site's key is used; a name of no file is no key.
+#[test]
+fn a_site_takes_the_key_that_it_is_given() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("swarm.key");
+    let mut site = Site::new("key", image());
+    site.set("SITE_SWARM_KEY_FILE", file.to_str().expect("UTF-8"));
+    let refused = site.run_alone("secrets", &[], &[]);
+    assert!(!refused.ok && refused.output.contains("names no file"), "{}", refused.output);
+
+    fs::remove_dir(&file).expect("the engine makes a folder of it");
+    for (content, is_key) in [("", false), (OTHER_KEY, true)] {
+        fs::write(&file, content).expect("a key");
+        let run = site.run_alone("secrets", &[], &[]);
+        assert_eq!(run.ok, is_key, "{content:?}: {}", run.output);
+    }
+    let read = ["--entrypoint", "cat"];
+    let key = site.run_alone("secrets", &read, &["/run/secrets/aptmesh/swarm.key"]);
+    assert!(key.output.contains(OTHER_KEY), "{}", key.output);
 }
 
 fn runs_without_any_rights(site: &Site) {
@@ -74,8 +101,14 @@ fn tells_no_secret(site: &Site) {
     let password = read("postgres", "postgres.password").output;
     let [url, key] = ["index.url", "swarm.key"].map(|file| read("proxy", file).output);
     assert!(password.len() == 48 && url.contains(&password) && key.len() >= 32, "{url}");
-    for file in ["index.url", "swarm.key", "grafana.password"] {
+    for file in ["index.url", "swarm.key"] {
         assert!(!read("postgres", file).ok, "PostgreSQL reads {file}");
+    }
+    let of_grafana = site.secret_of_grafana();
+    assert_eq!(of_grafana.len(), 48);
+    for service in ["proxy", "dht"] {
+        let found = site.parts(service)[0].exec(&["find", "/run/secrets", "-name", "*password*"]);
+        assert_eq!(found.output.trim(), "/run/secrets/aptmesh/postgres.password", "{service}");
     }
 
     let mut told = site.compose(&["config"]);
@@ -83,7 +116,7 @@ fn tells_no_secret(site: &Site) {
         told += &docker(&["inspect", &part.id]);
         told += &docker(&["logs", &part.id]);
     }
-    for secret in [password, key] {
+    for secret in [password, key, of_grafana] {
         assert!(!told.contains(secret.trim()), "a secret is told");
     }
 }
@@ -256,7 +289,31 @@ fn a_third_replica_is_found_by_all(site: &Site) {
         });
     });
     assert!(failures.is_empty(), "{failures:#?}");
-    site.compose(&["up", "-d", "--no-recreate", "--scale", "proxy=2"]);
+    for count in [1, 2] {
+        let scale = format!("proxy={count}");
+        site.compose(&["up", "-d", "--no-recreate", "--scale", &scale]);
+        site.wait_for_replicas(count);
+    }
+}
+
+/// A new replica that ends at once takes no old one's place, be these well or sick, and is no hindrance later.
+fn survives_an_image_that_does_not_run(site: &mut Site) {
+    let broken = Image::changed("broken", image(), r#"ENTRYPOINT ["/bin/true"]"#);
+    let old = site.replicas();
+    docker(&["kill", "--signal", "STOP", &old[0].id]);
+    wait_until(PATIENCE, "a replica to be sick", || {
+        old[0].inspect("{{.State.Health.Status}}") == "unhealthy"
+    });
+    site.set("SITE_IMAGE", broken.name());
+    let failed = site.upgrade();
+    assert!(!failed.ok && failed.output.contains("no new replica got ready"), "{}", failed.output);
+    assert!(site.replicas() == old, "{}", site.compose(&["ps"]));
+
+    site.set("SITE_IMAGE", image());
+    let upgraded = site.upgrade();
+    assert!(upgraded.ok, "{}", upgraded.output);
+    let new = site.replicas();
+    assert!(new.len() == 2 && new.iter().all(|replica| !old.contains(replica)));
     site.wait_for_replicas(2);
 }
 
@@ -269,10 +326,19 @@ fn is_upgraded_under_load(site: &mut Site) {
     assert!(old.iter().all(|part| part.inspect(version) == "0.1.0"));
 
     site.set("SITE_IMAGE", next_image());
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("swarm.key");
+    fs::write(&file, OTHER_KEY).expect("a key");
+    site.set("SITE_SWARM_KEY_FILE", file.to_str().expect("UTF-8"));
+    let swarm = site.part("dht").swarm();
     let failures = load.during(|rounds| {
         rounds.wait_for_whole();
-        site.upgrade();
+        let upgraded = site.upgrade();
+        assert!(upgraded.ok, "{}", upgraded.output);
         rounds.wait_for_whole();
+    });
+    wait_until(PATIENCE, "the node to be in the other key's swarm", || {
+        ![None, swarm.as_ref()].contains(&site.part("dht").swarm().as_ref())
     });
     assert!(failures.is_empty(), "{failures:#?}");
     let new: Vec<Part> = ["proxy", "dht", "migrate"].iter().flat_map(|it| site.parts(it)).collect();
@@ -357,6 +423,13 @@ fn knows_its_clients(site: &Site) {
 fn received(site: &Site) -> (u64, u64) {
     let from_peers = site.count("aptmesh_swarm_received_bytes_total", r#"from="peer""#);
     (site.count(FROM_MIRRORS, ""), from_peers)
+}
+
+/// Each has an alert, and the gateway too.
+fn nobody_may_be_away_unnoticed(site: &Site) {
+    site.compose(&["stop", "gateway"]);
+    let alert = r#"ALERTS{alertname="AptmeshDown",job="aptmesh-gateway"}"#;
+    wait_until(PATIENCE, "an alert of the gateway", || site.ask(alert).is_some());
 }
 
 /// Each by itself, within its grace time.
