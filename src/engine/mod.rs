@@ -633,7 +633,7 @@ impl Engine {
     }
 
     /// Waits until all flights are over; `false` if some are not at `until`. Then the index is told what it does
-    /// not know yet, until then or for [`LAST_WORDS_MAX`] at least.
+    /// not know yet, until then or for `LAST_WORDS_MAX` at least.
     pub async fn drain(&self, until: Instant) -> bool {
         self.tasks.close();
         let landed = timeout_at(until, self.tasks.wait()).await.is_ok();
