@@ -60,6 +60,21 @@ fn the_example_to_try_out_runs() {
     assert!(database.terminate().iter().all(|(_, code)| *code == 0));
 }
 
+/// Others' nodes are for savings: a swarm that can not be reached takes no replica out of the Service.
+#[test]
+fn a_replica_without_its_swarm_is_ready() {
+    let dead = r#"settings.swarm.bootstrap="node.invalid:9980""#;
+    let release = release("try", image(), &[dead]);
+    let node = Node::new(&release.0);
+    let database =
+        node.start(pod(&release, "postgresql"), "aptmesh-postgresql-0", &["aptmesh-postgresql"]);
+    database.wait_until_ready();
+    let replica = node.start(release.replica(), "aptmesh-0", &SERVICE);
+    replica.wait_until_ready();
+    assert_eq!(get(replica.at(9982), "/readyz").status, 503, "its node is alone");
+    install(&client_of(&node.network, CACHE));
+}
+
 /// `helm test` fails where the Service leads to nobody, or the cache can not fetch.
 #[test]
 fn the_releases_own_test_fails_where_nothing_is_served() {
@@ -159,6 +174,18 @@ fn a_nodes_apt_is_pointed_at_the_cache_and_back() {
     assert_eq!(writer.terminate(), [("client".to_owned(), 0)]);
     assert!(!is_there() && machine.must(&["ls", folders[1]]).is_empty());
     machine.must(&["apt-get", "update"]);
+}
+
+/// A URL that nodes' apt can not use ends the container, which is seen, and writes nothing.
+#[test]
+fn a_nodes_apt_that_can_not_be_pointed_at_the_cache_is_noticed() {
+    let on = [r#"client.url="http://cache~1:9977""#, "client.daemonSet.enabled=true"];
+    let release = release("try", image(), &on);
+    let node = Node::new(&release.0);
+    let writer = node.start(pod(&release, "client"), "writer", &[]);
+    assert_ne!(writer.exit_code("client"), 0);
+    let said = writer.container("client").logs();
+    assert!(said.contains("the URL of a cache is http://HOST:PORT"), "{said}");
 }
 
 /// An example, with this image, that may ask this machine's archive.

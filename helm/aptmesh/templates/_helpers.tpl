@@ -91,6 +91,9 @@ helm.sh/chart: {{ include "aptmesh.chart" .root }}
 {{- if and .Values.postgresql.enabled .Values.index.existingSecret }}
 {{- fail "postgresql.enabled and index.existingSecret: which of the two?" }}
 {{- end }}
+{{- if and .Values.postgresql.enabled .Values.migration.existingSecret }}
+{{- fail "migration.existingSecret is for a database of yours; with postgresql.enabled, replicas' own user changes the tables" }}
+{{- end }}
 {{- if and (eq .Values.mode "deployment") (not .Values.persistence.enabled) }}
 {{- fail "mode: deployment has one volume for all replicas; without persistence, use mode: statefulset" }}
 {{- end }}
@@ -110,9 +113,22 @@ helm.sh/chart: {{ include "aptmesh.chart" .root }}
 {{- end }}
 {{- end }}
 
+{{/* The settings, and what follows from other values, as JSON. */}}
+{{- define "aptmesh.settings" -}}
+{{- $settings := deepCopy .Values.settings }}
+{{- $store := $settings.store | default dict }}
+{{- $isBounded := or (include "aptmesh.text" $store.quota) (include "aptmesh.text" $store.min_free) }}
+{{- if not (or .Values.persistence.enabled $isBounded) }}
+{{- /* An emptyDir is on the node's own disk. There kubelets remove images from 15 % free on, and evict pods from 10 %,
+       so the program's default of 5 % would be too late. */}}
+{{- $_ := set $settings "store" (merge (dict "min_free" "25%") $store) }}
+{{- end }}
+{{- toJson $settings }}
+{{- end }}
+
 {{/* The settings file. A string of JSON is one of TOML. */}}
 {{- define "aptmesh.toml" -}}
-{{- range $section, $settings := .Values.settings }}
+{{- range $section, $settings := include "aptmesh.settings" . | fromJson }}
 {{- $lines := list }}
 {{- range $name, $value := $settings }}
 {{- with include "aptmesh.text" $value }}

@@ -69,8 +69,8 @@ volumeMounts:
   {{- end }}
 {{- end }}
 
-{{/* How a container is asked how it is. It may take some time to find what a large volume holds; after that, it answers. */}}
-{{- define "aptmesh.probes" -}}
+{{/* Whether a container is alive. It may take some time to find what a large volume holds; after that, it answers. */}}
+{{- define "aptmesh.livenessProbes" -}}
 startupProbe:
   httpGet: {path: /livez, port: {{ . }}}
   periodSeconds: 2
@@ -80,11 +80,6 @@ livenessProbe:
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 6
-readinessProbe:
-  httpGet: {path: /readyz, port: {{ . }}}
-  periodSeconds: 3
-  timeoutSeconds: 3
-  failureThreshold: 2
 {{- end }}
 
 {{/* A replica: the proxy, and beside it the swarm's node. */}}
@@ -155,7 +150,12 @@ spec:
         - name: peer
           containerPort: 9979
         {{- end }}
-      {{- include "aptmesh.probes" "admin" | nindent 6 }}
+      {{- include "aptmesh.livenessProbes" "admin" | nindent 6 }}
+      readinessProbe:
+        httpGet: {path: /readyz, port: admin}
+        periodSeconds: 3
+        timeoutSeconds: 3
+        failureThreshold: 2
       resources:
         {{- toYaml .Values.proxy.resources | nindent 8 }}
       volumeMounts:
@@ -183,7 +183,9 @@ spec:
           containerPort: 9980
         - name: dht-admin
           containerPort: 9982
-      {{- include "aptmesh.probes" "dht-admin" | nindent 6 }}
+      # No readinessProbe: the node is not ready while it finds no other one, and that would take the proxy out of the
+      # Service, which serves clients without a swarm.
+      {{- include "aptmesh.livenessProbes" "dht-admin" | nindent 6 }}
       resources:
         {{- toYaml .Values.dht.resources | nindent 8 }}
       volumeMounts:

@@ -119,6 +119,7 @@ fn contradictions_are_told() {
             "try it out with --set postgresql.enabled=true",
         ),
         ("deployment", "postgresql.enabled=true", "which of the two?"),
+        ("bundled", r#"migration.existingSecret="owner""#, "is for a database of yours"),
         ("deployment", "persistence.enabled=false", "use mode: statefulset"),
         ("statefulset", r#"persistence.existingClaim="blobs""#, "use mode: deployment"),
         ("deployment", "client.daemonSet.enabled=true", "nodes can not resolve the Service's name"),

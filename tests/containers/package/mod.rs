@@ -59,6 +59,13 @@ fn its_units_are_in_a_sandbox() {
     let verify = "systemd-analyze verify aptmesh.service aptmesh-proxy.service aptmesh-dht.service";
     let verified = machine.sh(&format!("{verify} 2>&1"));
     assert_eq!(verified, "");
+    // An administrator's drop-in has the last word, whatever it is called.
+    let folder = "/etc/systemd/system/aptmesh.service.d";
+    machine.sh(&format!(
+        "mkdir -p {folder}; printf '[Service]\\nPrivateTmp=no\\n' > {folder}/10-own.conf"
+    ));
+    machine.sh("systemctl daemon-reload");
+    assert_eq!(machine.property("aptmesh", "PrivateTmp"), "no");
 }
 
 #[test]
@@ -170,6 +177,7 @@ fn it_can_be_removed_purged_and_installed_again() {
     machine.install(VERSION);
     assert!(machine.is_active("aptmesh"));
     machine.sh("grep -q '^allow_private' /etc/aptmesh/aptmesh.toml");
+    machine.sh("touch /etc/default/aptmesh-dht");
 
     machine.sh("apt-get purge -y aptmesh");
     let left = machine.sh(
@@ -199,6 +207,13 @@ fn a_volume_is_taken_over_and_outlives_the_package() {
         assert!(told.contains("left as it is"), "{told}");
         machine.sh("test -f /var/lib/aptmesh/blobs/ab/left; umount /var/lib/aptmesh");
     }
+    // One that is mounted within the folder does not stop a purge.
+    machine.install(VERSION);
+    machine.sh("mkdir -p /var/lib/aptmesh/more; mount -t tmpfs tmpfs /var/lib/aptmesh/more");
+    machine.sh("touch /var/lib/aptmesh/more/left");
+    let told = machine.sh("apt-get purge -y aptmesh 2>&1");
+    assert!(told.contains("left as they are"), "{told}");
+    machine.sh("test -f /var/lib/aptmesh/more/left; test ! -e /var/lib/aptmesh/index.sqlite");
 }
 
 #[test]
@@ -244,7 +259,13 @@ fn a_fleet_runs_on_postgresql_with_a_node_of_the_swarm() {
         "echo postgres://aptmesh@%2Frun%2Fpostgresql/aptmesh | install -m 0640 -g aptmesh /dev/stdin /etc/aptmesh/index.url",
     );
     machine.sh("sed -i 's/^#APTMESH_/APTMESH_/' /etc/default/aptmesh");
-    machine.sh("systemctl disable --now aptmesh; systemctl enable --now aptmesh-proxy aptmesh-dht");
+    // What is set for both does not make the node listen where the proxy does.
+    machine.sh("echo APTMESH_LISTEN_ADMIN=127.0.0.1:9978 >> /etc/default/aptmesh");
+    // The one ends before the other begins.
+    machine.sh("systemctl start aptmesh-proxy");
+    assert!(!machine.is_active("aptmesh"));
+    machine.sh("systemctl disable aptmesh; systemctl enable --now aptmesh-proxy aptmesh-dht");
+    assert_eq!(machine.property("aptmesh-proxy", "NRestarts"), "0");
     let [proxy, dht] = ["aptmesh-proxy", "aptmesh-dht"].map(|unit| machine.main_pid(unit));
     machine.sh("aptmesh health; APTMESH_LISTEN_ADMIN=127.0.0.1:9982 aptmesh health");
     assert!(machine.journal("aptmesh-proxy").contains("migrated"), "the tables were made first");
