@@ -221,10 +221,14 @@ impl Part {
         Run { ok, output: said.unwrap_or_else(|said| said), took: started.elapsed() }
     }
 
-    /// Its only or first address.
+    /// Its address among the others of its site, or its only one.
     pub fn ip(&self) -> Option<String> {
-        let all = self.inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}");
-        all.split_whitespace().next().map(str::to_owned)
+        let template =
+            "{{range $name, $it := .NetworkSettings.Networks}}{{$name}} {{$it.IPAddress}}\n{{end}}";
+        let all = self.inspect(template);
+        let inner = all.lines().find(|line| line.contains("_inner "));
+        let (_, address) = inner.or_else(|| all.lines().next())?.split_once(' ')?;
+        (!address.is_empty()).then(|| address.to_owned())
     }
 
     pub fn inspect(&self, template: &str) -> String {
