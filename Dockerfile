@@ -2,12 +2,19 @@
 ARG RUST_VERSION=1.95
 ARG DEBIAN_SUITE=trixie
 
+# The manifest without what does not bear on dependencies.
+FROM rust:${RUST_VERSION}-slim-${DEBIAN_SUITE} AS manifest
+COPY Cargo.toml /all.toml
+RUN awk '/^\[/ { keep = !/^\[+(package\.metadata|lints|test|bench)/ } keep' /all.toml > /Cargo.toml
+
 FROM rust:${RUST_VERSION}-slim-${DEBIAN_SUITE} AS build
 WORKDIR /build
 # What is depended on changes seldom: a layer of its own, built around an empty program.
-COPY Cargo.toml Cargo.lock ./
+COPY --from=manifest /Cargo.toml ./
+COPY Cargo.lock ./
 RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
     && cargo build --locked --release --bin aptmesh
+COPY Cargo.toml ./
 COPY migrations migrations
 COPY src src
 # Files come with their own times, which may be older than the empty program. Functions keep their

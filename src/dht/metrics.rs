@@ -9,6 +9,7 @@ const LOOK_UP_BUCKETS: [f64; 10] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 
 
 /// A node's metrics.
 pub(super) struct DhtMetrics {
+    pub(super) seeds: IntGauge,
     pub(super) connected: IntGauge,
     pub(super) table: IntGauge,
     pub(super) cards: IntGauge,
@@ -27,6 +28,10 @@ pub(super) struct DhtMetrics {
 impl DhtMetrics {
     pub(super) fn new(metrics: &Metrics) -> Self {
         Self {
+            seeds: metrics.gauge(
+                "aptmesh_dht_seeds",
+                "Places where nodes of the swarm are looked for (swarm.bootstrap).",
+            ),
             connected: metrics.gauge("aptmesh_dht_connected_nodes", "Nodes connected to this one."),
             table: metrics.gauge("aptmesh_dht_table_nodes", "Nodes in the routing table."),
             cards: metrics.gauge("aptmesh_dht_cards", "Sites of which the card is known."),

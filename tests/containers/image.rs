@@ -123,6 +123,11 @@ fn a_change_of_the_code_builds_no_dependency_again() {
     for file in ["Cargo.toml", "Cargo.lock", "Dockerfile"] {
         fs::copy(top.join(file), context.path().join(file)).unwrap();
     }
+    // Such as a new version of the package.
+    let manifest = fs::read_to_string(context.path().join("Cargo.toml")).unwrap();
+    assert!(manifest.contains("[package.metadata.deb]"));
+    let manifest = manifest.replace("[package.metadata.deb]", "[package.metadata.other]");
+    fs::write(context.path().join("Cargo.toml"), manifest).unwrap();
     for folder in ["src", "migrations"] {
         fs::create_dir(context.path().join(folder)).unwrap();
     }
@@ -147,9 +152,9 @@ fn a_change_of_the_code_builds_no_dependency_again() {
     let changed = layers_of(another, context.path().to_str().unwrap());
     assert_eq!(docker(&["run", "--rm", another, "/aptmesh"]), "another");
     docker(&["image", "rm", "--force", another, ours]);
-    // Migrations, code, and what is built of them are another; what was built before is the same.
+    // Manifest, migrations, code, and what is built of them are another; what was built before is the same.
     let shared = same.iter().zip(&changed).take_while(|(one, other)| one == other).count();
-    assert_eq!(shared, same.len() - 3, "{same:?} {changed:?}");
+    assert_eq!(shared, same.len() - 4, "{same:?} {changed:?}");
 }
 
 /// `serve` in a container without any rights, told only where the archive of this machine is.

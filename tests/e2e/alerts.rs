@@ -108,7 +108,8 @@ impl Scene {
             replica: Proxy::build().env("APTMESH_INDEX_URL", migrated(&server)).start(),
             server,
             orphan,
-            site: Site::start(&swarm.key, &[]),
+            // Where nobody is.
+            site: Site::build(&swarm.key).bootstrap(&[NOBODY.parse().unwrap()]).start(),
             swarm,
         }
     }

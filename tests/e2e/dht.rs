@@ -65,6 +65,7 @@ fn what_a_node_does_is_counted() {
         alone.metric("aptmesh_dht_announce_lag_seconds") >= 1.0
     });
     let other = Node::start(&key, &[&alone]);
+    assert_eq!([&alone, &other].map(|node| node.metric("aptmesh_dht_seeds")), [0.0, 1.0]);
     let counts = |node: &Node, metric: &str, least: f64| {
         wait_until(LONG, metric, || node.metric(metric) >= least);
     };

@@ -170,6 +170,8 @@ impl Node {
         if !config.seeds.is_empty() {
             tasks.spawn(seeds::resolve_all(config.seeds.clone(), is_alone, found));
         }
+        let metrics = DhtMetrics::new(metrics);
+        metrics.seeds.set(config.seeds.len().try_into().unwrap_or(i64::MAX));
         let card = directory::own_card(&identity, 0, &config.site, 0, &[], Vec::new());
         let mut node = Self {
             card: directory::sign(&identity, card),
@@ -178,7 +180,7 @@ impl Node {
             net,
             reach,
             home,
-            metrics: DhtMetrics::new(metrics),
+            metrics,
             directory: Directory::new(me),
             filter: 0,
             card_changed: false,
