@@ -246,10 +246,10 @@ impl Part {
         self.get(ADMIN, "/readyz")
     }
 
-    /// Which swarm its node is in, by the key that it has.
+    /// Which swarm a node is in, by the key that it has.
     pub fn swarm(&self) -> Option<String> {
         let status: Value = serde_json::from_str(&self.get(ADMIN, "/status.json")).ok()?;
-        status["swarm"]["swarm"].as_str().map(str::to_owned)
+        status["swarm"].as_str().map(str::to_owned)
     }
 
     /// The sum of a counter's series that have all of these labels, such as `to="peer"`.

@@ -425,10 +425,15 @@ fn received(site: &Site) -> (u64, u64) {
     (site.count(FROM_MIRRORS, ""), from_peers)
 }
 
-/// Each has an alert, and the gateway too.
+/// All replicas have an alert, and so has the gateway.
 fn nobody_may_be_away_unnoticed(site: &Site) {
-    site.compose(&["stop", "gateway"]);
     let alert = r#"ALERTS{alertname="AptmeshDown",job="aptmesh-gateway"}"#;
+    assert_eq!(site.ask(alert), None);
+    site.compose(&["stop", "proxy"]);
+    wait_until(PATIENCE, "an alert as no replica is there", || site.ask(alert).is_some());
+    site.compose(&["start", "proxy"]);
+    wait_until(PATIENCE, "its end", || site.ask(alert).is_none());
+    site.compose(&["stop", "gateway"]);
     wait_until(PATIENCE, "an alert of the gateway", || site.ask(alert).is_some());
 }
 
