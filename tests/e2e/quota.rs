@@ -388,7 +388,7 @@ fn bad_bounds_are_named() {
         ("APTMESH_STORE_QUOTA", "0", "store.quota: \"0\": must not be zero"),
         ("APTMESH_STORE_QUOTA", "99999999TiB", "store.quota: is more than any volume has"),
         ("APTMESH_STORE_MIN_FREE", "95%", "store.min_free: \"95%\": write 0% to 90%"),
-        ("APTMESH_STORE_MIN_FREE", "", "store.min_free: \"\": write bytes with a unit"),
+        ("APTMESH_STORE_MIN_FREE", "much", "store.min_free: \"much\": write bytes with a unit"),
         ("APTMESH_STORE_PINS", "ok,http://m/", "store.pins: \"http://m/\": write a package name"),
     ] {
         let (code, told) = config(key, value);

@@ -11,8 +11,14 @@ static LANS: AtomicU32 = AtomicU32::new(0);
 /// Numbers of machines' hidden addresses begin there.
 const HIDDEN: u32 = 125;
 
-/// The switch.
+/// In the switch's namespace: the bridge, and the end of the test's own cable.
+const BRIDGE: &str = "bridge";
+const OWN: &str = "own";
+
+/// The switch: a bridge in a namespace of its own, where the machine's firewall, such as that of a Docker
+/// engine, does not see what passes.
 pub struct Lan {
+    /// Of the namespace, and of the test's end of its cable.
     name: String,
     /// `10.X.Y`
     prefix: String,
@@ -23,7 +29,9 @@ pub struct Lan {
 pub struct Host {
     /// Its address.
     pub ip: String,
+    /// Of its namespace, and of the switch's end of its cable.
     name: String,
+    switch: String,
 }
 
 impl Lan {
@@ -31,8 +39,12 @@ impl Lan {
         let number = std::process::id().wrapping_mul(7) + LANS.fetch_add(1, Ordering::Relaxed);
         let name = format!("am{:x}", number % 0xffff);
         let prefix = format!("10.{}.{}", 128 + number / 250 % 100, number % 250);
-        ip(&["link", "add", &name, "type", "bridge"]);
+        ip(&["netns", "add", &name]);
         let lan = Self { name, prefix, hosts: AtomicU32::new(0) };
+        ip(&["-n", &lan.name, "link", "add", BRIDGE, "type", "bridge"]);
+        ip(&["-n", &lan.name, "link", "set", BRIDGE, "up"]);
+        ip(&["link", "add", &lan.name, "type", "veth", "peer", "name", OWN, "netns", &lan.name]);
+        ip(&["-n", &lan.name, "link", "set", OWN, "master", BRIDGE, "up"]);
         ip(&["address", "add", &format!("{}/24", lan.own_ip()), "dev", &lan.name]);
         ip(&["link", "set", &lan.name, "up"]);
         lan
@@ -65,10 +77,12 @@ impl Lan {
         assert!(number < 250, "the switch has no more places");
         let name = format!("{}-{number}", self.name);
         ip(&["netns", "add", &name]);
-        let host = Host { ip: format!("{}.{number}", self.prefix), name };
-        let Host { ip: address, name } = &host;
-        ip(&["link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name]);
-        ip(&["link", "set", name, "master", &self.name, "up"]);
+        let ip_of_host = format!("{}.{number}", self.prefix);
+        let host = Host { ip: ip_of_host, name, switch: self.name.clone() };
+        let Host { ip: address, name, switch } = &host;
+        let cable = ["link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name];
+        ip(&[&["-n", switch][..], &cable].concat());
+        ip(&["-n", switch, "link", "set", name, "master", BRIDGE, "up"]);
         ip(&["-n", name, "address", "add", &format!("{address}/24"), "dev", "eth0"]);
         ip(&["-n", name, "link", "set", "eth0", "up"]);
         ip(&["-n", name, "link", "set", "lo", "up"]);
@@ -98,11 +112,11 @@ impl Host {
 
     /// Nothing passes to it or from it any more.
     pub fn cut(&self) {
-        ip(&["link", "set", &self.name, "down"]);
+        ip(&["-n", &self.switch, "link", "set", &self.name, "down"]);
     }
 
     pub fn heal(&self) {
-        ip(&["link", "set", &self.name, "up"]);
+        ip(&["-n", &self.switch, "link", "set", &self.name, "up"]);
     }
 
     /// What it sends to the other one is lost on the way, without a word.
@@ -127,7 +141,8 @@ impl Drop for Host {
 
 impl Drop for Lan {
     fn drop(&mut self) {
-        run(&["link", "delete", &self.name]);
+        // With the bridge and all cables.
+        run(&["netns", "delete", &self.name]);
     }
 }
 
