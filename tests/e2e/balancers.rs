@@ -1,6 +1,7 @@
 //! Behind balancers that say for whom their connections are: the real haproxy, and headers by hand.
 
-use crate::kit::{Balancer, Connection, File, Mirror, Proxy, noise, wait_until};
+use crate::kit::{Balancer, Connection, File, Mirror, Proxy, noise, uninterrupted, wait_until};
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
@@ -139,6 +140,21 @@ fn a_header_may_come_byte_by_byte_or_with_the_requests_behind_it() {
     for bytes in &files {
         assert!(quick.read_reply("GET").body == *bytes);
     }
+}
+
+#[test]
+fn a_header_that_never_ends_ends_the_connection() {
+    let proxy = behind();
+    let [silent, mut half] =
+        [(); 2].map(|()| TcpStream::connect(proxy.addr()).expect("a connection"));
+    half.write_all(b"PROXY TCP4 192.").expect("half a header");
+    for (mut stream, what) in [(silent, "nothing"), (half, "half a header")] {
+        stream.set_read_timeout(Some(3 * PATIENCE)).expect("a time limit");
+        let read = uninterrupted(|| stream.read(&mut [0]));
+        assert!(matches!(read, Ok(0)), "{what}: {read:?}");
+    }
+    // A spare connection is no fault.
+    assert_eq!(proxy.count(MALFORMED), 1);
 }
 
 #[test]
