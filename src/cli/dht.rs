@@ -8,12 +8,12 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::cli::manager;
-use crate::cli::serve::{LEAVE_MAX, Signals, raise_file_limit, read_again};
+use crate::cli::serve::{LEAVE_MAX, Signals, observe, raise_file_limit, read_again};
 use crate::cli::surfaces::open;
 use crate::cli::wiring;
 use crate::config::{Config, Sources};
-use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::Traces;
 use crate::web::connection::Surface;
 use crate::web::phase::Phase;
 
@@ -21,19 +21,21 @@ use crate::web::phase::Phase;
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
 pub(super) fn run(config: Config, sources: &Sources) -> anyhow::Result<()> {
-    logs::start(&config.log);
+    let traces = observe(&config);
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let served = runtime.block_on(serve(config, sources));
+    let served = runtime.block_on(serve(config, sources, &traces));
     // A resolver holds nobody up any more.
     runtime.shutdown_background();
+    traces.stop();
     served
 }
 
-async fn serve(config: Config, sources: &Sources) -> anyhow::Result<()> {
+async fn serve(config: Config, sources: &Sources, traces: &Traces) -> anyhow::Result<()> {
     let (phase, phases) = watch::channel(Phase::Serving);
     let (background, connections) = (TaskTracker::new(), TaskTracker::new());
     let metrics = Metrics::default();
+    traces.declare(&metrics);
     let index = wiring::index_of_site(&config, &metrics).await?;
     // Before other nodes know of this one: until then a signal would just kill it.
     let mut signals = Signals::listen()?;

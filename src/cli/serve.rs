@@ -14,6 +14,8 @@ use crate::cli::surfaces::{self, open};
 use crate::cli::wiring::{self, Parts, Places};
 use crate::config::{Config, Sources};
 use crate::telemetry::logs;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::Traces;
 use crate::web::connection::Surface;
 use crate::web::listener::Listener;
 use crate::web::phase::Phase;
@@ -30,19 +32,30 @@ const CLOSING_MIN: Duration = Duration::from_secs(10);
 const WATCHED_WITHIN: Duration = Duration::from_mins(1);
 
 pub(super) fn run(config: Config, sources: Sources) -> anyhow::Result<()> {
-    logs::start(&config.log);
+    let traces = observe(&config);
     raise_file_limit();
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
-        tracing::debug!("a TLS provider was there already");
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let served = runtime.block_on(serve(config, sources));
+    let served = runtime.block_on(serve(config, sources, &traces));
     // Threads that wait for a disk or a resolver hold nobody up any more.
     runtime.shutdown_background();
+    traces.stop();
     served
 }
 
-async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
+/// Begins to log, and to trace.
+pub(super) fn observe(config: &Config) -> Traces {
+    // The receiver of traces may be spoken to in TLS.
+    let is_first = rustls::crypto::ring::default_provider().install_default().is_ok();
+    let traces = Traces::start(&config.traces);
+    logs::start(&config.log, traces.layer());
+    if !is_first {
+        tracing::debug!("a TLS provider was there already");
+    }
+    traces.tell();
+    traces
+}
+
+async fn serve(config: Config, sources: Sources, traces: &Traces) -> anyhow::Result<()> {
     let (phase, phases) = watch::channel(Phase::Serving);
     // Operators look on while clients are seen off, and lists are learnt: nobody waits for these.
     let background = TaskTracker::new();
@@ -58,7 +71,9 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     };
     let address_of = |door: &Option<Listener>| door.as_ref().map(Listener::address).transpose();
     let places = Places { peer: address_of(&peer)?, sidecar: address_of(&sidecar)? };
-    let parts = wiring::build(&config, &phases, &background, &places).await?;
+    let metrics = Metrics::default();
+    traces.declare(&metrics);
+    let parts = wiring::build(&config, metrics, &phases, &background, &places).await?;
 
     let mut greeting = Greeting::default();
     for address in &config.listen.proxy {

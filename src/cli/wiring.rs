@@ -63,13 +63,13 @@ pub(super) struct Places {
 /// What nobody waits for when the process stops runs on `background`.
 pub(super) async fn build(
     config: &Config,
+    metrics: Metrics,
     phase: &watch::Receiver<Phase>,
     background: &TaskTracker,
     places: &Places,
 ) -> anyhow::Result<Parts> {
     budget::set(config.patience);
     warn_of_silence(config);
-    let metrics = Metrics::default();
     let store = Arc::new(Store::open(&config.store));
     let mirror = Arc::new(Mirror::new(&config.mirror, &metrics)?);
     let index = open_index(config, &metrics).await?;

@@ -13,6 +13,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
+use tracing::Span;
 
 use crate::archive::kind::Kind;
 use crate::content::digest::{Expected, Hasher, Sha256};
@@ -426,7 +427,7 @@ impl Engine {
         }
         let mut body = self.fellows.open(urls, entry, 0..entry.size).await?;
         let staged = self.room.stage(Some(entry.size)).await.ok()?;
-        let flight = Arc::new(Flight::new());
+        let flight = Arc::new(Flight::new(&Span::none()));
         let hasher = Hasher::new(Some(Expected::Sha256(entry.blob)));
         let writer = Writer::start(staged, hasher, 0, flight);
         loop {

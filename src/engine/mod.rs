@@ -29,6 +29,7 @@ use http::header;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, Span};
 
 use crate::archive::kind::Kind;
 use crate::archive::target::Target;
@@ -70,6 +71,7 @@ use crate::store::Store;
 use crate::swarm::Swarm;
 use crate::swarm::ranking::Standing;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::{self, span};
 
 /// For how long a client waits for a confirmation while there is a stored copy to give it.
 const STALE_PATIENCE: Duration = Duration::from_secs(5);
@@ -268,11 +270,16 @@ impl Engine {
     }
 
     async fn answer(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
-        let Finding { known: held, expectation } = self.find(ask).await;
+        let span = span!("engine.plan");
+        let Finding { known: held, expectation } = self.find(ask).instrument(span.clone()).await;
         let is_held = held.is_some();
-        let known = if is_held { held } else { Box::pin(self.bring(ask)).await };
+        let bringing = || Box::pin(self.bring(ask).instrument(span.clone()));
+        let known = if is_held { held } else { bringing().await };
         let hit = if is_held { ask.hit() } else { Outcome::Miss };
-        let served = match (self.plan(ask, known.as_deref()), known) {
+        let plan = self.plan(ask, known.as_deref());
+        traces::set(&span, "aptmesh.plan", plan.label());
+        drop(span);
+        let served = match (plan, known) {
             (Plan::Serve, Some(known)) => Ok(stored(known, hit)),
             (Plan::ServeStale, Some(known)) => Ok(stored(known, Outcome::Stale)),
             // What waits for others is on the heap, so that a hit moves less.
@@ -404,7 +411,7 @@ impl Engine {
                     None => continue,
                 },
             };
-            let landing = interest.flight().landed().await;
+            let landing = self.landing(&interest, outcome).await;
             if let Landing::Flowing(flow) = &landing
                 && expectation.is_some()
                 && flow.meta.size.is_some_and(|size| size <= TAIL)
@@ -432,6 +439,15 @@ impl Engine {
         Err(Failure::internal("the download broke off again and again"))
     }
 
+    /// What becomes of the question to the mirror. Who joined a flight of another request waits in a span of
+    /// its own, which points at that one's.
+    async fn landing(&self, interest: &Interest, outcome: Outcome) -> Landing {
+        let span =
+            if outcome == Outcome::Collapsed { span!("engine.follow") } else { Span::none() };
+        traces::link(&span, interest.flight().origin());
+        interest.flight().landed().instrument(span).await
+    }
+
     /// A place in the resource's flight, begun if need be.
     fn board(
         self: &Arc<Self>,
@@ -446,6 +462,12 @@ impl Engine {
         };
         let Boarding { interest, departure } = self.flights.board(key, landed_meanwhile)?;
         let Some(departure) = departure else { return Ok((interest, Outcome::Collapsed)) };
+        let span = departure.span().clone();
+        if !span.is_disabled() {
+            traces::set(&span, "aptmesh.resource", ask.kind.label());
+            traces::set(&span, "server.address", ask.target.authority.host.clone());
+            traces::set(&span, "url.path", ask.target.path.clone());
+        }
         let transfer = Transfer {
             engine: Arc::clone(self),
             target: Arc::clone(&ask.target),
@@ -464,11 +486,12 @@ impl Engine {
         };
         self.metrics.flights.inc();
         let engine = Arc::clone(self);
-        self.tasks.spawn(budget::inherited(async move {
+        let flying = budget::inherited(async move {
             // Whoever began it, clients may wait for it.
             budget::waited_for(Box::pin(transfer.run(departure))).await;
             engine.metrics.flights.dec();
-        }));
+        });
+        self.tasks.spawn(flying.instrument(span));
         Ok((interest, Outcome::Miss))
     }
 

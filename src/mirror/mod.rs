@@ -19,6 +19,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use prometheus::{IntCounter, IntCounterVec};
 use tokio::time::{Instant, timeout};
+use tracing::Instrument as _;
 use url::Url;
 
 pub use self::answer::{Answer, Body, Framing};
@@ -30,6 +31,7 @@ use self::round::is_trouble;
 use crate::archive::groups::Groups;
 use crate::archive::target::Target;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::{self, span};
 
 /// Redirects that are followed for one question.
 const REDIRECTS_MAX: usize = 5;
@@ -191,7 +193,15 @@ impl Mirror {
         patience: Duration,
     ) -> Result<Answer, MirrorError> {
         let is_elsewhere = AtomicBool::new(false);
-        let asked = timeout(patience, self.follow(source, question, &is_elsewhere)).await;
+        let span = span!(
+            "mirror.request",
+            otel.kind = "client",
+            http.request.method = if question.head_only { "HEAD" } else { "GET" },
+            server.address = &*source.host,
+            url.path = source.url.path(),
+        );
+        let asked = timeout(patience, self.follow(source, question, &is_elsewhere));
+        let asked = asked.instrument(span.clone()).await;
         let answered = asked.unwrap_or_else(|_| Err(MirrorError::silent(&source.host)));
         let answered = answered.map_err(|error| {
             if is_elsewhere.load(Ordering::Relaxed) { error.elsewhere() } else { error }
@@ -206,6 +216,13 @@ impl Mirror {
             Err(error) => error.kind.label(),
         };
         self.requests.with_label_values(&[class]).inc();
+        match &answered {
+            Ok(answer) => {
+                let status = i64::from(answer.status.as_u16());
+                traces::set(&span, "http.response.status_code", status);
+            }
+            Err(error) => traces::fail(&span, error),
+        }
         answered
     }
 

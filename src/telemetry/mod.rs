@@ -1,4 +1,5 @@
-//! What operators see: logs and the metric registry. Metrics are declared beside what they measure.
+//! What operators see: logs, traces and the metric registry. Metrics are declared beside what they measure.
 
 pub mod logs;
 pub mod metrics;
+pub mod traces;

@@ -24,9 +24,11 @@ use tokio::sync::watch;
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
+use tracing::Instrument as _;
 use warp::filters::BoxedFilter;
 
 use crate::engine::{Client, Hint, outcome};
+use crate::telemetry::traces;
 use crate::web::ahead::Ahead;
 use crate::web::balancers::Balancers;
 use crate::web::body::{AnswerBody, Source};
@@ -247,6 +249,15 @@ struct Session {
 
 impl Session {
     async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Result<Response<AnswerBody>, Infallible> {
+        let (method, headers) = (request.method(), request.headers());
+        let span = traces::request_span("proxy", method, request.uri(), headers);
+        self.answer_within(request).instrument(span).await
+    }
+
+    async fn answer_within(
         self: Arc<Self>,
         mut request: Request<Incoming>,
     ) -> Result<Response<AnswerBody>, Infallible> {

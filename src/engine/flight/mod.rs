@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tracing::Span;
 
 use crate::archive::target::Target;
 use crate::content::digest::Sha256;
@@ -27,6 +28,7 @@ use crate::engine::flight::borrowed::Borrowed;
 use crate::engine::memory::Known;
 use crate::engine::outcome::{Failure, Meta};
 use crate::store::Blob;
+use crate::telemetry::traces::{self, Origin, span};
 
 /// For how long a flight goes on when nobody wants it any more: apt comes back after a second when
 /// its connection broke.
@@ -42,6 +44,8 @@ pub struct Flight {
     interest: watch::Sender<usize>,
     /// Held while other replicas want it.
     interest_abroad: Mutex<Option<Interest>>,
+    /// Where its part of a trace is.
+    origin: Option<Origin>,
 }
 
 /// What became of the question to the mirror.
@@ -149,8 +153,10 @@ impl Progress {
 }
 
 impl Flight {
-    pub(super) fn new() -> Self {
+    /// One whose doings are in `span`.
+    pub(super) fn new(span: &Span) -> Self {
         Self {
+            origin: traces::origin(span),
             landing: watch::Sender::new(None),
             progress: watch::Sender::new(Progress {
                 readable: 0,
@@ -162,6 +168,12 @@ impl Flight {
             interest: watch::Sender::new(0),
             interest_abroad: Mutex::default(),
         }
+    }
+
+    /// Where it is traced: in the trace of the request that began it.
+    #[must_use]
+    pub fn origin(&self) -> Option<&Origin> {
+        self.origin.as_ref()
     }
 
     /// Waits until it is known what became of the question.
@@ -363,9 +375,13 @@ impl Flights {
             return Err(NotBoarded::Full);
         }
         let key: Arc<str> = key.into();
-        let flight = Arc::new(Flight::new());
+        // It may outlive the request that begins it.
+        let span = span!(parent: None, "engine.flight");
+        traces::belong_to_current(&span);
+        let flight = Arc::new(Flight::new(&span));
         table.insert(Arc::clone(&key), Arc::clone(&flight));
-        let departure = Departure { flights: Arc::clone(self), key, flight: Arc::clone(&flight) };
+        let (flights, of_it) = (Arc::clone(self), Arc::clone(&flight));
+        let departure = Departure { flights, key, flight: of_it, span };
         Ok(Boarding { interest: Interest::new(&flight), departure: Some(departure) })
     }
 
@@ -401,9 +417,16 @@ pub struct Departure {
     flights: Arc<Flights>,
     key: Arc<str>,
     flight: Arc<Flight>,
+    span: Span,
 }
 
 impl Departure {
+    /// In which it is traced.
+    #[must_use]
+    pub fn span(&self) -> &Span {
+        &self.span
+    }
+
     /// The flight to be run.
     #[must_use]
     pub fn flight(&self) -> &Arc<Flight> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::header::HeaderValue;
 use tokio::time::{Instant, timeout_at};
+use tracing::{Instrument as _, Span};
 
 use crate::archive::kind::Kind;
 use crate::archive::target::Target;
@@ -25,6 +26,7 @@ use crate::engine::volume::promise::Staged;
 use crate::index::{Expectation, budget};
 use crate::mirror::HEAD_BUDGET;
 use crate::store::StoreError;
+use crate::telemetry::traces::{self, span};
 
 /// How long the index may take to hear of what is kept: after that, it is told later. Nobody waits for
 /// it, but flights are counted.
@@ -56,6 +58,17 @@ pub(in crate::engine) struct Transfer {
     pub(in crate::engine) window: Duration,
     /// The caches that the first client's question came through.
     pub(in crate::engine) via: Vec<HeaderValue>,
+}
+
+/// What verification came to, for its span.
+fn note_verdict(span: &Span, ended: &Result<Written, End>) {
+    match ended {
+        Ok(written) => {
+            traces::set(span, "aptmesh.bytes", traces::number(written.staged.stage.size()));
+        }
+        Err(End::Cut(reason)) => traces::fail(span, reason),
+        Err(End::Spilled(error)) => traces::fail(span, error),
+    }
 }
 
 /// Why a flow ended early.
@@ -130,7 +143,8 @@ impl Transfer {
                 return Some(arrived);
             }
             let digest = arrived.written.verdict.sha256;
-            match self.admit(flight, digest, deadline).await {
+            let admitting = self.admit(flight, digest, deadline).instrument(span!("engine.admit"));
+            match admitting.await {
                 Admission::Admitted(signature) => {
                     // Its clients ask for it at once.
                     if let Some(signature) = signature {
@@ -274,11 +288,14 @@ impl Transfer {
         flowed: Result<(), String>,
         writer: Writer,
     ) -> Option<Arrived> {
-        let ended = match (flowed, writer.finish().await) {
+        let span = span!("engine.verify");
+        let ended = match (flowed, writer.finish().instrument(span.clone()).await) {
             (_, Err(error)) => Err(End::Spilled(error)),
             (Err(reason), Ok(_)) => Err(End::Cut(reason)),
             (Ok(()), Ok(written)) => self.check(&flow, written),
         };
+        note_verdict(&span, &ended);
+        drop(span);
         match ended {
             Ok(written) => {
                 if !self.is_for_admission() {

@@ -3,9 +3,11 @@
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::index::IndexError;
-use crate::index::metrics::{IndexMetrics, Outcome};
+use crate::index::metrics::{self, IndexMetrics, Outcome};
+use crate::telemetry::traces;
 
 /// Calls that may wait for the connection; more wait for a place.
 const WAITING_MAX: usize = 1024;
@@ -48,7 +50,11 @@ impl Actor {
         work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, IndexError> {
         let begun = Instant::now();
-        let answer = self.answer(operation, work).await;
+        let span = metrics::span("sqlite", operation);
+        let answer = self.answer(operation, work).instrument(span.clone()).await;
+        if let Err(error) = &answer {
+            traces::fail(&span, &error.source);
+        }
         if let Some(metrics) = &self.metrics {
             let outcome = if answer.is_ok() { Outcome::Answered } else { Outcome::Failed };
             metrics.count(operation, outcome, begun.elapsed());
