@@ -44,5 +44,6 @@ mod roles;
 mod signatures;
 mod streaming;
 mod swarm;
+mod traces;
 mod volume;
 mod volumes;

@@ -36,6 +36,11 @@ impl Build {
         Self { proxy: self.proxy.env(&format!("APTMESH_{name}"), value), ..self }
     }
 
+    /// Other variables, such as those of a receiver of traces.
+    pub fn variables(self, variables: Vec<(&'static str, String)>) -> Self {
+        Self { proxy: self.proxy.variables(variables), ..self }
+    }
+
     pub fn arg(self, arg: impl Into<OsString>) -> Self {
         Self { proxy: self.proxy.arg(arg), ..self }
     }
