@@ -56,7 +56,7 @@ impl<'a> Variables<'a> {
             match exporter {
                 "otlp" => is_on = true,
                 "none" => {}
-                _ => self.ignore("OTEL_TRACES_EXPORTER", &format!("{exporter:?} is not otlp")),
+                _ => self.ignore("OTEL_TRACES_EXPORTER", format!("{exporter:?} is not otlp")),
             }
         }
         is_on
@@ -86,7 +86,7 @@ impl<'a> Variables<'a> {
             None | Some((_, "http/protobuf")) => Protocol::Http,
             Some((_, "grpc")) => Protocol::Grpc,
             Some((name, other)) => {
-                self.ignore(name, &format!("{other:?} is neither http/protobuf nor grpc"));
+                self.ignore(name, format!("{other:?} is neither http/protobuf nor grpc"));
                 Protocol::Http
             }
         }
@@ -104,10 +104,7 @@ impl<'a> Variables<'a> {
                 Protocol::Grpc => "http://localhost:4317".to_owned(),
             });
         };
-        let scheme = match self.insecure() {
-            true => "http",
-            false => "https",
-        };
+        let scheme = if self.insecure() { "http" } else { "https" };
         // Without a scheme, that is how gRPC's own names are.
         let is_bare = protocol == Protocol::Grpc && !text.contains("://");
         let full = if is_bare { format!("{scheme}://{text}") } else { text.to_owned() };
@@ -143,7 +140,7 @@ impl<'a> Variables<'a> {
             None | Some((_, "none")) => false,
             Some((_, "gzip")) => true,
             Some((name, other)) => {
-                self.ignore(name, &format!("{other:?} is neither gzip nor none"));
+                self.ignore(name, format!("{other:?} is neither gzip nor none"));
                 false
             }
         }
@@ -192,7 +189,7 @@ impl<'a> Variables<'a> {
             match pair(attribute) {
                 Some((key, value)) => drop(told.insert(key, value)),
                 None if attribute.trim().is_empty() => {}
-                None => self.ignore(name, &format!("{attribute:?} is not KEY=VALUE")),
+                None => self.ignore(name, format!("{attribute:?} is not KEY=VALUE")),
             }
         }
         if let Some(service) = self.text("OTEL_SERVICE_NAME") {
@@ -212,7 +209,7 @@ impl<'a> Variables<'a> {
             Some("traceidratio") => Sampler::TraceIdRatioBased(self.ratio()),
             Some("parentbased_traceidratio") => by_parent(Sampler::TraceIdRatioBased(self.ratio())),
             Some(other) => {
-                self.ignore(name, &format!("there is no sampler {other:?} here"));
+                self.ignore(name, format!("there is no sampler {other:?} here"));
                 by_parent(Sampler::AlwaysOn)
             }
         }
@@ -240,7 +237,7 @@ impl<'a> Variables<'a> {
             match propagator {
                 "tracecontext" => is_told = true,
                 "none" | "baggage" => {}
-                other => self.ignore(name, &format!("{other:?} is not tracecontext")),
+                other => self.ignore(name, format!("{other:?} is not tracecontext")),
             }
         }
         is_told
@@ -272,7 +269,7 @@ impl<'a> Variables<'a> {
         match text.parse() {
             Ok(number) if (1..=max).contains(&number) => number,
             _ => {
-                self.ignore(name, &format!("{text:?} is no number from 1 to {max}"));
+                self.ignore(name, format!("{text:?} is no number from 1 to {max}"));
                 default
             }
         }
@@ -282,7 +279,7 @@ impl<'a> Variables<'a> {
         match self.text(name) {
             Some(text) if text.eq_ignore_ascii_case("true") => true,
             Some(text) if !text.eq_ignore_ascii_case("false") => {
-                self.ignore(name, &format!("{text:?} is neither true nor false"));
+                self.ignore(name, format!("{text:?} is neither true nor false"));
                 false
             }
             _ => false,

@@ -41,7 +41,12 @@ fn a_miss_and_a_hit_are_a_trace_each() {
         }
         fetch(&proxy, &mirror, TOOL);
         wait_until(std::time::Duration::from_secs(20), "the hit", || {
-            receiver.spans().iter().filter(|span| span.get("url.path").ends_with(TOOL) && span.name == "web.request").count() == 2
+            receiver
+                .spans()
+                .iter()
+                .filter(|span| span.get("url.path").ends_with(TOOL) && span.name == "web.request")
+                .count()
+                == 2
         });
         eprintln!("{:#?}", receiver.spans());
     }

@@ -182,9 +182,10 @@ fn exporter(export: &Export) -> anyhow::Result<SpanExporter> {
                 .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
                 .with_endpoint(&export.endpoint)
                 .with_timeout(export.timeout);
-            match export.compress {
-                true => exporter.with_compression(Compression::Gzip).build()?,
-                false => exporter.build()?,
+            if export.compress {
+                exporter.with_compression(Compression::Gzip).build()?
+            } else {
+                exporter.build()?
             }
         }
         Protocol::Grpc => {
@@ -192,13 +193,15 @@ fn exporter(export: &Export) -> anyhow::Result<SpanExporter> {
                 .with_tonic()
                 .with_endpoint(&export.endpoint)
                 .with_timeout(export.timeout);
-            let exporter = match export.endpoint.starts_with("https:") {
-                true => exporter.with_tls_config(grpc_tls(&export.tls)?),
-                false => exporter,
+            let exporter = if export.endpoint.starts_with("https:") {
+                exporter.with_tls_config(grpc_tls(&export.tls)?)
+            } else {
+                exporter
             };
-            match export.compress {
-                true => exporter.with_compression(Compression::Gzip).build()?,
-                false => exporter.build()?,
+            if export.compress {
+                exporter.with_compression(Compression::Gzip).build()?
+            } else {
+                exporter.build()?
             }
         }
     })
@@ -295,8 +298,7 @@ impl Sender {
             }
             let count = batch.len() as u64;
             let sent = timeout(self.queue.timeout, self.exporter.export(batch)).await;
-            let sent =
-                sent.unwrap_or_else(|_elapsed| Err(OTelSdkError::Timeout(self.queue.timeout)));
+            let sent = sent.unwrap_or(Err(OTelSdkError::Timeout(self.queue.timeout)));
             let outcome = if sent.is_ok() { "exported" } else { "failed" };
             self.spans.with_label_values(&[outcome]).inc_by(count);
             self.tell(&sent);
