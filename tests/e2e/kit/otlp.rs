@@ -19,6 +19,7 @@ use prost::Message;
 use rustls::ServerConfig;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::io::Read;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -36,6 +37,8 @@ pub struct Span {
     pub id: String,
     /// Empty for the first of a trace in whatever process.
     pub parent: String,
+    /// `tracestate`.
+    pub state: String,
     pub name: String,
     /// 1 internal, 2 server, 3 client.
     pub kind: i32,
@@ -238,7 +241,8 @@ async fn hear_http(
         let nonsense = Response::builder().status(299).body(Full::from(vec![0xff; 100_000]));
         return Ok(nonsense.unwrap());
     }
-    heard.take(&body);
+    let is_gzip = heard.headers.lock().unwrap().last().unwrap().contains_key("content-encoding");
+    heard.take(&if is_gzip { unzipped(&body) } else { body.to_vec() });
     let answer = ExportTraceServiceResponse::default().encode_to_vec();
     let answer = Response::builder().header("content-type", "application/x-protobuf").body(answer);
     Ok(answer.unwrap().map(Full::from))
@@ -263,6 +267,12 @@ async fn hear_grpc(
     Ok(Response::builder().header("content-type", "application/grpc").body(body).unwrap())
 }
 
+fn unzipped(body: &[u8]) -> Vec<u8> {
+    let mut whole = Vec::new();
+    flate2::read::GzDecoder::new(body).read_to_end(&mut whole).expect("gzip");
+    whole
+}
+
 impl Heard {
     fn take(&self, message: &[u8]) {
         let message = ExportTraceServiceRequest::decode(message).expect("what the protocol says");
@@ -275,6 +285,7 @@ impl Heard {
                 trace: super::hex(&span.trace_id),
                 id: super::hex(&span.span_id),
                 parent: super::hex(&span.parent_span_id),
+                state: span.trace_state,
                 name: span.name,
                 kind: span.kind,
                 start: span.start_time_unix_nano,
