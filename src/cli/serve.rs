@@ -14,6 +14,7 @@ use crate::cli::surfaces::{self, open};
 use crate::cli::wiring::{self, Parts, Places};
 use crate::config::{Config, Sources};
 use crate::telemetry::logs;
+use crate::web::access::{AccessMetrics, Door};
 use crate::web::connection::Surface;
 use crate::web::listener::Listener;
 use crate::web::phase::Phase;
@@ -60,12 +61,15 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     let places = Places { peer: address_of(&peer)?, sidecar: address_of(&sidecar)? };
     let parts = wiring::build(&config, &phases, &background, &places).await?;
 
+    let measured = AccessMetrics::new(&parts.metrics);
     let mut greeting = Greeting::default();
+    let served_bytes = &parts.engine.metrics().served_bytes;
+    let at_proxy = measured.at(Door::Proxy, Some(Arc::clone(served_bytes)));
     for address in &config.listen.proxy {
         let surface = Surface {
             routes: parts.proxy.routes(),
             proxy: Some(Arc::clone(&parts.proxy)),
-            served_bytes: Some(parts.engine.metrics().served_bytes.clone()),
+            metrics: Arc::clone(&at_proxy),
             balancers: Some(Arc::clone(&parts.balancers)),
             tasks: connections.clone(),
         };
@@ -75,19 +79,21 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     if let Some(peer) = peer {
         let surface = Surface {
             balancers: Some(Arc::clone(&parts.balancers)),
-            ..Surface::inner(parts.peer.routes(), &connections)
+            ..Surface::inner(parts.peer.routes(), measured.at(Door::Peer, None), &connections)
         };
         greeting.others.extend(places.peer.map(|address| format!("peer on http://{address}")));
         surfaces::serve(peer, surface, &phases);
     }
     if let Some((node, sidecar)) = parts.node.as_ref().zip(sidecar) {
-        let api = Surface::inner(Arc::clone(&node.sidecar).api_routes(), &connections);
+        let routes = Arc::clone(&node.sidecar).api_routes();
+        let api = Surface::inner(routes, measured.at(Door::Sidecar, None), &connections);
         greeting.others.push(format!("dht on {}", node.dht.address()));
         greeting.others.push(format!("sidecar on http://{}", sidecar.address()?));
         surfaces::serve(sidecar, api, &phases);
     }
     let (_stop_admin, admin_phases) = watch::channel(Phase::Serving);
-    let admin = Surface::inner(Arc::clone(&parts.admin).routes(), &background);
+    let routes = Arc::clone(&parts.admin).routes();
+    let admin = Surface::inner(routes, measured.at(Door::Admin, None), &background);
     let admin = open(admin, config.listen.admin, "listen.admin", &config, &admin_phases)?;
     greeting.others.push(format!("admin on http://{admin}"));
     parts.engine.meet_fellows(&background).await;
