@@ -53,7 +53,7 @@ impl EngineMetrics {
             served: Accounts::new(served),
             served_bytes: Arc::new(Accounts::new(served_bytes)),
             given_bytes: metrics.counters(
-                "aptmesh_peer_served_bytes_total",
+                "aptmesh_engine_given_bytes_total",
                 "Bytes of bodies handed to other replicas and to other sites (peers), by source.",
                 &["to", "source"],
             ),
