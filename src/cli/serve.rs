@@ -62,20 +62,8 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     let parts = wiring::build(&config, &phases, &background, &places).await?;
 
     let measured = AccessMetrics::new(&parts.metrics);
-    let mut greeting = Greeting::default();
-    let served_bytes = &parts.engine.metrics().served_bytes;
-    let at_proxy = measured.at(Door::Proxy, Some(Arc::clone(served_bytes)));
-    for address in &config.listen.proxy {
-        let surface = Surface {
-            routes: parts.proxy.routes(),
-            proxy: Some(Arc::clone(&parts.proxy)),
-            metrics: Arc::clone(&at_proxy),
-            balancers: Some(Arc::clone(&parts.balancers)),
-            tasks: connections.clone(),
-        };
-        let address = open(surface, *address, "listen.proxy", &config, &phases)?;
-        greeting.proxies.push(address);
-    }
+    let proxies = open_proxies(&parts, &config, &measured, &phases, &connections)?;
+    let mut greeting = Greeting { proxies, others: Vec::new() };
     if let Some(peer) = peer {
         let surface = Surface {
             balancers: Some(Arc::clone(&parts.balancers)),
@@ -120,6 +108,27 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Lets apt clients in, at each of their addresses.
+fn open_proxies(
+    parts: &Parts,
+    config: &Config,
+    measured: &AccessMetrics,
+    phases: &watch::Receiver<Phase>,
+    connections: &TaskTracker,
+) -> anyhow::Result<Vec<SocketAddr>> {
+    let served_bytes = Arc::clone(&parts.engine.metrics().served_bytes);
+    let metrics = measured.at(Door::Proxy, Some(served_bytes));
+    let open = |address: &SocketAddr| {
+        let surface = Surface {
+            proxy: Some(Arc::clone(&parts.proxy)),
+            balancers: Some(Arc::clone(&parts.balancers)),
+            ..Surface::inner(parts.proxy.routes(), Arc::clone(&metrics), connections)
+        };
+        open(surface, *address, "listen.proxy", config, phases)
+    };
+    config.listen.proxy.iter().map(open).collect()
+}
+
 /// A process that serves.
 struct Running {
     parts: Parts,
@@ -152,7 +161,6 @@ async fn leave_swarm(parts: &Parts) {
 }
 
 /// What is told when all runs.
-#[derive(Default)]
 struct Greeting {
     proxies: Vec<SocketAddr>,
     others: Vec<String>,

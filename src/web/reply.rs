@@ -294,11 +294,10 @@ fn cache_status(outcome: Outcome, stored: bool) -> String {
         Outcome::Stale => "hit; detail=stale-mirror-away",
         Outcome::Revalidated => "hit; fwd=stale; fwd-status=304",
         Outcome::Miss if stored => "fwd=miss; stored",
-        Outcome::Miss => "fwd=miss",
+        Outcome::Miss | Outcome::Refused | Outcome::Error => "fwd=miss",
         Outcome::Collapsed if stored => "fwd=miss; collapsed; stored",
         Outcome::Collapsed => "fwd=miss; collapsed",
         Outcome::Relayed => "fwd=bypass",
-        Outcome::Refused | Outcome::Error => "fwd=miss",
     };
     format!("{}; {what}", crate::web::NAME)
 }
