@@ -14,6 +14,7 @@ use crate::cli::wiring;
 use crate::config::{Config, Sources};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Traces;
+use crate::web::access::{AccessMetrics, Door};
 use crate::web::connection::Surface;
 use crate::web::phase::Phase;
 
@@ -41,9 +42,12 @@ async fn serve(config: Config, sources: &Sources, traces: &Traces) -> anyhow::Re
     let mut signals = Signals::listen()?;
     let node = wiring::node(config.dht.clone(), index, &metrics, &phases, &background).await?;
     let sidecar = &node.sidecar;
-    let api = Surface::inner(Arc::clone(sidecar).api_routes(), &connections);
+    let measured = AccessMetrics::new(&metrics);
+    let at_sidecar = measured.at(Door::Sidecar, None);
+    let api = Surface::inner(Arc::clone(sidecar).api_routes(), at_sidecar, &connections);
     let api = open(api, config.listen.sidecar, "listen.sidecar", &config, &phases)?;
-    let admin = Surface::inner(Arc::clone(sidecar).admin_routes(), &connections);
+    let at_admin = measured.at(Door::Admin, None);
+    let admin = Surface::inner(Arc::clone(sidecar).admin_routes(), at_admin, &connections);
     let admin = open(admin, config.listen.admin, "listen.admin", &config, &phases)?;
     let listening = [
         format!("dht on {}", node.dht.address()),

@@ -16,6 +16,7 @@ use crate::config::{Config, Sources};
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::Traces;
+use crate::web::access::{AccessMetrics, Door};
 use crate::web::connection::Surface;
 use crate::web::listener::Listener;
 use crate::web::phase::Phase;
@@ -75,34 +76,27 @@ async fn serve(config: Config, sources: Sources, traces: &Traces) -> anyhow::Res
     traces.declare(&metrics);
     let parts = wiring::build(&config, metrics, &phases, &background, &places).await?;
 
-    let mut greeting = Greeting::default();
-    for address in &config.listen.proxy {
-        let surface = Surface {
-            routes: parts.proxy.routes(),
-            proxy: Some(Arc::clone(&parts.proxy)),
-            served_bytes: Some(parts.engine.metrics().served_bytes.clone()),
-            balancers: Some(Arc::clone(&parts.balancers)),
-            tasks: connections.clone(),
-        };
-        let address = open(surface, *address, "listen.proxy", &config, &phases)?;
-        greeting.proxies.push(address);
-    }
+    let measured = AccessMetrics::new(&parts.metrics);
+    let proxies = open_proxies(&parts, &config, &measured, &phases, &connections)?;
+    let mut greeting = Greeting { proxies, others: Vec::new() };
     if let Some(peer) = peer {
         let surface = Surface {
             balancers: Some(Arc::clone(&parts.balancers)),
-            ..Surface::inner(parts.peer.routes(), &connections)
+            ..Surface::inner(parts.peer.routes(), measured.at(Door::Peer, None), &connections)
         };
         greeting.others.extend(places.peer.map(|address| format!("peer on http://{address}")));
         surfaces::serve(peer, surface, &phases);
     }
     if let Some((node, sidecar)) = parts.node.as_ref().zip(sidecar) {
-        let api = Surface::inner(Arc::clone(&node.sidecar).api_routes(), &connections);
+        let routes = Arc::clone(&node.sidecar).api_routes();
+        let api = Surface::inner(routes, measured.at(Door::Sidecar, None), &connections);
         greeting.others.push(format!("dht on {}", node.dht.address()));
         greeting.others.push(format!("sidecar on http://{}", sidecar.address()?));
         surfaces::serve(sidecar, api, &phases);
     }
     let (_stop_admin, admin_phases) = watch::channel(Phase::Serving);
-    let admin = Surface::inner(Arc::clone(&parts.admin).routes(), &background);
+    let routes = Arc::clone(&parts.admin).routes();
+    let admin = Surface::inner(routes, measured.at(Door::Admin, None), &background);
     let admin = open(admin, config.listen.admin, "listen.admin", &config, &admin_phases)?;
     greeting.others.push(format!("admin on http://{admin}"));
     parts.engine.meet_fellows(&background).await;
@@ -127,6 +121,27 @@ async fn serve(config: Config, sources: Sources, traces: &Traces) -> anyhow::Res
     phase.send_replace(Phase::Closing);
     stop(&running.parts, &connections, until).await;
     Ok(())
+}
+
+/// Lets apt clients in, at each of their addresses.
+fn open_proxies(
+    parts: &Parts,
+    config: &Config,
+    measured: &AccessMetrics,
+    phases: &watch::Receiver<Phase>,
+    connections: &TaskTracker,
+) -> anyhow::Result<Vec<SocketAddr>> {
+    let served_bytes = Arc::clone(&parts.engine.metrics().served_bytes);
+    let metrics = measured.at(Door::Proxy, Some(served_bytes));
+    let open = |address: &SocketAddr| {
+        let surface = Surface {
+            proxy: Some(Arc::clone(&parts.proxy)),
+            balancers: Some(Arc::clone(&parts.balancers)),
+            ..Surface::inner(parts.proxy.routes(), Arc::clone(&metrics), connections)
+        };
+        open(surface, *address, "listen.proxy", config, phases)
+    };
+    config.listen.proxy.iter().map(open).collect()
 }
 
 /// A process that serves.
@@ -161,7 +176,6 @@ async fn leave_swarm(parts: &Parts) {
 }
 
 /// What is told when all runs.
-#[derive(Default)]
 struct Greeting {
     proxies: Vec<SocketAddr>,
     others: Vec<String>,

@@ -43,6 +43,7 @@ pub(super) struct Parts {
     pub(super) peer: Arc<Peer>,
     pub(super) balancers: Arc<Balancers>,
     pub(super) node: Option<Node>,
+    pub(super) metrics: Metrics,
 }
 
 /// The node of the swarm, and its surfaces.
@@ -101,8 +102,8 @@ pub(super) async fn build(
     };
     let balancers = Arc::new(Balancers::new(config.listen.balancers.clone(), &metrics));
     let dht = node.as_ref().map(|node| node.dht.clone());
-    let admin = Arc::new(Admin::new(Arc::clone(&engine), dht, metrics, phase.clone()));
-    Ok(Parts { engine, mirror, proxy, admin, peer, balancers, node })
+    let admin = Arc::new(Admin::new(Arc::clone(&engine), dht, metrics.clone(), phase.clone()));
+    Ok(Parts { engine, mirror, proxy, admin, peer, balancers, node, metrics })
 }
 
 /// A node in a process of its own reads the site's index where that is a database; of a file it tells

@@ -42,7 +42,7 @@ use crate::engine::flight::follower::Follower;
 use crate::engine::flight::pace::Paces;
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
-use crate::engine::flight::{Boarding, By, Flights, Interest, Landing, NotBoarded};
+use crate::engine::flight::{Boarding, By, Flights, Flow, Interest, Landing, NotBoarded};
 use crate::engine::give::Gate;
 use crate::engine::known::{Finding, Findings};
 use crate::engine::late::Late;
@@ -50,8 +50,8 @@ use crate::engine::learn::Learner;
 use crate::engine::learn::doubt::Doubts;
 use crate::engine::leases::{Leases, Tenure};
 use crate::engine::memory::{Known, Memory};
-pub use crate::engine::metrics::EngineMetrics;
-use crate::engine::outcome::{Content, Failure, Outcome, Served};
+pub use crate::engine::metrics::{Accounts, EngineMetrics};
+use crate::engine::outcome::{Account, Content, Failure, Outcome, Served};
 use crate::engine::plan::{Freshness, Plan, Situation, plan};
 use crate::engine::prefetch::Prefetcher;
 use crate::engine::relayed::Relayed;
@@ -343,8 +343,8 @@ impl Engine {
                 }
                 _ => return,
             };
-            if let Ok((interest, _)) = interest {
-                has_begun.store(true, Ordering::Relaxed);
+            if let Ok((interest, outcome)) = interest {
+                has_begun.store(outcome == Outcome::Miss, Ordering::Relaxed);
                 // Kept until the hint is dropped, or the flight is over.
                 interest.flight().over().await;
             }
@@ -423,10 +423,8 @@ impl Engine {
                 Landing::Unchanged(known) => return Ok(stored(known, Outcome::Revalidated)),
                 Landing::Settled(known) => return Ok(stored(known, ask.hit())),
                 Landing::Flowing(flow) if !interest.flight().is_cut() => {
-                    let outcome = if flow.by == By::Replica { Outcome::Collapsed } else { outcome };
-                    let mirror = Arc::clone(&self.mirror);
-                    let follower = Box::new(Follower::new(flow, interest, mirror));
-                    return Ok(Served::new(Content::Flight(follower), outcome));
+                    let is_own = outcome == Outcome::Miss || ask.begun_early;
+                    return Ok(self.following(flow, interest, is_own));
                 }
                 Landing::Flowing(_) => {}
                 Landing::Unstorable => return self.relay(ask).await,
@@ -446,6 +444,17 @@ impl Engine {
             if outcome == Outcome::Collapsed { span!("engine.follow") } else { Span::none() };
         traces::link(&span, interest.flight().origin());
         interest.flight().landed().instrument(span).await
+    }
+
+    /// An answer from a flight, which may be its own.
+    fn following(&self, flow: Arc<Flow>, interest: Interest, is_own: bool) -> Served {
+        // Another replica began it; with a volume of its own, it is asked for the bytes.
+        let is_abroad = flow.by == By::Replica;
+        let is_joined = !is_own || (is_abroad && flow.borrowed.is_none());
+        let outcome = if is_own && !is_abroad { Outcome::Miss } else { Outcome::Collapsed };
+        let follower = Follower::new(flow, interest, Arc::clone(&self.mirror));
+        let served = Served::new(Content::Flight(Box::new(follower)), outcome);
+        Served { is_joined, ..served }
     }
 
     /// A place in the resource's flight, begun if need be.
@@ -589,12 +598,7 @@ impl Engine {
     }
 
     fn count(&self, ask: &Ask, served: &Result<Served, Failure>) {
-        let (source, outcome) = match served {
-            Ok(served) => (served.source().label(), served.outcome.label()),
-            Err(Failure::Upstream { .. }) => ("mirror", "refused"),
-            Err(_) => ("none", "error"),
-        };
-        self.metrics.served.with_label_values(&[ask.kind.label(), source, outcome]).inc();
+        self.metrics.served.of(Account::of(ask.kind, served)).inc();
         self.note_use(ask, served);
     }
 
@@ -692,7 +696,7 @@ pub struct Hint {
 }
 
 impl Hint {
-    /// Whether it took a place in a flight.
+    /// Whether it began a flight.
     #[must_use]
     pub fn has_begun(&self) -> bool {
         self.begun.load(Ordering::Relaxed)

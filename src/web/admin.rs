@@ -128,8 +128,7 @@ async fn status(admin: Arc<Admin>) -> Response {
     };
     let (session, all_time) = admin.engine.traffic();
     let bytes = &admin.engine.metrics().served_bytes;
-    let served =
-        Source::ALL.map(|from| (from.label(), bytes.with_label_values(&[from.label()]).get()));
+    let served = Source::ALL.map(|source| (source.label(), bytes.sum(source)));
     warp::reply::json(&json!({
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_seconds": admin.started.elapsed().as_secs(),

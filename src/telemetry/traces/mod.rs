@@ -11,7 +11,7 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http::{HeaderMap, Method, Uri};
+use http::{HeaderMap, Request};
 use opentelemetry::propagation::TextMapCompositePropagator;
 use opentelemetry::trace::{SpanContext, Status, TraceContextExt as _, TraceId};
 use opentelemetry::{Context, Key, Value, global};
@@ -112,12 +112,8 @@ pub fn are_on() -> bool {
 /// The span of a request on `surface`, from its acceptance to its last byte: part of the trace that the
 /// client tells of, if it does.
 #[must_use]
-pub fn request_span(
-    surface: &'static str,
-    method: &Method,
-    target: &Uri,
-    headers: &HeaderMap,
-) -> Span {
+pub fn request_span<B>(surface: &'static str, request: &Request<B>) -> Span {
+    let (target, headers) = (request.uri(), request.headers());
     // Probes and scrapes are of interest only to who traces them himself.
     let is_probe = surface == "admin" && !headers.contains_key("traceparent");
     if is_probe || !are_on() {
@@ -128,7 +124,7 @@ pub fn request_span(
         "web.request",
         otel.kind = "server",
         aptmesh.surface = surface,
-        http.request.method = method.as_str(),
+        http.request.method = request.method().as_str(),
         url.path = without_userinfo(target.path()),
     );
     if let Some(host) = target.host() {
@@ -216,6 +212,11 @@ pub fn fail(span: &Span, reason: &(impl Display + ?Sized)) {
     if !span.is_disabled() {
         span.set_status(Status::error(reason.to_string()));
     }
+}
+
+/// It ends now: otherwise it has ended when it was worked in last.
+pub fn end(span: &Span) {
+    span.in_scope(|| ());
 }
 
 /// What tells a peer, a replica or the node of the current span; nothing where there is no trace. Not for

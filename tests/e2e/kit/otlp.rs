@@ -238,7 +238,7 @@ async fn hear_http(
     heard.headers.lock().unwrap().push(request.headers().clone());
     let body = request.into_body().collect().await.expect("a body").to_bytes();
     if heard.talks_nonsense.load(Ordering::SeqCst) {
-        let nonsense = Response::builder().status(299).body(Full::from(vec![0xff; 100_000]));
+        let nonsense = Response::builder().status(400).body(Full::from(vec![0xff; 100_000]));
         return Ok(nonsense.unwrap());
     }
     let is_gzip = heard.headers.lock().unwrap().last().unwrap().contains_key("content-encoding");
