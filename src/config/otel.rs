@@ -181,8 +181,6 @@ impl<'a> Variables<'a> {
             ("service.name".to_owned(), "aptmesh".to_owned()),
             ("service.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
             ("service.instance.id".to_owned(), super::values::pseudonym()),
-            ("telemetry.sdk.language".to_owned(), "rust".to_owned()),
-            ("telemetry.sdk.name".to_owned(), "opentelemetry".to_owned()),
         ]);
         let name = "OTEL_RESOURCE_ATTRIBUTES";
         for attribute in self.text(name).unwrap_or_default().split(',') {

@@ -14,6 +14,7 @@ use opentelemetry_otlp::{
 };
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::resource::TelemetryResourceDetector;
 use opentelemetry_sdk::trace::{
     SdkTracerProvider, Span, SpanData, SpanExporter as _, SpanProcessor,
 };
@@ -129,6 +130,7 @@ impl Sending {
         };
         let attributes = export.resource.iter();
         let resource = Resource::builder_empty()
+            .with_detector(Box::new(TelemetryResourceDetector))
             .with_attributes(
                 attributes.map(|(key, value)| KeyValue::new(key.clone(), value.clone())),
             )
