@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 
+use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::engine::flight::follower::Follower;
 use crate::engine::memory::Known;
@@ -79,6 +80,15 @@ impl Served {
     pub(super) fn new(content: Content, outcome: Outcome) -> Self {
         let is_borrowed = matches!(&content, Content::Flight(flight) if flight.is_borrowed());
         Self { content, outcome, only_whole: false, is_borrowed }
+    }
+
+    /// What it is, where that is known before it is handed out.
+    pub(super) fn digest(&self) -> Option<Sha256> {
+        match &self.content {
+            Content::Known(known) => Some(known.entry.blob),
+            Content::Flight(follower) => follower.digest(),
+            Content::Relay(_) => None,
+        }
     }
 
     /// Where its bytes came from.

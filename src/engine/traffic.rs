@@ -106,7 +106,7 @@ impl Meter {
     }
 
     /// Since the start.
-    fn session(&self) -> Traffic {
+    pub(super) fn session(&self) -> Traffic {
         let Counters { mirror, received, served, given } = &self.counters;
         let given_to = |to| -> u64 {
             Source::ALL.iter().map(|from| given.with_label_values(&[to, from.label()]).get()).sum()

@@ -11,6 +11,7 @@ mod keep;
 mod note;
 pub(super) mod pace;
 mod resume;
+pub mod running;
 pub(super) mod transfer;
 pub(super) mod writer;
 
@@ -20,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::archive::target::Target;
 use crate::content::digest::Sha256;
@@ -42,6 +44,7 @@ pub struct Flight {
     interest: watch::Sender<usize>,
     /// Held while other replicas want it.
     interest_abroad: Mutex<Option<Interest>>,
+    begun_at: Instant,
 }
 
 /// What became of the question to the mirror.
@@ -161,6 +164,7 @@ impl Flight {
             }),
             interest: watch::Sender::new(0),
             interest_abroad: Mutex::default(),
+            begun_at: Instant::now(),
         }
     }
 
