@@ -7,6 +7,8 @@ use crate::web::status::words;
 
 /// Bars at most: on a phone, one is two pixels wide.
 const BARS_MAX: usize = 120;
+/// And at least: in the first minute, the rest is empty.
+const BARS_MIN: usize = 30;
 /// The height of a picture in its own units; browsers stretch it.
 const HEIGHT: f64 = 100.0;
 /// From the bottom up.
@@ -27,20 +29,22 @@ pub(super) fn of(history: &History) -> Html {
     }
     let spans = history.from_store.len() as u64;
     let since = words::time(history.span_seconds * spans);
+    let width = bars.len().max(BARS_MIN);
+    let first = width - bars.len();
     html.raw("<figure>\n<p class=\"quiet\">Of all bytes, by where they came from</p>\n");
-    html.raw("<svg role=\"img\" viewBox=\"0 0 ").text(bars.len()).raw(" 100\"");
+    html.raw("<svg role=\"img\" viewBox=\"0 0 ").text(width).raw(" 100\"");
     html.raw(" preserveAspectRatio=\"none\" aria-label=\"Within ").text(&since);
     html.raw(", ").text(words::share(store, all)).raw(" of all bytes came from the store, ");
     html.text(words::share(peers + replicas, all)).raw(" from peers and replicas, ");
     html.text(words::share(mirrors, all)).raw(" from mirrors\">\n");
     for (place, bar) in bars.iter().enumerate() {
-        stack(&mut html, place, bar, bar.iter().sum());
+        stack(&mut html, first + place, bar, bar.iter().sum());
     }
-    html.raw("</svg>\n<svg class=\"volume\" role=\"img\" viewBox=\"0 0 ").text(bars.len());
+    html.raw("</svg>\n<svg class=\"volume\" role=\"img\" viewBox=\"0 0 ").text(width);
     html.raw(" 100\" preserveAspectRatio=\"none\" aria-label=\"Amounts over the same time\">\n");
     let most = bars.iter().map(|bar| bar.iter().sum()).max().unwrap_or(0);
     for (place, bar) in bars.iter().enumerate() {
-        stack(&mut html, place, bar, most);
+        stack(&mut html, first + place, bar, most);
     }
     html.raw("</svg>\n<div class=\"ends quiet\"><span>").text(&since);
     html.raw(" ago</span><span>now</span></div>\n<figcaption class=\"key\">");
