@@ -9,7 +9,7 @@ use anyhow::ensure;
 
 use crate::cli::admin;
 use crate::config::Config;
-use crate::web::status::report::{Archive, ByWay, Flight, Mirror, Peer, Report};
+use crate::web::status::report::{Archive, Flight, Mirror, Peer, Report, Way};
 use crate::web::status::words;
 
 /// For how long an answer is waited for.
@@ -21,7 +21,7 @@ const LINES_MAX: usize = 12;
 /// Clears the screen, and what was scrolled off it, and begins at its top (ECMA-48).
 const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
 /// What went through, by way.
-const WAYS: [(&str, fn(&ByWay) -> u64); 6] = [
+const WAYS: [(&str, Way); 6] = [
     ("fetched from mirrors:", |bytes| bytes.from_mirrors),
     ("fetched from peers:", |bytes| bytes.from_peers),
     ("fetched from replicas:", |bytes| bytes.from_replicas),
@@ -71,9 +71,11 @@ fn render(report: &Report) -> anyhow::Result<String> {
         writeln!(text, "{name:<24} {session:>15} {ever:>15}")?;
     }
     let now = &report.traffic.now;
-    let hit = words::share(now.from_store, now.all());
-    let rate = words::rate(now.all());
-    writeln!(text, "at the moment:           {rate}, {hit} of it from the store")?;
+    let hit = match now.all() {
+        0 => String::new(),
+        all => format!(", {} of it from the store", words::share(now.from_store, all)),
+    };
+    writeln!(text, "at the moment:           {}{hit}", words::rate(now.all()))?;
     let (blobs, bytes) = (report.volume.blobs, words::bytes(report.volume.bytes));
     let quota = report.stored.and_then(|stored| stored.quota);
     let quota = quota.map(|quota| format!(" of {}", words::bytes(quota))).unwrap_or_default();
@@ -156,9 +158,10 @@ fn archive(archive: &Archive) -> String {
     let expired = if archive.expired { ", EXPIRED" } else { "" };
     let confirmed = archive.confirmed.map_or("never".to_owned(), words::ago);
     let name = archive.name();
-    match archive.served {
-        true => format!("{name}: made {made}{expired}, {signature}, confirmed {confirmed}"),
-        false => format!("{name}: none admitted"),
+    if archive.served {
+        format!("{name}: made {made}{expired}, {signature}, confirmed {confirmed}")
+    } else {
+        format!("{name}: none admitted")
     }
 }
 

@@ -27,10 +27,9 @@ pub(super) fn of(history: &History) -> Html {
         html.raw("<p class=\"quiet\">Nothing went through yet.</p>\n");
         return html;
     }
-    let spans = history.from_store.len() as u64;
-    let since = words::time(history.span_seconds * spans);
     let width = bars.len().max(BARS_MIN);
     let first = width - bars.len();
+    let since = words::time(history.span_seconds * (width * together(history)) as u64);
     html.raw("<figure>\n<p class=\"quiet\">Of all bytes, by where they came from</p>\n");
     html.raw("<svg role=\"img\" viewBox=\"0 0 ").text(width).raw(" 100\"");
     html.raw(" preserveAspectRatio=\"none\" aria-label=\"Within ").text(&since);
@@ -58,10 +57,14 @@ pub(super) fn of(history: &History) -> Html {
     html
 }
 
+/// How many spans make a bar.
+fn together(history: &History) -> usize {
+    history.from_store.len().div_ceil(BARS_MAX).max(1)
+}
+
 /// The spans, some of them together if there are many.
 fn bars(history: &History) -> Vec<Bar> {
-    let spans = history.from_store.len();
-    let each = spans.div_ceil(BARS_MAX).max(1);
+    let (spans, each) = (history.from_store.len(), together(history));
     let at = |of: &[u64], place: usize| of.get(place).copied().unwrap_or_default();
     let span = |place: usize| -> Bar {
         let of = [

@@ -70,6 +70,9 @@ pub struct ByWay {
     pub to_replicas: u64,
 }
 
+/// One of the ways.
+pub type Way = fn(&ByWay) -> u64;
+
 /// What went through.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

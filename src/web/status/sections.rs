@@ -2,7 +2,7 @@
 
 use crate::web::status::html::{Column, Html, list, more, section, table};
 use crate::web::status::picture;
-use crate::web::status::report::{Archive, ByWay, Flight, Mirror, Peer, Report, Trouble};
+use crate::web::status::report::{Archive, Flight, Mirror, Peer, Report, Trouble, Way};
 use crate::web::status::words;
 
 /// Rows of a table at most.
@@ -87,7 +87,7 @@ fn traffic(report: &Report) -> Html {
         Column("Since the start", true),
         Column("All time, whole site", true),
     ];
-    let ways: [(&str, fn(&ByWay) -> u64); 6] = [
+    let ways: [(&str, Way); 6] = [
         ("From the store", |bytes| bytes.from_store),
         ("From replicas", |bytes| bytes.from_replicas),
         ("From peers", |bytes| bytes.from_peers),
@@ -196,7 +196,8 @@ fn of_archive(archive: &Archive) -> Vec<Html> {
             until.raw("</small>")
         }
         Some(at) => until.text(words::date(at)),
-        None => until.raw("<span class=\"quiet\">for ever</span>"),
+        None if archive.served => until.raw("<span class=\"quiet\">not said</span>"),
+        None => until.raw("–"),
     };
     let mut confirmed = Html::of(match archive.confirmed {
         Some(ago) => words::ago(ago),
@@ -379,14 +380,8 @@ fn site(report: &Report) -> Html {
     let free = volume.free.zip(volume.total).map_or_else(unknown, |(free, total)| {
         Html::of(format!("{} of {}", words::bytes(free), words::bytes(total)))
     });
-    let duties = match report.duties.is_empty() {
-        true => "none at the moment".to_owned(),
-        false => report.duties.join(", "),
-    };
-    let replicas = match report.replicas.is_empty() {
-        true => "none that others reach".to_owned(),
-        false => report.replicas.join(", "),
-    };
+    let duties = or(&report.duties, "none at the moment");
+    let replicas = or(&report.replicas, "none that others reach");
     list(&[
         (
             "Stored",
@@ -404,4 +399,9 @@ fn site(report: &Report) -> Html {
         ("Other replicas", Html::of(replicas)),
         ("This process", Html::of(&report.process)),
     ])
+}
+
+/// All of them, or that there are none.
+fn or(all: &[String], none: &str) -> String {
+    if all.is_empty() { none.to_owned() } else { all.join(", ") }
 }
