@@ -324,3 +324,26 @@ fn a_volume_that_takes_nothing_is_told_in_words() {
     let place = volume.path().display().to_string();
     assert!(page.contains("Not storing") && !page.contains(&place), "{page}");
 }
+
+#[test]
+fn a_mirror_in_trouble_is_told_of_with_what_that_means() {
+    let (mirror, proxy) = (Mirror::start(), Proxy::start());
+    let path = "/debian/pool/main/t/tool/tool_1.0.orig.tar.xz";
+    mirror.stop();
+    assert_ne!(get(proxy.addr(), &proxy.url_for(&mirror, path)).status, 200);
+    let told = status(proxy.admin());
+    let account = &told["mirrors"][0];
+    assert_eq!(account["url"], format!("http://{}", mirror.host()));
+    assert_eq!(account["state"], "away", "{account}");
+    assert!(account["failures"].as_u64() > Some(0) && account["last_failure"].is_string());
+    let page = String::from_utf8(get(proxy.admin(), "/status").body).unwrap();
+    assert!(page.contains("can not be reached") && page.contains("apt gets what is stored"));
+    // One that is back is in use again.
+    mirror.restart();
+    mirror.put(path, File::new(noise(4, MB)));
+    wait_until(PATIENCE, "it is back", || {
+        let reply = get(proxy.addr(), &proxy.url_for(&mirror, path));
+        reply.status == 200 && status(proxy.admin())["mirrors"][0]["state"] == "well"
+    });
+    assert_eq!(status(proxy.admin())["troubles"], serde_json::json!([]));
+}
