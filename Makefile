@@ -4,7 +4,7 @@ CARGO ?= cargo
 # Tests may panic, and say what they mean as briefly as they can.
 LINTS_NOT_FOR_TESTS = -A clippy::pedantic -A clippy::restriction -A unfulfilled_lint_expectations
 
-.PHONY: help test e2e chart helm-readme deb check format lint docs bench needs
+.PHONY: help pictures test e2e chart helm-readme deb check format lint docs bench needs
 
 help:
 	@echo "make test    all tests; installs what they need from Debian's packages"
@@ -26,6 +26,10 @@ needs:
 test: export RUST_TEST_THREADS ?= 4
 test: needs
 	$(CARGO) test --locked
+
+# What the pages look like with real data, into docs/pictures.
+pictures: needs
+	APTMESH_WRITE_PICTURES=1 $(CARGO) test --locked --test e2e the_pictures_of
 
 # One engine, two cores: several at a time only wait for each other.
 e2e: export RUST_TEST_THREADS ?= 2

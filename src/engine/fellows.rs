@@ -72,6 +72,8 @@ struct Met {
     time: f64,
     at: Instant,
     are_there: bool,
+    /// Where they and those that share our volume are reached.
+    others: Vec<String>,
 }
 
 impl Met {
@@ -155,6 +157,7 @@ impl Fellows {
                 time: site.now,
                 at: Instant::now(),
                 are_there: site.has_fellows,
+                others: site.others,
             }))),
             // They are asked as long as the index is, which knows what they have.
             Err(error) => {
@@ -209,6 +212,11 @@ impl Fellows {
             }
         }
         None
+    }
+
+    /// Where other replicas of the site are reached, as of the last meeting.
+    pub(super) fn others(&self) -> Vec<String> {
+        self.met.load().as_ref().map(|met| met.others.clone()).unwrap_or_default()
     }
 
     /// Whether it is worth asking the replica at `url`.

@@ -5,15 +5,15 @@ use std::sync::{Arc, OnceLock};
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 
 use crate::archive::kind::Kind;
-use crate::engine::outcome::{Account, Origin, Outcome, Source};
+use crate::engine::outcome::{Origin, Outcome, ServedAs, Source};
 use crate::telemetry::metrics::Metrics;
 
 /// The engine's metrics.
 pub struct EngineMetrics {
     /// Requests answered.
-    pub served: Accounts,
+    pub served: ServedCounters,
     /// Bytes of bodies handed to clients.
-    pub served_bytes: Arc<Accounts>,
+    pub served_bytes: Arc<ServedCounters>,
     /// Bytes of bodies handed to other replicas and other sites.
     pub given_bytes: IntCounterVec,
     /// Downloads under way.
@@ -34,11 +34,11 @@ impl EngineMetrics {
     /// Declares them.
     #[must_use]
     pub fn new(metrics: &Metrics) -> Self {
-        let by_account = ["resource", "source", "outcome"];
+        let labels = ["resource", "source", "outcome"];
         let served = metrics.counters(
             "aptmesh_engine_served_total",
             "Requests answered, by kind of resource, source of the bytes and outcome.",
-            &by_account,
+            &labels,
         );
         // So that no errors are 0 errors, and the first one is an increase.
         for resource in Kind::LABELS {
@@ -47,11 +47,11 @@ impl EngineMetrics {
         let served_bytes = metrics.counters(
             "aptmesh_engine_served_bytes_total",
             "Bytes of bodies handed to clients, by kind of resource, source and outcome.",
-            &by_account,
+            &labels,
         );
         Self {
-            served: Accounts::new(served),
-            served_bytes: Arc::new(Accounts::new(served_bytes)),
+            served: ServedCounters::new(served),
+            served_bytes: Arc::new(ServedCounters::new(served_bytes)),
             given_bytes: metrics.counters(
                 "aptmesh_engine_given_bytes_total",
                 "Bytes of bodies handed to other replicas and to other sites (peers), by source.",
@@ -83,22 +83,22 @@ impl EngineMetrics {
     }
 }
 
-/// Counters by account. Each is looked up by its labels once: a hit should not hash words.
-pub struct Accounts {
+/// Counters by what was served as what. Each is looked up by its labels once: a hit should not hash words.
+pub struct ServedCounters {
     counters: IntCounterVec,
     found: Vec<OnceLock<IntCounter>>,
 }
 
-impl Accounts {
+impl ServedCounters {
     fn new(counters: IntCounterVec) -> Self {
         let cells = Kind::LABELS.len() * Source::ALL.len() * Outcome::ALL.len();
         Self { counters, found: (0..cells).map(|_| OnceLock::new()).collect() }
     }
 
-    /// The counter of an account.
+    /// The counter of what was served so.
     #[must_use]
-    pub fn of(&self, account: Account) -> IntCounter {
-        let Account { kind, source, outcome } = account;
+    pub fn of(&self, account: ServedAs) -> IntCounter {
+        let ServedAs { kind, source, outcome } = account;
         let look_up = || {
             let labels = [kind.label(), source.label(), outcome.label()];
             self.counters.with_label_values(&labels)
@@ -132,7 +132,7 @@ mod tests {
             kinds.iter().flat_map(|kind| Source::ALL.map(|source| (*kind, source)))
         {
             for outcome in Outcome::ALL {
-                let counter = metrics.served.of(Account { kind, source, outcome });
+                let counter = metrics.served.of(ServedAs { kind, source, outcome });
                 assert_eq!(counter.get(), 0, "{kind:?} {source:?} {outcome:?}");
                 counted += 1;
                 counter.inc_by(counted);

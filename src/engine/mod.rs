@@ -6,6 +6,7 @@ mod duties;
 pub mod fellows;
 pub mod flight;
 pub mod give;
+pub mod history;
 mod known;
 mod late;
 mod learn;
@@ -44,14 +45,15 @@ use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
 use crate::engine::flight::{Boarding, By, Flights, Flow, Interest, Landing, NotBoarded};
 use crate::engine::give::Gate;
+use crate::engine::history::History;
 use crate::engine::known::{Finding, Findings};
 use crate::engine::late::Late;
 use crate::engine::learn::Learner;
 use crate::engine::learn::doubt::Doubts;
 use crate::engine::leases::{Leases, Tenure};
 use crate::engine::memory::{Known, Memory};
-pub use crate::engine::metrics::{Accounts, EngineMetrics};
-use crate::engine::outcome::{Account, Content, Failure, Outcome, Served};
+pub use crate::engine::metrics::{EngineMetrics, ServedCounters};
+use crate::engine::outcome::{Content, Failure, Outcome, Served, ServedAs};
 use crate::engine::plan::{Freshness, Plan, Situation, plan};
 use crate::engine::prefetch::Prefetcher;
 use crate::engine::relayed::Relayed;
@@ -66,7 +68,7 @@ use crate::engine::volume::room::{self, Room};
 use crate::engine::volume::upkeep;
 use crate::engine::volume::uses::Uses;
 use crate::index::{Entry, Expectation, Index, IndexError, Totals, budget};
-use crate::mirror::{Answer, Framing, Mirror, Question};
+use crate::mirror::{Account, Answer, Framing, Mirror, Question};
 use crate::store::Store;
 use crate::swarm::Swarm;
 use crate::swarm::ranking::Standing;
@@ -121,7 +123,7 @@ pub struct Engine {
     /// What the index is still to be told.
     late: Arc<Late>,
     prefetcher: Arc<Prefetcher>,
-    judge: Judge,
+    judge: Arc<Judge>,
     flights: Arc<Flights>,
     leases: Arc<Leases>,
     duties: Arc<Duties>,
@@ -131,6 +133,7 @@ pub struct Engine {
     swarm: Arc<Swarm>,
     gate: Gate,
     meter: Arc<Meter>,
+    history: Arc<History>,
     findings: Findings,
     recheck_after_millis: AtomicU64,
     doubts: Arc<Doubts>,
@@ -181,6 +184,7 @@ impl Engine {
         let fellows = Fellows::new(&config.fellows, &index, process, from_fellows, metrics)?;
         let counted = EngineMetrics::new(metrics);
         let meter = Meter::new(&index, &mirror, &swarm, &counted);
+        let history = History::new(&meter);
         let engine = Arc::new(Self {
             index,
             store,
@@ -195,13 +199,14 @@ impl Engine {
             learner,
             late,
             prefetcher,
-            judge: Judge::new(config.judge.clone(), metrics),
+            judge: Arc::new(Judge::new(config.judge.clone(), metrics)),
             flights: Arc::default(),
             leases,
             fellows: Arc::new(fellows),
             swarm,
             gate: Gate::new(&config.give),
             meter,
+            history,
             duties: Arc::clone(&duties),
             announced_from: config.announced_from,
             paces: Paces::default(),
@@ -229,6 +234,7 @@ impl Engine {
         background.spawn(Arc::clone(&self.room).tell_fellows());
         background.spawn(Arc::clone(&self.leases).run());
         background.spawn(Arc::clone(&self.meter).keep_telling());
+        background.spawn(Arc::clone(&self.history).watch(Arc::clone(&self.meter)));
         let (late, inspector) = (Arc::clone(&self.late), Arc::clone(&self.inspector));
         background.spawn(async move { late.tell(&inspector).await });
         background.spawn(upkeep::scrub(
@@ -263,6 +269,7 @@ impl Engine {
         if let Ok(served) = &mut served {
             served.only_whole = self.tainted.contains(&meant.target.key);
             self.remember_given(ask, served);
+            self.note_shown(ask, served);
             self.prefetcher.was_used(&meant.target.key);
         }
         self.count(ask, &served);
@@ -598,7 +605,7 @@ impl Engine {
     }
 
     fn count(&self, ask: &Ask, served: &Result<Served, Failure>) {
-        self.metrics.served.of(Account::of(ask.kind, served)).inc();
+        self.metrics.served.of(ServedAs::of(ask.kind, served)).inc();
         self.note_use(ask, served);
     }
 
@@ -630,6 +637,31 @@ impl Engine {
     #[must_use]
     pub fn duties(&self) -> Vec<&'static str> {
         self.duties.labels()
+    }
+
+    /// Who this process is to other replicas of its site, and where those are reached.
+    #[must_use]
+    pub fn replicas(&self) -> (&str, Vec<String>) {
+        (self.leases.owner(), self.fellows.others())
+    }
+
+    /// How mirrors are doing, and bytes per second of those that brought something large lately.
+    #[must_use]
+    pub fn mirrors(&self) -> Vec<(Account, Option<u64>)> {
+        let accounts = self.mirror.accounts().into_iter();
+        accounts.map(|account| (account.clone(), self.paces.of(&account.host))).collect()
+    }
+
+    /// Whether no mirror is asked, by the operator's word.
+    #[must_use]
+    pub fn is_offline(&self) -> bool {
+        self.mirror.is_offline()
+    }
+
+    /// Whether this site is in no swarm.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.swarm.is_alone()
     }
 
     /// How other sites have been doing.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::StatusCode;
 
 use crate::archive::kind::Kind;
+use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::engine::flight::follower::Follower;
 use crate::engine::memory::Known;
@@ -146,6 +147,15 @@ impl Served {
         Self { content, outcome, only_whole: false, is_borrowed, is_joined: false }
     }
 
+    /// What it is, where that is known before it is handed out.
+    pub(super) fn digest(&self) -> Option<Sha256> {
+        match &self.content {
+            Content::Known(known) => Some(known.entry.blob),
+            Content::Flight(follower) => follower.digest(),
+            Content::Relay(_) => None,
+        }
+    }
+
     /// Whose bytes it has.
     #[must_use]
     pub fn origin(&self) -> Origin {
@@ -180,7 +190,7 @@ impl Served {
 
 /// What a request came to, for who counts and logs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Account {
+pub struct ServedAs {
     /// What was asked for.
     pub kind: Kind,
     /// How the answer came by its bytes.
@@ -189,7 +199,7 @@ pub struct Account {
     pub outcome: Outcome,
 }
 
-impl Account {
+impl ServedAs {
     /// That of an answer, or of none.
     #[must_use]
     pub fn of(kind: Kind, served: &Result<Served, Failure>) -> Self {

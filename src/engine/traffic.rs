@@ -7,7 +7,7 @@ use std::time::Duration;
 use prometheus::{IntCounter, IntCounterVec};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::engine::metrics::Accounts;
+use crate::engine::metrics::ServedCounters;
 use crate::engine::outcome::Source;
 use crate::engine::{Engine, EngineMetrics};
 use crate::index::{Index, Traffic};
@@ -25,7 +25,7 @@ struct Counters {
     /// `from` others.
     received: IntCounterVec,
     /// To clients.
-    served: Arc<Accounts>,
+    served: Arc<ServedCounters>,
     /// `to` others, by `source`.
     given: IntCounterVec,
 }
@@ -107,7 +107,7 @@ impl Meter {
     }
 
     /// Since the start.
-    fn session(&self) -> Traffic {
+    pub(super) fn session(&self) -> Traffic {
         let Counters { mirror, received, served, given } = &self.counters;
         let given_to = |to| -> u64 {
             Source::ALL.iter().map(|from| given.with_label_values(&[to, from.label()]).get()).sum()

@@ -5,6 +5,7 @@ mod answer;
 mod error;
 pub mod guard;
 mod health;
+mod ledger;
 mod resolver;
 mod round;
 
@@ -26,6 +27,8 @@ pub use self::answer::{Answer, Body, Framing};
 pub use self::error::{MirrorError, MirrorErrorKind};
 use self::guard::Guard;
 use self::health::Health;
+use self::ledger::Ledger;
+pub use self::ledger::{Account, AccountState};
 use self::resolver::GuardedResolver;
 use self::round::is_trouble;
 use crate::archive::groups::Groups;
@@ -73,6 +76,7 @@ pub struct Mirror {
     connect_ports: Vec<u16>,
     groups: Groups,
     health: Arc<Health>,
+    ledger: Ledger,
     offline: AtomicBool,
     via: HeaderValue,
     requests: IntCounterVec,
@@ -103,6 +107,13 @@ pub struct Question {
     pub is_promised: bool,
     /// Until when an answer is of use; `None`: as long as may be.
     pub until: Option<Instant>,
+}
+
+impl Question {
+    /// Whether it is one that only its client may ask.
+    fn has_credentials(&self) -> bool {
+        self.headers.contains_key(header::AUTHORIZATION)
+    }
 }
 
 impl Mirror {
@@ -142,6 +153,7 @@ impl Mirror {
             connect_ports: config.connect_ports.clone(),
             groups: config.groups.clone(),
             health,
+            ledger: Ledger::default(),
             offline: AtomicBool::new(config.offline),
             via: HeaderValue::try_from(format!("1.1 {}", config.pseudonym))?,
             requests: metrics.counters(
@@ -180,9 +192,12 @@ impl Mirror {
     /// first for a while.
     pub fn blame(&self, origin: &str) {
         self.health.sent_wrong_bytes(origin, Instant::now());
+        self.ledger.sent_wrong_bytes(origin);
     }
 
-    fn is_offline(&self) -> bool {
+    /// Whether nobody is asked.
+    #[must_use]
+    pub fn is_offline(&self) -> bool {
         self.offline.load(Ordering::Relaxed)
     }
 
@@ -203,9 +218,12 @@ impl Mirror {
         let asked = timeout(patience, self.follow(source, question, &is_elsewhere));
         let asked = asked.instrument(span.clone()).await;
         let answered = asked.unwrap_or_else(|_| Err(MirrorError::silent(&source.host)));
-        let answered = answered.map_err(|error| {
+        let mut answered = answered.map_err(|error| {
             if is_elsewhere.load(Ordering::Relaxed) { error.elsewhere() } else { error }
         });
+        if let Some(line) = self.ledger.line(source, question) {
+            Ledger::note(&line, &mut answered);
+        }
         if is_trouble(&answered) {
             self.health.failed(&source.origin, Instant::now());
         } else if answered.is_ok() {

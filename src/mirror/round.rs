@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
-use http::header;
 use tokio::time::{Instant, sleep};
 use tracing::Instrument as _;
 use url::Url;
@@ -131,8 +130,7 @@ impl Mirror {
     /// Where the target can be had, in the operator's order. Credentials are for the host that the
     /// client wrote.
     fn sources(&self, target: &Target, question: &Question) -> Result<Vec<Source>, MirrorError> {
-        let is_private = question.headers.contains_key(header::AUTHORIZATION);
-        let group = if is_private { None } else { self.groups.sources(target) };
+        let group = if question.has_credentials() { None } else { self.groups.sources(target) };
         let targets = group.unwrap_or_else(|| vec![target.clone()]);
         let first = std::iter::once(true).chain(std::iter::repeat(false));
         targets.iter().zip(first).map(|(target, first)| self.source(target, first)).collect()

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use tracing::{Span, field};
 
 use crate::archive::kind::Kind;
-use crate::engine::Accounts;
-use crate::engine::outcome::{Account, Outcome, Source};
+use crate::engine::ServedCounters;
+use crate::engine::outcome::{Outcome, ServedAs, Source};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces;
 
@@ -103,7 +103,7 @@ impl AccessMetrics {
 
     /// What is measured at one door; bytes of bodies are counted in `served_bytes`, where it is set.
     #[must_use]
-    pub fn at(&self, door: Door, served_bytes: Option<Arc<Accounts>>) -> Arc<DoorMetrics> {
+    pub fn at(&self, door: Door, served_bytes: Option<Arc<ServedCounters>>) -> Arc<DoorMetrics> {
         let label = door.label();
         Arc::new(DoorMetrics {
             door,
@@ -126,7 +126,7 @@ pub struct DoorMetrics {
     answers: [IntCounter; Class::ALL.len()],
     connections: IntGauge,
     requests: IntGauge,
-    served_bytes: Option<Arc<Accounts>>,
+    served_bytes: Option<Arc<ServedCounters>>,
 }
 
 /// A histogram for each source, of which those that occur are made.
@@ -180,8 +180,8 @@ impl Credit {
     }
 }
 
-impl From<Account> for Credit {
-    fn from(Account { kind, source, outcome }: Account) -> Self {
+impl From<ServedAs> for Credit {
+    fn from(ServedAs { kind, source, outcome }: ServedAs) -> Self {
         Self { kind: Some(kind), source, outcome }
     }
 }
@@ -311,7 +311,7 @@ impl Access {
         let extensions = &head.extensions;
         let credit = extensions.get::<Credit>().copied();
         let served = credit.and_then(|Credit { kind, source, outcome }| {
-            Some(self.door.served_bytes.as_ref()?.of(Account { kind: kind?, source, outcome }))
+            Some(self.door.served_bytes.as_ref()?.of(ServedAs { kind: kind?, source, outcome }))
         });
         let given = extensions.get::<Counted>().map(|Counted(counter)| counter.clone());
         let has_body = self.method != Some(Method::HEAD)

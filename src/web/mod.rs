@@ -18,6 +18,7 @@ pub mod proxy;
 mod reply;
 pub mod sidecar;
 mod slots;
+pub mod status;
 mod tunnel;
 mod uplink;
 mod wire;

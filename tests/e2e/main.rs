@@ -42,6 +42,7 @@ mod quota;
 mod replicas;
 mod roles;
 mod signatures;
+mod status;
 mod streaming;
 mod swarm;
 mod traces;

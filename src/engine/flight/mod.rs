@@ -11,6 +11,7 @@ mod keep;
 mod note;
 pub(super) mod pace;
 mod resume;
+pub mod running;
 pub(super) mod transfer;
 pub(super) mod writer;
 
@@ -20,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::Span;
 
 use crate::archive::target::Target;
@@ -46,6 +48,7 @@ pub struct Flight {
     interest_abroad: Mutex<Option<Interest>>,
     /// Where its part of a trace is.
     origin: Option<Origin>,
+    begun_at: Instant,
 }
 
 /// What became of the question to the mirror.
@@ -167,6 +170,7 @@ impl Flight {
             }),
             interest: watch::Sender::new(0),
             interest_abroad: Mutex::default(),
+            begun_at: Instant::now(),
         }
     }
 

@@ -131,6 +131,7 @@ impl Transfer {
                 }
                 Ok(Asked::Unchanged(known)) => {
                     known.confirm();
+                    self.engine.suites.shown.accept(&self.target.key);
                     flight.land(Landing::Unchanged(Arc::clone(&known)));
                     self.confirm(&known).await;
                     self.refresh_signature(&known).await;
@@ -146,6 +147,7 @@ impl Transfer {
             let admitting = self.admit(flight, digest, deadline).instrument(span!("engine.admit"));
             match admitting.await {
                 Admission::Admitted(signature) => {
+                    self.engine.suites.shown.accept(&self.target.key);
                     // Its clients ask for it at once.
                     if let Some(signature) = signature {
                         self.keep_signature(&digest, signature).await;
@@ -158,6 +160,8 @@ impl Transfer {
                 Admission::Older(known) => {
                     let url = &self.target.url;
                     tracing::warn!(url, "the mirror went back: serving the newer one");
+                    let reason = "went back to an older release file";
+                    self.engine.suites.shown.refuse(&self.target.key, reason);
                     known.confirm();
                     flight.land(Landing::Unchanged(known));
                     return None;
