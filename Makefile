@@ -19,7 +19,8 @@ help:
 needs:
 	@tools/need.sh cc=gcc apt-get=apt dpkg-deb=dpkg bash unshare=util-linux ip=iproute2 mount ps=procps gpg=gnupg script=bsdutils \
 		"/usr/lib/postgresql/*/bin/initdb=postgresql" /usr/sbin/pgbouncer=pgbouncer \
-		/usr/sbin/haproxy=haproxy bindfs groff=groff-base promtool=prometheus
+		/usr/sbin/haproxy=haproxy bindfs groff=groff-base promtool=prometheus \
+		chromium
 
 # Many tests wait for the clock of apt or of the cache: more of them at a time than there are cores.
 test: export RUST_TEST_THREADS ?= 4

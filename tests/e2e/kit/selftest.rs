@@ -269,3 +269,33 @@ fn real_apt_accepts_the_local_archive() {
     apt.conf("Acquire::Retries", "0");
     assert!(!apt.update().ok);
 }
+
+#[test]
+fn a_browser_shows_a_page_and_tells_what_is_wrong_with_it() {
+    let page = "<!doctype html><meta http-equiv=Content-Security-Policy content=\"script-src 'none'\">\
+        <style>body{background:#fff}@media(prefers-color-scheme:dark){body{background:#123}}</style>\
+        <p>Hello</p><script>document.body.textContent='changed'</script>";
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("page.html"), page).unwrap();
+    let address = format!("file://{}/page.html", folder.path().display());
+
+    let mut chromium = Chromium::start();
+    for (dark, colour) in [(false, "rgb(255, 255, 255)"), (true, "rgb(17, 34, 51)")] {
+        chromium.open(&address, 390, 844, dark);
+        let seen = chromium.evaluate("getComputedStyle(document.body).backgroundColor");
+        assert_eq!(seen, colour);
+    }
+    assert_eq!(chromium.evaluate("[innerWidth, innerHeight]"), serde_json::json!([390, 844]));
+    assert_eq!(chromium.text(), "Hello");
+    assert!(chromium.html().contains("<p>Hello</p>"));
+    let complaints = chromium.complaints();
+    assert!(complaints.iter().any(|one| one.contains("script-src 'none'")), "{complaints:?}");
+
+    let file = folder.path().join("page.png");
+    chromium.screenshot(&file);
+    let picture = fs::read(&file).unwrap();
+    assert_eq!(picture[..8], *b"\x89PNG\r\n\x1a\n");
+    // Width and height, and the end: all was written.
+    assert_eq!(picture[16..24], [390_u32.to_be_bytes(), 844_u32.to_be_bytes()].concat());
+    assert!(picture.windows(4).any(|four| four == b"IEND"));
+}
