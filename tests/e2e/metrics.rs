@@ -151,7 +151,7 @@ fn what_is_asked_for_and_by_whom_makes_no_series() {
 /// Neither of hosts nor of paths, digests or addresses.
 fn assert_says_nothing(sample: &Sample) {
     for (name, value) in sample.labels() {
-        let is_word = |letter: char| letter.is_ascii_lowercase() || "_ '".contains(letter);
+        let is_word = |letter: char| letter.is_ascii_lowercase() || "_- '".contains(letter);
         let is_class = matches!(value.as_str(), "2xx" | "3xx" | "4xx" | "5xx" | "304");
         let is_fine =
             FREE_LABELS.contains(&name.as_str()) || is_class || value.chars().all(is_word);

@@ -56,6 +56,8 @@ pub fn run(ledger: &Ledger) {
         wait_at_rest(site);
     }
     ledger.sees(alone.admin(), "aptmesh_dht_announcements_late");
+    // That there is nobody is no news.
+    assert!(!alone.log().contains("WARN"), "{}", alone.log());
 }
 
 /// Who takes more than a share, who claims what is not so, and who floods.
