@@ -65,6 +65,9 @@ docs/settings.toml: src/config/keys.rs
 	APTMESH_DATA_DIR=/var/lib/aptmesh $(CARGO) run --locked --quiet -- config > $@.new
 	mv $@.new $@
 
+docs/metrics.md: needs
+	APTMESH_WRITE_METRICS=1 $(CARGO) test --locked --test e2e metrics::the_handbook
+
 bench: needs
 	@tools/need.sh nginx=nginx-light wrk apt-cacher-ng xz=xz-utils
 	$(CARGO) bench --locked --bench side_by_side

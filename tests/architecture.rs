@@ -75,6 +75,7 @@ const ONLY_IN: [(&str, &[&str]); 19] = [
     (
         "std::fs",
         &[
+            "telemetry/process.rs",
             "store",
             "index",
             "engine",

@@ -12,7 +12,7 @@ use crate::cli::serve::{LEAVE_MAX, Signals, observe, raise_file_limit, read_agai
 use crate::cli::surfaces::open;
 use crate::cli::wiring;
 use crate::config::{Config, Sources};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::process;
 use crate::telemetry::traces::Traces;
 use crate::web::access::{AccessMetrics, Door};
 use crate::web::connection::Surface;
@@ -35,7 +35,7 @@ pub(super) fn run(config: Config, sources: &Sources) -> anyhow::Result<()> {
 async fn serve(config: Config, sources: &Sources, traces: &Traces) -> anyhow::Result<()> {
     let (phase, phases) = watch::channel(Phase::Serving);
     let (background, connections) = (TaskTracker::new(), TaskTracker::new());
-    let metrics = Metrics::default();
+    let metrics = process::metrics();
     traces.declare(&metrics);
     let index = wiring::index_of_site(&config, &metrics).await?;
     // Before other nodes know of this one: until then a signal would just kill it.

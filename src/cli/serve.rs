@@ -14,7 +14,7 @@ use crate::cli::surfaces::{self, open};
 use crate::cli::wiring::{self, Parts, Places};
 use crate::config::{Config, Sources};
 use crate::telemetry::logs;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::process;
 use crate::telemetry::traces::Traces;
 use crate::web::access::{AccessMetrics, Door};
 use crate::web::connection::Surface;
@@ -72,7 +72,7 @@ async fn serve(config: Config, sources: Sources, traces: &Traces) -> anyhow::Res
     };
     let address_of = |door: &Option<Listener>| door.as_ref().map(Listener::address).transpose();
     let places = Places { peer: address_of(&peer)?, sidecar: address_of(&sidecar)? };
-    let metrics = Metrics::default();
+    let metrics = process::metrics();
     traces.declare(&metrics);
     let parts = wiring::build(&config, metrics, &phases, &background, &places).await?;
 

@@ -71,7 +71,7 @@ pub(super) async fn build(
 ) -> anyhow::Result<Parts> {
     budget::set(config.patience);
     warn_of_silence(config);
-    let store = Arc::new(Store::open(&config.store));
+    let store = Arc::new(Store::open(&config.store).observed(&metrics));
     let mirror = Arc::new(Mirror::new(&config.mirror, &metrics)?);
     let index = open_index(config, &metrics).await?;
     let engine = Engine::new(

@@ -41,8 +41,8 @@ impl Config {
 /// Sends the process's logs to standard error, and its spans to `traces`. Called once.
 pub fn start(config: &Config, traces: Option<traces::Layer<Registry>>) {
     // The OpenPGP library tells about each odd packet, the database's about each connection that
-    // broke; what matters of it we say ourselves.
-    let quiet = "pgp=error,deadpool.postgres=off,tokio_postgres=error";
+    // broke, the swarm's that there is nobody to be found yet; what matters of it we say ourselves.
+    let quiet = "pgp=error,deadpool.postgres=off,tokio_postgres=error,libp2p_kad::behaviour=error";
     let directives = format!("{quiet},{}", config.level);
     let filter = EnvFilter::try_new(directives).unwrap_or_else(|_| EnvFilter::new("info"));
     // Traces are no part of the log: of what goes on, spans would be told before each line.

@@ -31,6 +31,7 @@ mod lifecycle;
 mod listening;
 mod manager;
 mod manual;
+mod metrics;
 mod misbehaviour;
 mod observability;
 mod offline;

@@ -10,7 +10,7 @@ const OF_A_KIND_MAX: usize = 5;
 
 /// What is wrong with the volume and the index, in a line.
 pub(in crate::web) fn of_store_and_index(engine: &Engine) -> Option<String> {
-    let store = engine.store_trouble().map(|trouble| format!("not storing: {trouble}"));
+    let store = engine.store_trouble();
     let index = engine.index_trouble().map(|trouble| format!("without its index: {trouble}"));
     let all: Vec<String> = store.into_iter().chain(index).collect();
     (!all.is_empty()).then(|| all.join("; "))
@@ -24,7 +24,7 @@ pub(super) fn all(report: &Report, store: Option<String>, index: Option<&str>) -
     };
     if let Some(why) = store {
         tell(
-            format!("Not storing: {why}"),
+            words::sentence(&why),
             "apt gets everything, but what is not stored yet comes from the mirrors each time.",
         );
     }

@@ -56,6 +56,13 @@ pub fn share(part: u64, whole: u64) -> String {
     }
 }
 
+/// With a capital letter.
+#[must_use]
+pub fn sentence(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
+}
+
 /// `3 min`, `2 h 5 min`
 #[must_use]
 pub fn time(seconds: u64) -> String {

@@ -16,6 +16,7 @@ pub mod door;
 pub mod fleet;
 pub mod lan;
 pub mod link;
+pub mod member;
 pub mod mirror;
 pub mod node;
 pub mod otlp;
