@@ -363,7 +363,7 @@ pub(super) fn failed(failure: &Failure) -> warp::reply::Response {
                 let reason = format!("{} unreachable: {}", error.host, error.reason);
                 trouble(StatusCode::SERVICE_UNAVAILABLE, &reason)
             }
-            MirrorErrorKind::Misdirected | MirrorErrorKind::Broken => {
+            MirrorErrorKind::Misdirected | MirrorErrorKind::Unchecked | MirrorErrorKind::Broken => {
                 trouble(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
             }
         },

@@ -7,6 +7,7 @@ use super::proxy::{self, Proxy};
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
+use std::path::Path;
 
 /// How a site is to be started.
 pub struct Build {
@@ -34,6 +35,11 @@ impl Build {
     /// A setting, without `APTMESH_`. The last one of a name counts.
     pub fn env(self, name: &str, value: impl Into<OsString>) -> Self {
         Self { proxy: self.proxy.env(&format!("APTMESH_{name}"), value), ..self }
+    }
+
+    /// See [`proxy::Build::authorities`].
+    pub fn authorities(self, file: &Path) -> Self {
+        Self { proxy: self.proxy.authorities(file), ..self }
     }
 
     pub fn arg(self, arg: impl Into<OsString>) -> Self {
