@@ -159,19 +159,20 @@ impl Engine {
         let prefetcher = Arc::new(prefetcher);
         let leases = Leases::new(&index);
         let duties = Duties::new(&leases, metrics);
+        let memory = Arc::new(Memory::default());
+        let room = Room::of(&config.room, &index, &store, &memory, &duties, metrics);
+        let moves = room.evictor().moves();
+        let inspector = Inspector::new(&index, &store, moves, room.unadopted(), metrics);
+        let inspector = Arc::new(inspector);
         let learner = Learner::start(
             Arc::clone(&index),
+            Arc::clone(&inspector),
             Arc::clone(&duties),
             Arc::clone(&knowledge),
             Arc::clone(&prefetcher),
             metrics,
             background,
         );
-        let memory = Arc::new(Memory::default());
-        let room = Room::of(&config.room, &index, &store, &memory, &duties, metrics);
-        let moves = room.evictor().moves();
-        let inspector = Inspector::new(&index, &store, moves, room.unadopted(), metrics);
-        let inspector = Arc::new(inspector);
         let folders = Folders::new(&config.folders, &index, &inspector, metrics);
         let late = Arc::new(Late::new(room.unadopted(), metrics));
         let process = leases.owner().to_owned();

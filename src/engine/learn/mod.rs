@@ -5,8 +5,8 @@
 mod difference;
 pub(super) mod doubt;
 mod reading;
+mod seen;
 
-use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,26 +15,26 @@ use std::time::{Duration, Instant};
 use prometheus::IntCounterVec;
 use rustix::process::setpriority_process;
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::task::TaskTracker;
 
 use crate::archive::control::ControlError;
 use crate::archive::list::{List, ListKind};
 use crate::archive::release::ReleaseError;
-use crate::content::digest::{Expected, Sha256};
+use crate::content::digest::Expected;
 use crate::engine::duties::{Duties, Duty};
 use crate::engine::learn::difference::{BATCH, Difference, NAME_BYTES_MAX, NAMES_MAX, Said};
+use crate::engine::learn::seen::{Seen, Version};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::prefetch::{NEWS_MAX, Prefetcher};
+use crate::engine::volume::inspect::Inspector;
 use crate::index::{Change, Expectation, Index, IndexError, Lease};
 use crate::store::Blob;
 use crate::telemetry::metrics::Metrics;
 
 /// Lists that may wait to be learnt. One beyond is learnt when it is asked for again.
 const WAITING_MAX: usize = 256;
-/// Blobs of which it is remembered that they were looked at; then they are looked at anew.
-const SEEN_MAX: usize = 4096;
 /// Lists kept for another look, each with its file open.
 const EARLY_MAX: usize = 32;
 /// Lists that the index could not remember, each with its file open.
@@ -66,22 +66,22 @@ const FORGOTTEN_MAX: usize = 64;
 #[derive(Clone)]
 pub(super) struct Learner {
     jobs: mpsc::Sender<Job>,
+    again: Arc<Notify>,
 }
 
 #[derive(Clone)]
 struct Job {
-    /// What it is stored as.
-    key: String,
-    list: List,
-    digest: Sha256,
+    version: Version,
     blob: Blob,
-    /// When its mirror gave it, in seconds since 1970; 0: not known.
-    given_at: i64,
 }
 
 impl Job {
+    fn list(&self) -> &List {
+        &self.version.list
+    }
+
     fn is_same(&self, other: &Self) -> bool {
-        self.list.key == other.list.key && self.digest == other.digest
+        self.list().key == other.list().key && self.version.digest() == other.version.digest()
     }
 }
 
@@ -89,6 +89,7 @@ impl Learner {
     /// Starts learning into `index`; `knowledge` counts what changed something.
     pub(super) fn start(
         index: Arc<dyn Index>,
+        inspector: Arc<Inspector>,
         duties: Arc<Duties>,
         knowledge: Arc<AtomicU64>,
         prefetcher: Arc<Prefetcher>,
@@ -96,12 +97,14 @@ impl Learner {
         tasks: &TaskTracker,
     ) -> Self {
         let (jobs, waiting) = mpsc::channel(WAITING_MAX);
+        let again = Arc::<Notify>::default();
         let student = Student {
             index,
+            inspector,
             duties,
             knowledge,
             prefetcher,
-            seen: HashSet::new(),
+            seen: Seen::default(),
             early: Vec::new(),
             failed: Vec::new(),
             with_fellows: Vec::new(),
@@ -113,23 +116,23 @@ impl Learner {
                 &["learnt", "known", "not_current", "superseded", "refused", "failed", "forgotten"],
             ),
         };
-        tasks.spawn(student.run(waiting));
-        Self { jobs }
+        tasks.spawn(student.run(waiting, Arc::clone(&again)));
+        Self { jobs, again }
     }
 
     /// Has what is stored at `url` learnt, if it is a list. Never waits.
     pub(super) fn offer(&self, url: &str, known: &Known) {
         let Some(list) = List::at(url) else { return };
-        let job = Job {
-            key: url.to_owned(),
-            list,
-            digest: known.entry.blob,
-            blob: known.blob.clone(),
-            given_at: known.entry.checked_at,
-        };
+        let version = Version { key: url.to_owned(), list, entry: known.entry.clone() };
+        let job = Job { version, blob: known.blob.clone() };
         if self.jobs.try_send(job).is_err() {
             tracing::debug!(url, "too many lists wait to be learnt: this one is left for later");
         }
+    }
+
+    /// The index may have lost what was learnt: all of it is looked at again.
+    pub(super) fn learn_again(&self) {
+        self.again.notify_one();
     }
 }
 
@@ -200,10 +203,11 @@ impl From<IndexError> for Refusal {
 
 struct Student {
     index: Arc<dyn Index>,
+    inspector: Arc<Inspector>,
     duties: Arc<Duties>,
     knowledge: Arc<AtomicU64>,
     prefetcher: Arc<Prefetcher>,
-    seen: HashSet<(String, Sha256)>,
+    seen: Seen,
     /// Lists that came before their release file was learnt, oldest first.
     early: Vec<Job>,
     /// Lists that the index could not remember, oldest first.
@@ -216,7 +220,7 @@ struct Student {
 }
 
 impl Student {
-    async fn run(mut self, mut waiting: mpsc::Receiver<Job>) {
+    async fn run(mut self, mut waiting: mpsc::Receiver<Job>, all_again: Arc<Notify>) {
         let (mut forgetting, mut once_more) = (interval(FORGET_EVERY), interval(FAILED_EVERY));
         once_more.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut again = interval(LOOK_AGAIN_EVERY);
@@ -234,6 +238,7 @@ impl Student {
                     }
                 }
                 _ = again.tick() => self.look_again().await,
+                () = all_again.notified() => self.look_at_all_again().await,
                 _ = forgetting.tick() => {
                     if let Err(error) = self.forget_disused().await {
                         tracing::warn!(%error, source = %error.source, "could not forget old lists");
@@ -244,7 +249,8 @@ impl Student {
     }
 
     async fn look_at_all(&mut self, job: Job) {
-        let release = (job.list.kind == ListKind::Release).then(|| job.list.base.clone());
+        let is_release = job.list().kind == ListKind::Release;
+        let release = is_release.then(|| job.list().base.clone());
         self.look_at(job).await;
         // What came before its release file was learnt gets another look.
         for job in release.map(|base| self.take_early(&base)).unwrap_or_default() {
@@ -268,6 +274,23 @@ impl Student {
         }
     }
 
+    /// At all that was seen, as far as it lies on the volume still. Who else has seen a later version tells
+    /// the index so first.
+    async fn look_at_all_again(&mut self) {
+        let seen = self.seen.take_all();
+        tracing::info!(lists = seen.len(), "the index may have lost something: learning all again");
+        for Version { key, entry, .. } in &seen {
+            if let Err(error) = self.inspector.record_late(key, entry).await {
+                tracing::debug!(key, %error, "not recorded again");
+            }
+        }
+        for version in seen {
+            if let Ok(Some(blob)) = self.inspector.open(version.digest()).await {
+                self.look_at_all(Job { version, blob }).await;
+            }
+        }
+    }
+
     /// Forgets lists of suites that nobody uses any more: what they name is not worth more than other
     /// things then.
     async fn forget_disused(&mut self) -> Result<(), IndexError> {
@@ -278,7 +301,7 @@ impl Student {
             let Some(on_duty) = self.duties.take(Duty::Learn, &list).await? else { continue };
             while !self.index.unlearn(on_duty.lease(), &list, BATCH, now_seconds()).await? {}
             tracing::info!(list, "forgot a list that nobody asks for any more");
-            self.seen.retain(|(key, _)| *key != list);
+            self.seen.forget(&list);
             self.knowledge.fetch_add(1, Ordering::Release);
             self.learnt.with_label_values(&["forgotten"]).inc();
         }
@@ -286,11 +309,11 @@ impl Student {
     }
 
     async fn look_at(&mut self, job: Job) {
-        let looked_at = (job.list.key.clone(), job.digest);
-        if self.seen.contains(&looked_at) {
+        if self.seen.has(&job.version) {
             return;
         }
-        let key = job.list.key.clone();
+        let looked_at = job.version.clone();
+        let key = &looked_at.list.key;
         let begun = Instant::now();
         let outcome = match self.learn_in_the_end(&job).await {
             Ok(None) => "known",
@@ -324,21 +347,16 @@ impl Student {
 
     fn take_early(&mut self, base: &str) -> Vec<Job> {
         let early = std::mem::take(&mut self.early);
-        let (now, later) = early.into_iter().partition(|job| job.list.key.starts_with(base));
+        let (now, later) = early.into_iter().partition(|job| job.list().key.starts_with(base));
         self.early = later;
         now
     }
 
     /// A list that is not current may become so, when its release file is learnt; and a fault of
     /// ours passes.
-    fn remember(&mut self, looked_at: (String, Sha256), outcome: &str) {
-        if self.seen.len() == SEEN_MAX {
-            self.seen.clear();
-        }
+    fn remember(&mut self, looked_at: Version, outcome: &str) {
         if !matches!(outcome, "not_current" | "superseded" | "failed") {
-            // What else was seen of this list may come back.
-            self.seen.retain(|(key, _)| *key != looked_at.0);
-            self.seen.insert(looked_at);
+            self.seen.put(looked_at);
         }
     }
 
@@ -347,7 +365,7 @@ impl Student {
         for pause in AGAIN_AFTER {
             match self.learn(job).await {
                 Err(refusal @ Refusal::Index(_)) => {
-                    tracing::warn!(list = job.list.key, %refusal, "learning a list again");
+                    tracing::warn!(list = job.list().key, %refusal, "learning a list again");
                     sleep(pause).await;
                 }
                 done => return done,
@@ -358,17 +376,17 @@ impl Student {
 
     /// The number of changes; `None` if this very file was learnt before.
     async fn learn(&self, job: &Job) -> Result<Option<usize>, Refusal> {
-        let list = &job.list.key;
-        if self.index.learnt(list).await? == Some(job.digest) {
+        let list = &job.list().key;
+        if self.index.learnt(list).await? == Some(*job.version.digest()) {
             return Ok(None);
         }
         let on_duty = self.duties.take(Duty::Learn, list).await?.ok_or(Refusal::WithFellow)?;
         // A fellow may have been about it until just now.
         let learnt = self.index.learnt(list).await?;
-        if learnt == Some(job.digest) {
+        if learnt == Some(*job.version.digest()) {
             return Ok(None);
         }
-        if job.list.kind != ListKind::Release && !self.is_current(job).await? {
+        if job.list().kind != ListKind::Release && !self.is_current(job).await? {
             return Err(Refusal::NotCurrent);
         }
         if self.is_superseded(job).await? {
@@ -386,13 +404,13 @@ impl Student {
             outcome => outcome?,
         };
         changes += self.unsay(under, list, &said).await?;
-        self.index.finish(under, list, &job.digest, now_seconds()).await?;
+        self.index.finish(under, list, job.version.digest(), now_seconds()).await?;
         if changes > 0 {
             self.knowledge.fetch_add(1, Ordering::Release);
         }
         // A list that is new to us has no news: all of it is old.
-        if learnt.is_some() && job.list.kind == ListKind::Packages {
-            self.prefetcher.offer(&job.list.base, news);
+        if learnt.is_some() && job.list().kind == ListKind::Packages {
+            self.prefetcher.offer(&job.list().base, news);
         }
         Ok(Some(changes))
     }
@@ -422,12 +440,12 @@ impl Student {
     ) -> Result<Said, Refusal> {
         let (batches, mut written) = mpsc::channel(BATCHES_MAX);
         let difference = Difference::new(said, batches);
-        let Job { list, blob, .. } = job.clone();
+        let Job { version: Version { list, .. }, blob } = job.clone();
         let reading = on_idle_thread(move || reading::read(&list, &blob, difference))?;
         while let Some(change) = written.recv().await {
             *changes += change.set.len();
             self.note_news(&change, news);
-            self.index.learn(under, &job.list.key, change, now_seconds()).await?;
+            self.index.learn(under, &job.list().key, change, now_seconds()).await?;
         }
         reading.await.unwrap_or(Err(Refusal::Interrupted))
     }
@@ -468,11 +486,13 @@ impl Student {
 
     /// Whether the site was given another version since: jobs wait, and fellows have later ones.
     async fn is_superseded(&self, job: &Job) -> Result<bool, Refusal> {
-        if job.given_at == 0 {
+        let Version { key, entry, .. } = &job.version;
+        // When its mirror gave it is not known.
+        if entry.checked_at == 0 {
             return Ok(false);
         }
-        let stored = self.index.look_up(&job.key).await?;
-        Ok(stored.is_some_and(|now| now.blob != job.digest && now.checked_at > job.given_at))
+        let stored = self.index.look_up(key).await?;
+        Ok(stored.is_some_and(|now| now.blob != entry.blob && now.checked_at > entry.checked_at))
     }
 
     /// Whether the release file that was learnt last names this content for the list. An older one,
@@ -480,12 +500,12 @@ impl Student {
     /// release file is known, the list stands for itself.
     async fn is_current(&self, job: &Job) -> Result<bool, Refusal> {
         let mut is_named = false;
-        for file in job.list.files() {
+        for file in job.list().files() {
             let expectation = self.index.expectation(&file).await?;
             let Some(Expectation { digest: Expected::Sha256(digest), .. }) = expectation else {
                 continue;
             };
-            if digest == job.digest {
+            if digest == *job.version.digest() {
                 return Ok(true);
             }
             is_named = true;
