@@ -22,7 +22,9 @@ impl Site {
             .iter()
             .fold(LocalArchive::new("demo"), |all, name| all.package(name, "1", 90_000));
         archive.publish(&mirror, "/debian");
-        let fleet = Fleet::build().env("APTMESH_MIRROR_RECHECK_AFTER", "1h").start(2);
+        let fleet = Fleet::build().env("APTMESH_MIRROR_RECHECK_AFTER", "1h");
+        // How fast this machine is, is no matter here.
+        let fleet = fleet.env("APTMESH_INDEX_PATIENCE", "20s").start(2);
         Self { mirror, archive, fleet }
     }
 
@@ -50,8 +52,12 @@ impl Site {
         self.fleet.server.sql(database_of(&self.fleet.url), statement)
     }
 
-    /// Until the index knows the archive's lists, and all that lies on the volume.
+    /// Until all have their index, and it knows the archive's lists and all that lies on the volume.
     fn wait_known(&self) {
+        wait_until(PATIENCE, "all have their index", || {
+            let is_ready = |proxy: &Proxy| get(proxy.admin(), "/readyz").body == b"ready\n";
+            self.fleet.iter().all(is_ready)
+        });
         wait_until(PATIENCE, "lists are learnt", || {
             self.sql("SELECT count(*) FROM lists WHERE blob IS NOT NULL") == "2"
         });
