@@ -213,14 +213,18 @@ pub(super) async fn disused(
 
 /// How often lists were learnt or forgotten; and in which database (recreated ones have another number),
 /// in which file of it (restored tables have another one) of which server since when (no backup of files, and
-/// no standby, takes its place without a start).
+/// no standby, takes its place without a start), as which volume (a database that was not ready yet when we
+/// came has heard of it later, and took nothing until then).
 pub(super) async fn knowledge(calls: &Calls) -> Result<Knowledge, IndexError> {
     let purpose = Purpose::read("look up what is new");
-    let sql = "SELECT version, concat_ws(' ',
+    let sql = format!(
+        "SELECT version, concat_ws(' ',
             (SELECT oid FROM pg_database WHERE datname = current_database()),
-            pg_relation_filenode('knowledge'), extract(epoch FROM pg_postmaster_start_time()))
-        FROM knowledge";
-    let rows = calls.rows(purpose, sql, &[]).await?;
+            pg_relation_filenode('knowledge'), extract(epoch FROM pg_postmaster_start_time()), {})
+        FROM knowledge",
+        calls.volume()
+    );
+    let rows = calls.rows(purpose, &sql, &[]).await?;
     let row = rows.first().ok_or(Trouble::Corrupt("no version")).map_err(corrupt(purpose))?;
     let read = || Ok(Knowledge { version: unsigned(row, 0)?, place: column(row, 1)? });
     read().map_err(corrupt(purpose))
