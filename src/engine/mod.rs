@@ -164,6 +164,11 @@ impl Engine {
         let moves = room.evictor().moves();
         let inspector = Inspector::new(&index, &store, moves, room.unadopted(), metrics);
         let inspector = Arc::new(inspector);
+        let folders = Folders::new(&config.folders, &index, &inspector, metrics);
+        let late = Arc::new(Late::new(room.unadopted(), metrics));
+        let process = leases.owner().to_owned();
+        let from_fellows = swarm.received.with_label_values(&["replica"]);
+        let fellows = Fellows::new(&config.fellows, &index, process, from_fellows, metrics)?;
         let learner = Learner::start(
             Arc::clone(&index),
             Arc::clone(&inspector),
@@ -173,11 +178,6 @@ impl Engine {
             metrics,
             background,
         );
-        let folders = Folders::new(&config.folders, &index, &inspector, metrics);
-        let late = Arc::new(Late::new(room.unadopted(), metrics));
-        let process = leases.owner().to_owned();
-        let from_fellows = swarm.received.with_label_values(&["replica"]);
-        let fellows = Fellows::new(&config.fellows, &index, process, from_fellows, metrics)?;
         let counted = EngineMetrics::new(metrics);
         let meter = Meter::new(&index, &mirror, &swarm, &counted);
         let engine = Arc::new(Self {

@@ -22,14 +22,14 @@ use tokio_util::task::TaskTracker;
 use crate::archive::control::ControlError;
 use crate::archive::list::{List, ListKind};
 use crate::archive::release::ReleaseError;
-use crate::content::digest::Expected;
+use crate::content::digest::{Expected, Sha256};
 use crate::engine::duties::{Duties, Duty};
 use crate::engine::learn::difference::{BATCH, Difference, NAME_BYTES_MAX, NAMES_MAX, Said};
 use crate::engine::learn::seen::{Seen, Version};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::prefetch::{NEWS_MAX, Prefetcher};
 use crate::engine::volume::inspect::Inspector;
-use crate::index::{Change, Expectation, Index, IndexError, Lease};
+use crate::index::{Change, Entry, Expectation, Index, IndexError, Lease};
 use crate::store::Blob;
 use crate::telemetry::metrics::Metrics;
 
@@ -71,17 +71,24 @@ pub(super) struct Learner {
 
 #[derive(Clone)]
 struct Job {
-    version: Version,
+    /// What it is stored as.
+    key: String,
+    list: List,
+    entry: Entry,
     blob: Blob,
 }
 
 impl Job {
-    fn list(&self) -> &List {
-        &self.version.list
+    fn digest(&self) -> Sha256 {
+        self.entry.blob
     }
 
     fn is_same(&self, other: &Self) -> bool {
-        self.list().key == other.list().key && self.version.digest() == other.version.digest()
+        self.list.key == other.list.key && self.digest() == other.digest()
+    }
+
+    fn version(&self) -> Version {
+        Version { key: self.key.clone(), list: self.list.clone(), entry: self.entry.clone() }
     }
 }
 
@@ -123,8 +130,8 @@ impl Learner {
     /// Has what is stored at `url` learnt, if it is a list. Never waits.
     pub(super) fn offer(&self, url: &str, known: &Known) {
         let Some(list) = List::at(url) else { return };
-        let version = Version { key: url.to_owned(), list, entry: known.entry.clone() };
-        let job = Job { version, blob: known.blob.clone() };
+        let job =
+            Job { key: url.to_owned(), list, entry: known.entry.clone(), blob: known.blob.clone() };
         if self.jobs.try_send(job).is_err() {
             tracing::debug!(url, "too many lists wait to be learnt: this one is left for later");
         }
@@ -249,8 +256,7 @@ impl Student {
     }
 
     async fn look_at_all(&mut self, job: Job) {
-        let is_release = job.list().kind == ListKind::Release;
-        let release = is_release.then(|| job.list().base.clone());
+        let release = (job.list.kind == ListKind::Release).then(|| job.list.base.clone());
         self.look_at(job).await;
         // What came before its release file was learnt gets another look.
         for job in release.map(|base| self.take_early(&base)).unwrap_or_default() {
@@ -285,8 +291,9 @@ impl Student {
             }
         }
         for version in seen {
-            if let Ok(Some(blob)) = self.inspector.open(version.digest()).await {
-                self.look_at_all(Job { version, blob }).await;
+            let Version { key, list, entry } = version;
+            if let Ok(Some(blob)) = self.inspector.open(&entry.blob).await {
+                self.look_at_all(Job { key, list, entry, blob }).await;
             }
         }
     }
@@ -309,11 +316,11 @@ impl Student {
     }
 
     async fn look_at(&mut self, job: Job) {
-        if self.seen.has(&job.version) {
+        let looked_at = job.version();
+        if self.seen.has(&looked_at) {
             return;
         }
-        let looked_at = job.version.clone();
-        let key = &looked_at.list.key;
+        let key = job.list.key.clone();
         let begun = Instant::now();
         let outcome = match self.learn_in_the_end(&job).await {
             Ok(None) => "known",
@@ -347,7 +354,7 @@ impl Student {
 
     fn take_early(&mut self, base: &str) -> Vec<Job> {
         let early = std::mem::take(&mut self.early);
-        let (now, later) = early.into_iter().partition(|job| job.list().key.starts_with(base));
+        let (now, later) = early.into_iter().partition(|job| job.list.key.starts_with(base));
         self.early = later;
         now
     }
@@ -365,7 +372,7 @@ impl Student {
         for pause in AGAIN_AFTER {
             match self.learn(job).await {
                 Err(refusal @ Refusal::Index(_)) => {
-                    tracing::warn!(list = job.list().key, %refusal, "learning a list again");
+                    tracing::warn!(list = job.list.key, %refusal, "learning a list again");
                     sleep(pause).await;
                 }
                 done => return done,
@@ -376,17 +383,17 @@ impl Student {
 
     /// The number of changes; `None` if this very file was learnt before.
     async fn learn(&self, job: &Job) -> Result<Option<usize>, Refusal> {
-        let list = &job.list().key;
-        if self.index.learnt(list).await? == Some(*job.version.digest()) {
+        let list = &job.list.key;
+        if self.index.learnt(list).await? == Some(job.digest()) {
             return Ok(None);
         }
         let on_duty = self.duties.take(Duty::Learn, list).await?.ok_or(Refusal::WithFellow)?;
         // A fellow may have been about it until just now.
         let learnt = self.index.learnt(list).await?;
-        if learnt == Some(*job.version.digest()) {
+        if learnt == Some(job.digest()) {
             return Ok(None);
         }
-        if job.list().kind != ListKind::Release && !self.is_current(job).await? {
+        if job.list.kind != ListKind::Release && !self.is_current(job).await? {
             return Err(Refusal::NotCurrent);
         }
         if self.is_superseded(job).await? {
@@ -404,13 +411,13 @@ impl Student {
             outcome => outcome?,
         };
         changes += self.unsay(under, list, &said).await?;
-        self.index.finish(under, list, job.version.digest(), now_seconds()).await?;
+        self.index.finish(under, list, &job.digest(), now_seconds()).await?;
         if changes > 0 {
             self.knowledge.fetch_add(1, Ordering::Release);
         }
         // A list that is new to us has no news: all of it is old.
-        if learnt.is_some() && job.list().kind == ListKind::Packages {
-            self.prefetcher.offer(&job.list().base, news);
+        if learnt.is_some() && job.list.kind == ListKind::Packages {
+            self.prefetcher.offer(&job.list.base, news);
         }
         Ok(Some(changes))
     }
@@ -440,12 +447,12 @@ impl Student {
     ) -> Result<Said, Refusal> {
         let (batches, mut written) = mpsc::channel(BATCHES_MAX);
         let difference = Difference::new(said, batches);
-        let Job { version: Version { list, .. }, blob } = job.clone();
+        let Job { list, blob, .. } = job.clone();
         let reading = on_idle_thread(move || reading::read(&list, &blob, difference))?;
         while let Some(change) = written.recv().await {
             *changes += change.set.len();
             self.note_news(&change, news);
-            self.index.learn(under, &job.list().key, change, now_seconds()).await?;
+            self.index.learn(under, &job.list.key, change, now_seconds()).await?;
         }
         reading.await.unwrap_or(Err(Refusal::Interrupted))
     }
@@ -486,7 +493,7 @@ impl Student {
 
     /// Whether the site was given another version since: jobs wait, and fellows have later ones.
     async fn is_superseded(&self, job: &Job) -> Result<bool, Refusal> {
-        let Version { key, entry, .. } = &job.version;
+        let Job { key, entry, .. } = job;
         // When its mirror gave it is not known.
         if entry.checked_at == 0 {
             return Ok(false);
@@ -500,12 +507,12 @@ impl Student {
     /// release file is known, the list stands for itself.
     async fn is_current(&self, job: &Job) -> Result<bool, Refusal> {
         let mut is_named = false;
-        for file in job.list().files() {
+        for file in job.list.files() {
             let expectation = self.index.expectation(&file).await?;
             let Some(Expectation { digest: Expected::Sha256(digest), .. }) = expectation else {
                 continue;
             };
-            if digest == *job.version.digest() {
+            if digest == job.digest() {
                 return Ok(true);
             }
             is_named = true;

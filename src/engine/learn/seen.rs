@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 
 use crate::archive::list::{List, ListKind};
-use crate::content::digest::Sha256;
 use crate::index::Entry;
 
 /// Lists that are remembered, at about half a kilobyte each; then they are looked at anew.
@@ -49,15 +48,10 @@ impl Seen {
     }
 }
 
-impl Version {
-    pub(super) fn digest(&self) -> &Sha256 {
-        &self.entry.blob
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::content::digest::Sha256;
 
     fn version(key: &str, content: &[u8]) -> Version {
         let entry = Entry::nameless(Sha256::of(content), content.len() as u64);
