@@ -68,7 +68,6 @@ const ONLY_IN: [(&str, &[&str]); 15] = [
         ],
     ),
     ("libp2p", &["dht"]),
-    ("rustls_native_certs", &["trust"]),
     ("std::fs", &["store", "index", "engine", "dht/home.rs", "web", "config", "mirror", "cli"]),
     (
         "SystemTime::now",
@@ -81,6 +80,7 @@ const ONLY_IN: [(&str, &[&str]); 15] = [
             "cli/evict.rs",
         ],
     ),
+    ("rustls_native_certs", &["trust"]),
     ("SqliteIndex", &["index/sqlite", "cli/wiring.rs"]),
     ("StatusCode", &["web", "mirror", "engine/outcome.rs", "engine/relayed.rs"]),
 ];

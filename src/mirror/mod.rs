@@ -19,8 +19,6 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use prometheus::{IntCounter, IntCounterVec};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use tokio::time::{Instant, timeout};
 use url::Url;
 
@@ -114,7 +112,7 @@ impl Mirror {
     /// When the CA file or the proxy's URL can not be used.
     pub fn new(config: &Config, metrics: &Metrics) -> anyhow::Result<Self> {
         let guard = Arc::new(ArcSwap::from_pointee(config.guard.clone()));
-        let besides = config.ca_file.as_deref().map(read_certificates).transpose()?;
+        let besides = config.ca_file.as_deref().map(trust::certificates_in).transpose()?;
         let tls = trust::client(besides.unwrap_or_default())
             .context("mirror.ca_file has what is no certificate of an authority")?;
         let mut client = reqwest::Client::builder()
@@ -311,15 +309,6 @@ impl Mirror {
         let silent = || Err(MirrorError::silent(host));
         timeout(CONNECT_TIMEOUT * 2, connecting).await.unwrap_or_else(|_| silent())
     }
-}
-
-fn read_certificates(path: &std::path::Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    let pem = std::fs::read(path).with_context(|| format!("could not read {}", path.display()))?;
-    let certificates = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
-    let certificates = certificates
-        .with_context(|| format!("{} is no PEM file of certificates", path.display()))?;
-    anyhow::ensure!(!certificates.is_empty(), "{} has no certificate", path.display());
-    Ok(certificates)
 }
 
 /// Where an answer redirects to; `None` if it does not.

@@ -5,12 +5,15 @@ mod verifier;
 
 use std::error::Error;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::{ClientConfig, OtherError, RootCertStore};
 use thiserror::Error;
 
@@ -48,6 +51,25 @@ pub fn client(besides: Vec<CertificateDer<'static>>) -> Result<ClientConfig, rus
         .with_no_client_auth();
     client.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(client)
+}
+
+/// The certificates in a PEM file.
+///
+/// # Errors
+/// When it can not be read, or has none.
+pub fn certificates_in(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let unread = match CertificateDer::pem_file_iter(path) {
+        Ok(certificates) => certificates.collect::<Result<Vec<_>, _>>(),
+        Err(error) => Err(error),
+    };
+    let certificates = match unread {
+        Err(pem::Error::Io(error)) => {
+            Err(error).with_context(|| format!("could not read {}", path.display()))
+        }
+        read => read.with_context(|| format!("{} is no PEM file of certificates", path.display())),
+    }?;
+    anyhow::ensure!(!certificates.is_empty(), "{} has no certificate", path.display());
+    Ok(certificates)
 }
 
 /// Why a server was not believed, if `cause` is that nobody could vouch for any. Those between do not tell it

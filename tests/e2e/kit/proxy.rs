@@ -65,11 +65,6 @@ impl Build {
         self
     }
 
-    /// As on a system whose certificate authorities are in this file only, which need not be there.
-    pub fn authorities(self, file: &Path) -> Self {
-        self.env("SSL_CERT_FILE", file).env("SSL_CERT_DIR", "")
-    }
-
     /// Listens on another loopback address.
     pub fn at(mut self, ip: IpAddr) -> Self {
         self.addresses = [SocketAddr::from((ip, 0)); 2];
@@ -91,6 +86,11 @@ impl Build {
     pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
         self.args.push(arg.into());
         self
+    }
+
+    /// As on a system whose certificate authorities are in this file only, which need not be there.
+    pub fn authorities(self, file: &Path) -> Self {
+        self.env("SSL_CERT_FILE", file).env("SSL_CERT_DIR", "")
     }
 
     /// Starts the proxy and waits until it is ready.

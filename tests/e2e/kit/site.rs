@@ -37,13 +37,13 @@ impl Build {
         Self { proxy: self.proxy.env(&format!("APTMESH_{name}"), value), ..self }
     }
 
+    pub fn arg(self, arg: impl Into<OsString>) -> Self {
+        Self { proxy: self.proxy.arg(arg), ..self }
+    }
+
     /// See [`proxy::Build::authorities`].
     pub fn authorities(self, file: &Path) -> Self {
         Self { proxy: self.proxy.authorities(file), ..self }
-    }
-
-    pub fn arg(self, arg: impl Into<OsString>) -> Self {
-        Self { proxy: self.proxy.arg(arg), ..self }
     }
 
     pub fn start(self) -> Site {
