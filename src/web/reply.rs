@@ -372,7 +372,7 @@ fn words(failure: &Failure) -> (StatusCode, String) {
                 let reason = format!("{} unreachable: {}", error.host, error.reason);
                 (StatusCode::SERVICE_UNAVAILABLE, reason)
             }
-            MirrorErrorKind::Misdirected | MirrorErrorKind::Broken => {
+            MirrorErrorKind::Misdirected | MirrorErrorKind::Unchecked | MirrorErrorKind::Broken => {
                 (StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
         },
