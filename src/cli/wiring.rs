@@ -127,7 +127,7 @@ fn swarm(
     let of_swarm = config.swarm.as_ref();
     let own = own.map(|address| Url::parse(&format!("http://{}", surfaces::from_here(address))));
     let sidecar = of_swarm.and_then(|swarm| swarm.sidecar.clone()).or(own.transpose()?);
-    Ok(Swarm::new(of_swarm.zip(sidecar.as_ref()), metrics, background)?)
+    Swarm::new(of_swarm.zip(sidecar.as_ref()), metrics, background)
 }
 
 /// Starts the node of the swarm; with an index, it tells what is in there.

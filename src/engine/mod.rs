@@ -167,14 +167,6 @@ impl Engine {
         let prefetcher = Arc::new(prefetcher);
         let leases = Leases::new(&index, metrics);
         let duties = Duties::new(&leases, metrics);
-        let learner = Learner::start(
-            Arc::clone(&index),
-            Arc::clone(&duties),
-            Arc::clone(&knowledge),
-            Arc::clone(&prefetcher),
-            metrics,
-            background,
-        );
         let memory = Memory::observed(metrics);
         let room = Room::of(&config.room, &index, &store, &memory, &duties, metrics);
         let moves = room.evictor().moves();
@@ -185,6 +177,15 @@ impl Engine {
         let process = leases.owner().to_owned();
         let from_fellows = swarm.received.with_label_values(&["replica"]);
         let fellows = Fellows::new(&config.fellows, &index, process, from_fellows, metrics)?;
+        let learner = Learner::start(
+            Arc::clone(&index),
+            Arc::clone(&inspector),
+            Arc::clone(&duties),
+            Arc::clone(&knowledge),
+            Arc::clone(&prefetcher),
+            metrics,
+            background,
+        );
         let counted = EngineMetrics::new(metrics);
         let meter = Meter::new(&index, &mirror, &swarm, &counted);
         let history = History::new(&meter);

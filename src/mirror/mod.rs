@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -37,6 +38,7 @@ use crate::archive::groups::Groups;
 use crate::archive::target::Target;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::traces::{self, span};
+use crate::trust;
 
 /// Redirects that are followed for one question.
 const REDIRECTS_MAX: usize = 5;
@@ -123,6 +125,9 @@ impl Mirror {
     /// When the CA file or the proxy's URL can not be used.
     pub fn new(config: &Config, metrics: &Metrics) -> anyhow::Result<Self> {
         let guard = Arc::new(ArcSwap::from_pointee(config.guard.clone()));
+        let besides = config.ca_file.as_deref().map(trust::certificates_in).transpose()?;
+        let tls = trust::client(besides.unwrap_or_default())
+            .context("mirror.ca_file has what is no certificate of an authority")?;
         let mut client = reqwest::Client::builder()
             .user_agent(concat!("aptmesh/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
@@ -130,13 +135,11 @@ impl Mirror {
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .tcp_nodelay(true)
             .no_proxy()
+            .tls_backend_preconfigured(tls)
             .dns_resolver(GuardedResolver::new(
                 Arc::clone(&guard),
                 config.proxy.as_ref().and_then(|proxy| proxy.host_str().map(str::to_owned)),
             ));
-        if let Some(path) = &config.ca_file {
-            client = client.tls_certs_merge(read_certificates(path)?);
-        }
         if let Some(proxy) = &config.proxy {
             let proxy = reqwest::Proxy::all(proxy.clone());
             client = client.proxy(proxy.map_err(reqwest::Error::without_url)?);
@@ -329,15 +332,6 @@ impl Mirror {
         let silent = || Err(MirrorError::silent(host));
         timeout(CONNECT_TIMEOUT * 2, connecting).await.unwrap_or_else(|_| silent())
     }
-}
-
-fn read_certificates(path: &std::path::Path) -> anyhow::Result<Vec<reqwest::Certificate>> {
-    use anyhow::Context as _;
-    let pem = std::fs::read(path).with_context(|| format!("could not read {}", path.display()))?;
-    let certificates = reqwest::Certificate::from_pem_bundle(&pem)
-        .with_context(|| format!("{} is no PEM file of certificates", path.display()))?;
-    anyhow::ensure!(!certificates.is_empty(), "{} has no certificate", path.display());
-    Ok(certificates)
 }
 
 /// Where an answer redirects to; `None` if it does not.

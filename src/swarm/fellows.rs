@@ -87,9 +87,9 @@ impl Fellows {
     ///
     /// # Errors
     /// When there is no TLS.
-    pub fn new(bytes: IntCounter, metrics: &Metrics) -> Result<Self, reqwest::Error> {
+    pub fn new(bytes: IntCounter, metrics: &Metrics) -> anyhow::Result<Self> {
         Ok(Self {
-            client: client::builder(CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX).build()?,
+            client: client::builder(CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX)?.build()?,
             bench: Arc::default(),
             requests: metrics.counters_of(
                 "aptmesh_swarm_replica_requests_total",

@@ -66,7 +66,7 @@ impl Swarm {
         of: Option<(&Config, &Url)>,
         metrics: &Metrics,
         tasks: &TaskTracker,
-    ) -> Result<Self, reqwest::Error> {
+    ) -> anyhow::Result<Self> {
         let (claims, ranking) = (Arc::new(Claims::new(metrics)), Arc::new(Ranking::new(metrics)));
         let received = metrics.counters_of(
             "aptmesh_swarm_received_bytes_total",

@@ -133,9 +133,9 @@ impl Peers {
         allow_private: &[IpNet],
         bytes: IntCounter,
         metrics: &Metrics,
-    ) -> Result<Self, reqwest::Error> {
+    ) -> anyhow::Result<Self> {
         let reach = Reach(allow_private.into());
-        let client = client::builder(CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX);
+        let client = client::builder(CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX)?;
         Ok(Self {
             client: client.dns_resolver(reach.clone()).build()?,
             reach,

@@ -116,13 +116,9 @@ impl Sidecar {
     ///
     /// # Errors
     /// When there is no TLS.
-    pub fn start(
-        api: &Url,
-        metrics: &Metrics,
-        tasks: &TaskTracker,
-    ) -> Result<Arc<Self>, reqwest::Error> {
+    pub fn start(api: &Url, metrics: &Metrics, tasks: &TaskTracker) -> anyhow::Result<Arc<Self>> {
         let link = Arc::new(Link {
-            client: client::builder(CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX).build()?,
+            client: client::builder(CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX)?.build()?,
             api: api.as_str().trim_end_matches('/').to_owned(),
             away: Away::default(),
             node: OnceLock::new(),

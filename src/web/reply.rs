@@ -362,6 +362,7 @@ fn status_of(failure: &Failure) -> StatusCode {
             MirrorErrorKind::Silent | MirrorErrorKind::Away => StatusCode::GATEWAY_TIMEOUT,
             MirrorErrorKind::Unreachable
             | MirrorErrorKind::Misdirected
+            | MirrorErrorKind::Unchecked
             | MirrorErrorKind::Broken => StatusCode::SERVICE_UNAVAILABLE,
         },
         Failure::Upstream { .. } | Failure::Unusable { .. } | Failure::Internal(_) => {

@@ -9,6 +9,7 @@ mod apt;
 mod balancers;
 mod consistency;
 mod database_away;
+mod database_replaced;
 mod dht;
 mod durability;
 mod duties;

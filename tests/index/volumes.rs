@@ -270,3 +270,23 @@ fn who_comes_back_is_not_lost() {
         assert_eq!(a.look_up("m/b").await.unwrap(), Some(entry("b")));
     });
 }
+
+#[test]
+fn what_a_database_took_before_it_knew_the_volume_may_be_lost() {
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    let index = on(&url, 1);
+    wait(async {
+        let first = index.knowledge().await.unwrap();
+        server.sql(database_of(&url), "DELETE FROM volumes");
+        index.add_blob(&Sha256::of(b"one"), 3, 50).await.unwrap();
+        let second = index.knowledge().await.unwrap();
+        index.meet(&at("http://a")).await.unwrap();
+        assert_eq!(stored(&index).await, (0, 0), "it was taken by nobody");
+        let third = index.knowledge().await.unwrap();
+        assert!(second.may_lack(&first) && third.may_lack(&second), "{second:?}, {third:?}");
+        index.add_blob(&Sha256::of(b"one"), 3, 50).await.unwrap();
+        assert_eq!(stored(&index).await, (1, 3));
+        assert!(!index.knowledge().await.unwrap().may_lack(&third));
+    });
+}

@@ -227,7 +227,11 @@ impl Inspector {
         looking.await
     }
 
-    async fn open(&self, digest: &Sha256) -> Result<Option<Blob>, StoreError> {
+    /// The blob on the volume, whether the index knows it or not.
+    pub(in crate::engine) async fn open(
+        &self,
+        digest: &Sha256,
+    ) -> Result<Option<Blob>, StoreError> {
         let (store, digest) = (Arc::clone(&self.store), *digest);
         blocking(move || store.read(&digest)).await
     }

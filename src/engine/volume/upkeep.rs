@@ -136,16 +136,20 @@ async fn adopt_on(inspector: &Inspector, sureness: Sureness) -> Infallible {
             }
             Err(error) => {
                 tracing::warn!(%error, "could not compare index and volume");
-                sleep(PAUSE).await;
+                sleep_unless_due(inspector, PAUSE).await;
                 continue;
             }
         }
-        tokio::select! {
-            () = sleep(ADOPT_EVERY) => {}
-            () = inspector.unadopted.is_due() => {}
-        }
+        sleep_unless_due(inspector, ADOPT_EVERY).await;
         let store = Arc::clone(&inspector.store);
         // It ends well, or says why itself.
         drop(tokio::task::spawn_blocking(move || store.remove_leftovers()).await);
+    }
+}
+
+async fn sleep_unless_due(inspector: &Inspector, time: Duration) {
+    tokio::select! {
+        () = sleep(time) => {}
+        () = inspector.unadopted.is_due() => {}
     }
 }

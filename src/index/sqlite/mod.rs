@@ -23,8 +23,8 @@ use crate::content::validators::Validators;
 use crate::index::metrics::{IndexMetrics, UP, UP_HELP};
 use crate::index::{
     Change, Changes, Class, Entry, Errand, Expectation, Found, HashedFile, Holders, Holding, Index,
-    IndexError, KeptFilter, Lease, Names, NewFilter, Presence, Renewal, Renewed, Site, Stored,
-    Taken, Tellable, Totals, Traffic, Use, Volume, bounds_of,
+    IndexError, KeptFilter, Knowledge, Lease, Names, NewFilter, Presence, Renewal, Renewed, Site,
+    Stored, Taken, Tellable, Totals, Traffic, Use, Volume, bounds_of,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -427,7 +427,7 @@ impl Index for SqliteIndex {
         self.writer.call("finish a list", move |c| expectations::finish(c, &list, blob, now)).await
     }
 
-    async fn knowledge(&self) -> Result<u64, IndexError> {
+    async fn knowledge(&self) -> Result<Knowledge, IndexError> {
         self.reader.call("look up what is new", |c| expectations::knowledge(c)).await
     }
 

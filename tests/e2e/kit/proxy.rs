@@ -94,6 +94,11 @@ impl Build {
         self
     }
 
+    /// As on a system whose certificate authorities are in this file only, which need not be there.
+    pub fn authorities(self, file: &Path) -> Self {
+        self.env("SSL_CERT_FILE", file).env("SSL_CERT_DIR", "")
+    }
+
     /// Starts the proxy and waits until it is ready.
     pub fn start(self) -> Proxy {
         let own_folder =

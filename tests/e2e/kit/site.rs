@@ -7,6 +7,7 @@ use super::proxy::{self, Proxy};
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
+use std::path::Path;
 
 /// How a site is to be started.
 pub struct Build {
@@ -50,6 +51,11 @@ impl Build {
 
     pub fn arg(self, arg: impl Into<OsString>) -> Self {
         Self { proxy: self.proxy.arg(arg), ..self }
+    }
+
+    /// See [`proxy::Build::authorities`].
+    pub fn authorities(self, file: &Path) -> Self {
+        Self { proxy: self.proxy.authorities(file), ..self }
     }
 
     pub fn start(self) -> Site {
