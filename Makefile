@@ -4,7 +4,7 @@ CARGO ?= cargo
 # Tests may panic, and say what they mean as briefly as they can.
 LINTS_NOT_FOR_TESTS = -A clippy::pedantic -A clippy::restriction -A unfulfilled_lint_expectations
 
-.PHONY: help test e2e chart helm-readme deb check format lint docs bench needs
+.PHONY: help test e2e chart helm-readme dashboards pictures deb check format lint docs bench needs
 
 help:
 	@echo "make test    all tests; installs what they need from Debian's packages"
@@ -38,6 +38,14 @@ chart: needs
 
 helm-readme:
 	APTMESH_WRITE_README=1 $(CARGO) test --locked --test containers chart::documents::the_readme
+
+# Grafana's JSON, of what is in dashboards/source.
+dashboards: needs
+	APTMESH_WRITE_DASHBOARDS=1 $(CARGO) test --locked --test dashboards they_are_what
+
+# docs/pictures/dashboard-*.png: what the dashboards show of two sites that are busy for some minutes.
+pictures: needs
+	APTMESH_WRITE_PICTURES=1 $(CARGO) test --locked --test e2e observability::
 
 deb: needs
 	$(CARGO) build --locked --release --bin aptmesh
