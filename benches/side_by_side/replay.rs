@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_mins(2);
 const FROM_PEERS: &str = "aptmesh_swarm_received_bytes_total{from=\"peer\"}";
 /// What is counted at the sites of the swarm: name, label.
 const COUNTED: [(&str, &str); 5] = [
-    ("aptmesh_swarm_lookups_total", "outcome"),
+    ("aptmesh_swarm_look_ups_total", "outcome"),
     ("aptmesh_swarm_peer_requests_total", "answer"),
     ("aptmesh_swarm_filter_fetches_total", "outcome"),
     ("aptmesh_swarm_false_claims_total", ""),

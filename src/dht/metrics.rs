@@ -13,7 +13,7 @@ pub(super) struct DhtMetrics {
     pub(super) table: IntGauge,
     pub(super) cards: IntGauge,
     pub(super) records: IntGauge,
-    pub(super) records_evicted: IntGauge,
+    pub(super) records_evicted: IntCounter,
     pub(super) announced: IntGauge,
     pub(super) announce_lag: IntGauge,
     pub(super) look_ups: IntCounterVec,
@@ -37,9 +37,9 @@ impl DhtMetrics {
             table: metrics.gauge("aptmesh_dht_table_nodes", "Nodes in the routing table."),
             cards: metrics.gauge("aptmesh_dht_cards", "Sites of which the card is known."),
             records: metrics.gauge("aptmesh_dht_records", "Records kept for the swarm."),
-            records_evicted: metrics.gauge(
-                "aptmesh_dht_records_evicted",
-                "Records of a node with too many that had to go before their time, since the start.",
+            records_evicted: metrics.counter(
+                "aptmesh_dht_records_evicted_total",
+                "Records of a node with too many that had to go before their time.",
             ),
             announced: metrics.gauge("aptmesh_dht_announced_blobs", "Blobs that are announced."),
             announce_lag: metrics.gauge(

@@ -49,7 +49,7 @@ impl EngineMetrics {
                 &["source"],
             ),
             given_bytes: metrics.counters(
-                "aptmesh_peer_served_bytes_total",
+                "aptmesh_engine_given_bytes_total",
                 "Bytes of bodies handed to other replicas and to other sites (peers), by source.",
                 &["to", "source"],
             ),

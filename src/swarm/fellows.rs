@@ -90,7 +90,7 @@ impl Fellows {
             client: client::builder(CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX).build()?,
             bench: Arc::default(),
             requests: metrics.counters_of(
-                "aptmesh_swarm_requests_total",
+                "aptmesh_swarm_replica_requests_total",
                 "Blobs asked of other replicas, by what came of it.",
                 "answer",
                 &["given", "absent", "forbidden", "trouble", "silent"],

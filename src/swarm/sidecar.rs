@@ -139,12 +139,12 @@ impl Sidecar {
             orders,
             tasks: tasks.clone(),
             look_ups: metrics.counters(
-                "aptmesh_swarm_lookups_total",
+                "aptmesh_swarm_look_ups_total",
                 "Questions who has a blob, to this site's node of the DHT, by what came of them.",
                 &["outcome"],
             ),
             look_up_seconds: metrics.histogram(
-                "aptmesh_swarm_lookup_duration_seconds",
+                "aptmesh_swarm_look_up_seconds",
                 "For how long those were waited for.",
                 &LOOK_UP_BUCKETS,
             ),

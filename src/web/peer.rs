@@ -78,11 +78,11 @@ impl Peer {
         background: &TaskTracker,
     ) -> Self {
         let waits = metrics.counter(
-            "aptmesh_peer_limit_waits_total",
+            "aptmesh_web_peer_limit_waits_total",
             "Turns that bodies for other sites waited for, since swarm.upload_limit is set.",
         );
         let slots = metrics.gauge(
-            "aptmesh_peer_slots_used",
+            "aptmesh_web_peer_slots_used",
             "Bodies on their way to other sites: 160 at most, 16 to one address.",
         );
         let uplink = Uplink::new(upload_limit, waits);
@@ -93,11 +93,11 @@ impl Peer {
             slots: Slots::new(slots),
             uplink,
             refused: metrics.counter(
-                "aptmesh_peer_refused_total",
+                "aptmesh_web_peer_refused_total",
                 "Requests by strangers: without a token, or with one that does not hold.",
             ),
             busy: metrics.counter(
-                "aptmesh_peer_busy_total",
+                "aptmesh_web_peer_busy_total",
                 "Requests of other sites that were told to come back later.",
             ),
         }

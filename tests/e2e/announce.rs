@@ -172,7 +172,7 @@ fn a_peer_is_given_what_changed_since_it_asked_last() {
     assert_eq!((same.status, same.body.len()), (304, 0));
     assert_eq!(same.header("etag"), Some(etag.as_str()));
     // It counts as what blobs are counted as, and is bound as they are.
-    let given = || one.count("aptmesh_peer_served_bytes_total{to=\"peer\"}");
+    let given = || one.count("aptmesh_engine_given_bytes_total{to=\"peer\"}");
     let (before, whole) = (given(), ask_filter(&swarm.key, one.peer(), "", &[]));
     assert_eq!(whole.header("content-length"), Some(whole.body.len().to_string().as_str()));
     assert!(given() >= before + whole.body.len() as u64);

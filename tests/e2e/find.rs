@@ -12,8 +12,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// In the archive of a test.
 const PACKAGES: usize = 24;
 const FETCHES: &str = "aptmesh_swarm_filter_fetches_total";
-const LOOK_UPS: &str = "aptmesh_swarm_lookups_total";
-const WAITED: &str = "aptmesh_swarm_lookup_duration_seconds_count";
+const LOOK_UPS: &str = "aptmesh_swarm_look_ups_total";
+const WAITED: &str = "aptmesh_swarm_look_up_seconds_count";
 const AWAY: &str = "aptmesh_swarm_sidecar_away";
 
 /// How often filters came to that.

@@ -12,12 +12,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const LEARNT: &str = "aptmesh_engine_learnt_lists_total{outcome=\"learnt\"}";
-const GIVEN: &str = "aptmesh_peer_served_bytes_total{to=\"peer\"}";
-const REFUSED: &str = "aptmesh_peer_refused_total";
-const BUSY: &str = "aptmesh_peer_busy_total";
+const GIVEN: &str = "aptmesh_engine_given_bytes_total{to=\"peer\"}";
+const REFUSED: &str = "aptmesh_web_peer_refused_total";
+const BUSY: &str = "aptmesh_web_peer_busy_total";
 /// Bodies at a time to one peer; to all of them, ten times as many.
 const EACH: usize = 16;
-const SLOTS_USED: &str = "aptmesh_peer_slots_used";
+const SLOTS_USED: &str = "aptmesh_web_peer_slots_used";
 const LARGE: usize = 5_000_000;
 
 /// A site that gives, with a mirror of its own.
@@ -528,7 +528,7 @@ fn the_upload_limit_is_kept_and_shared() {
     // Half of the line is one peer's, however many bodies the other one has under way; by the bodies
     // it would have been a third.
     assert!((1_500_000..2_500_000).contains(&given), "{given} bytes went out meanwhile");
-    assert!(site.count("aptmesh_peer_limit_waits_total") > 10);
+    assert!(site.count("aptmesh_web_peer_limit_waits_total") > 10);
 
     // Clients are not held up.
     let archive = LocalArchive::new("demo").package("tool", "1.0", LARGE);

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 const LEARNT: &str = "aptmesh_engine_learnt_lists_total{outcome=\"learnt\"}";
 pub const FROM_PEERS: &str = "aptmesh_swarm_received_bytes_total{from=\"peer\"}";
-pub const TO_PEERS: &str = "aptmesh_peer_served_bytes_total";
+pub const TO_PEERS: &str = "aptmesh_engine_given_bytes_total";
 /// What the mirror may bring of a file so that its clients do not wait for a first byte.
 pub const MORSELS: u64 = 256 * 1024;
 const MB: usize = 1024 * 1024;

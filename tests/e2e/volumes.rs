@@ -17,8 +17,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const FROM_FELLOWS: &str = "aptmesh_engine_served_total{source=\"replica\"}";
-const GIVEN: &str = "aptmesh_peer_served_bytes_total";
-const ASKED: &str = "aptmesh_swarm_requests_total";
+const GIVEN: &str = "aptmesh_engine_given_bytes_total";
+const ASKED: &str = "aptmesh_swarm_replica_requests_total";
 /// How often a test is begun.
 const ATTEMPTS: usize = 4;
 const LARGE: usize = 5_000_000;
@@ -320,7 +320,7 @@ fn the_mirror_is_asked_where_a_fellow_is_dead() {
             assert_eq!(reply.header("x-aptmesh-source"), Some("mirror"));
             assert_eq!(site.mirror.bodies(path), 1);
         }
-        assert!(second.count("aptmesh_swarm_requests_total{answer=\"silent\"}") >= 1);
+        assert!(second.count("aptmesh_swarm_replica_requests_total{answer=\"silent\"}") >= 1);
     });
 }
 

@@ -82,13 +82,17 @@ impl Verdict {
         matches!(self, Self::Good { .. })
     }
 
+    /// What `label` tells.
+    pub const LABELS: [&str; 7] =
+        ["good", "bad", "expired_key", "weak", "unknown_key", "unsigned", "malformed"];
+
     /// The word for logs and metric labels.
     #[must_use]
     pub fn label(&self) -> &'static str {
         match self {
             Self::Good { .. } => "good",
             Self::Bad(_) => "bad",
-            Self::Expired { .. } => "expired",
+            Self::Expired { .. } => "expired_key",
             Self::Weak { .. } => "weak",
             Self::UnknownKey { .. } => "unknown_key",
             Self::Unsigned => "unsigned",

@@ -457,7 +457,7 @@ impl Node {
         metrics.cards.set(gauge(status.cards));
         metrics.records.set(gauge(status.records));
         metrics.announced.set(gauge(status.announced));
-        metrics.records_evicted.set(i64::try_from(records).unwrap_or(i64::MAX));
+        metrics.records_evicted.inc_by(records.saturating_sub(metrics.records_evicted.get()));
         metrics.announce_lag.set(i64::try_from(status.announce_lag).unwrap_or(i64::MAX));
     }
 

@@ -78,7 +78,7 @@ impl Judge {
             "aptmesh_engine_release_verdicts_total",
             "Release files that were judged, by verdict.",
             "verdict",
-            &["good", "bad", "expired", "older", "unknown_key", "unsigned", "unreadable"],
+            &[&Verdict::LABELS[..], &["expired", "older", "unreadable"]].concat(),
         );
         Self { config, judged }
     }

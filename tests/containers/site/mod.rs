@@ -393,7 +393,7 @@ fn another_site_takes_from_it(first: &Site) {
             site.replicas().iter().all(|replica| replica.count("aptmesh_swarm_filters", "") > 0)
         });
     }
-    let given = || first.count("aptmesh_peer_served_bytes_total", r#"to="peer""#);
+    let given = || first.count("aptmesh_engine_given_bytes_total", r#"to="peer""#);
     let (given_before, before) = (given(), received(&second));
     let wanted = [&LATER[..], &[LARGE]].concat();
     let fetched = machine.download(&wanted);
