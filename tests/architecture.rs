@@ -67,7 +67,20 @@ const ONLY_IN: [(&str, &[&str]); 14] = [
         ],
     ),
     ("libp2p", &["dht"]),
-    ("std::fs", &["store", "index", "engine", "dht/home.rs", "web", "config", "mirror", "cli"]),
+    (
+        "std::fs",
+        &[
+            "telemetry/process.rs",
+            "store",
+            "index",
+            "engine",
+            "dht/home.rs",
+            "web",
+            "config",
+            "mirror",
+            "cli",
+        ],
+    ),
     (
         "SystemTime::now",
         &[

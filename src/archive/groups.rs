@@ -112,6 +112,13 @@ impl Group {
 pub struct Groups(Vec<Group>);
 
 impl Groups {
+    /// The mirrors of each group, with the group's name.
+    pub fn mirrors(&self) -> impl Iterator<Item = (&str, &Target)> {
+        self.0
+            .iter()
+            .flat_map(|group| group.mirrors.iter().map(|mirror| (group.name.as_str(), mirror)))
+    }
+
     /// Takes groups together.
     ///
     /// # Errors

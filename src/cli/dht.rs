@@ -13,7 +13,7 @@ use crate::cli::surfaces::open;
 use crate::cli::wiring;
 use crate::config::{Config, Sources};
 use crate::telemetry::logs;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::process;
 use crate::web::connection::Surface;
 use crate::web::phase::Phase;
 
@@ -33,7 +33,7 @@ pub(super) fn run(config: Config, sources: &Sources) -> anyhow::Result<()> {
 async fn serve(config: Config, sources: &Sources) -> anyhow::Result<()> {
     let (phase, phases) = watch::channel(Phase::Serving);
     let (background, connections) = (TaskTracker::new(), TaskTracker::new());
-    let metrics = Metrics::default();
+    let metrics = process::metrics();
     let index = wiring::index_of_site(&config, &metrics).await?;
     // Before other nodes know of this one: until then a signal would just kill it.
     let mut signals = Signals::listen()?;

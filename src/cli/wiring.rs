@@ -26,6 +26,7 @@ use crate::mirror::Mirror;
 use crate::store::{self, Store};
 use crate::swarm::Swarm;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::process;
 use crate::web::admin::Admin;
 use crate::web::balancers::Balancers;
 use crate::web::filter::HaveFilter;
@@ -69,8 +70,8 @@ pub(super) async fn build(
 ) -> anyhow::Result<Parts> {
     budget::set(config.patience);
     warn_of_silence(config);
-    let metrics = Metrics::default();
-    let store = Arc::new(Store::open(&config.store));
+    let metrics = process::metrics();
+    let store = Arc::new(Store::open(&config.store).observed(&metrics));
     let mirror = Arc::new(Mirror::new(&config.mirror, &metrics)?);
     let index = open_index(config, &metrics).await?;
     let engine = Engine::new(

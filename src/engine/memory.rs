@@ -18,6 +18,7 @@ use crate::engine::volume::proof::{Proof, Soundness};
 use crate::engine::volume::uses::Counter;
 use crate::index::Entry;
 use crate::store::Blob;
+use crate::telemetry::metrics::Metrics;
 
 /// Blobs up to this size are held in memory, in bytes: below it, opening and reading a file costs
 /// more than sending it.
@@ -183,6 +184,24 @@ impl Default for Memory {
 }
 
 impl Memory {
+    /// One that tells how much it holds.
+    pub(super) fn observed(metrics: &Metrics) -> Arc<Self> {
+        let memory = Arc::<Self>::default();
+        let gauge = |name: &str, help: &str, count: fn(&Self) -> u64| {
+            let memory = Arc::clone(&memory);
+            metrics.gauge_of(name, help, move || i64::try_from(count(&memory)).unwrap_or(i64::MAX));
+        };
+        gauge(
+            "aptmesh_engine_memory_entries",
+            "Resources that memory knows, each with its file open.",
+            |memory| memory.cache.len() as u64,
+        );
+        gauge("aptmesh_engine_memory_bytes", "Bytes of small files held in memory.", |memory| {
+            memory.cache.weight().saturating_sub(memory.cache.len() as u64 * ENTRY_WEIGHT)
+        });
+        memory
+    }
+
     /// What memory knows of `key`.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<Arc<Known>> {

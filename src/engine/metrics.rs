@@ -1,10 +1,18 @@
 //! What the engine counts.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge};
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge};
 
 use crate::archive::kind::Kind;
+use crate::engine::flight::Flight;
 use crate::engine::outcome::Source;
 use crate::telemetry::metrics::Metrics;
+
+/// Bounds of what downloads take, in seconds: from a confirmation by a mirror that is near to an image over a
+/// slow line.
+const FLIGHT_SECONDS: [f64; 12] =
+    [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0];
+/// Whose bytes are checked.
+const CHECKED: [Source; 4] = [Source::Store, Source::Replica, Source::Peer, Source::Mirror];
 
 /// The engine's metrics.
 pub struct EngineMetrics {
@@ -16,6 +24,8 @@ pub struct EngineMetrics {
     pub given_bytes: IntCounterVec,
     /// Downloads under way.
     pub flights: IntGauge,
+    /// How long downloads took.
+    pub flight_seconds: HistogramVec,
     /// Downloads that were continued after they broke off.
     pub resumed: IntCounter,
     /// Downloads of other replicas that clients here followed.
@@ -55,6 +65,16 @@ impl EngineMetrics {
             ),
             flights: metrics
                 .gauge("aptmesh_engine_flights", "Downloads and revalidations under way."),
+            flight_seconds: metrics.histograms_of(
+                "aptmesh_engine_flight_seconds",
+                "How long downloads and revalidations took, in seconds, by how they ended: whole, confirmed \
+                 (what is stored is still right), refused (the mirror said no), failed (nobody gave it), cut \
+                 (broken off, or wrong), not_stored (the volume did not take it), or given_up (nobody wanted \
+                 it any more).",
+                "outcome",
+                &Flight::OUTCOMES,
+                &FLIGHT_SECONDS,
+            ),
             resumed: metrics.counter(
                 "aptmesh_engine_resumed_total",
                 "Downloads that broke off and were continued.",
@@ -71,7 +91,7 @@ impl EngineMetrics {
                 "aptmesh_engine_verify_failures_total",
                 "Bodies that were not what their name promised, by source.",
                 "source",
-                &Source::ALL.map(Source::label),
+                &CHECKED.map(Source::label),
             ),
             stored_bytes: metrics
                 .counter("aptmesh_engine_stored_bytes_total", "Bytes of blobs newly stored."),

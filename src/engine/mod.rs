@@ -75,6 +75,8 @@ use crate::telemetry::metrics::Metrics;
 const STALE_PATIENCE: Duration = Duration::from_secs(5);
 /// For how long the index is told at least, at the end, what it does not know yet.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
+/// What is told of a volume without the blobs that the index knows.
+const NOT_MOUNTED: &str = "the volume may not be mounted: most blobs of the index are not on it";
 /// How often a client takes its place in another flight because one broke off before its start.
 const BOARDINGS_MAX: u32 = 3;
 
@@ -157,7 +159,7 @@ impl Engine {
         let knowledge = Arc::new(AtomicU64::new(1));
         let (prefetcher, errands) = Prefetcher::new(&config.prefetch, metrics);
         let prefetcher = Arc::new(prefetcher);
-        let leases = Leases::new(&index);
+        let leases = Leases::new(&index, metrics);
         let duties = Duties::new(&leases, metrics);
         let learner = Learner::start(
             Arc::clone(&index),
@@ -167,7 +169,7 @@ impl Engine {
             metrics,
             background,
         );
-        let memory = Arc::new(Memory::default());
+        let memory = Memory::observed(metrics);
         let room = Room::of(&config.room, &index, &store, &memory, &duties, metrics);
         let moves = room.evictor().moves();
         let inspector = Inspector::new(&index, &store, moves, room.unadopted(), metrics);
@@ -194,7 +196,7 @@ impl Engine {
             late,
             prefetcher,
             judge: Judge::new(config.judge.clone(), metrics),
-            flights: Arc::default(),
+            flights: Flights::new(metrics),
             leases,
             fellows: Arc::new(fellows),
             swarm,
@@ -234,6 +236,7 @@ impl Engine {
             Arc::clone(&self.inspector),
             config.scrub,
         ));
+        background.spawn(upkeep::look_for_volume(Arc::clone(&self.inspector)));
         background.spawn(upkeep::adopt(Arc::clone(&self.duties), Arc::clone(&self.inspector)));
         background.spawn(Arc::clone(&self.folders).watch(Arc::clone(&self.duties)));
     }
@@ -593,10 +596,12 @@ impl Engine {
         &self.metrics
     }
 
-    /// Whether new blobs can be stored, in words; `None` when all is well.
+    /// What is wrong with the volume, in words; `None` when all is well.
     #[must_use]
     pub fn store_trouble(&self) -> Option<String> {
-        self.store.health().trouble()
+        let failing = self.store.health().trouble().map(|why| format!("not storing: {why}"));
+        let missing = || self.inspector.is_volume_missing().then(|| NOT_MOUNTED.to_owned());
+        failing.or_else(missing)
     }
 
     /// What its site does once, and this process does now.

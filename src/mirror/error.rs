@@ -36,6 +36,15 @@ pub enum MirrorErrorKind {
 }
 
 impl MirrorErrorKind {
+    pub(super) const ALL: [Self; 6] = [
+        Self::Forbidden,
+        Self::Unreachable,
+        Self::Silent,
+        Self::Misdirected,
+        Self::Broken,
+        Self::Away,
+    ];
+
     /// The word for metric labels.
     #[must_use]
     pub fn label(self) -> &'static str {

@@ -5,6 +5,7 @@ mod answer;
 mod error;
 pub mod guard;
 mod health;
+mod metrics;
 mod resolver;
 mod round;
 
@@ -15,9 +16,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use http::Method;
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{Method, StatusCode};
-use prometheus::{IntCounter, IntCounterVec};
+use prometheus::IntCounter;
 use tokio::time::{Instant, timeout};
 use url::Url;
 
@@ -25,6 +26,7 @@ pub use self::answer::{Answer, Body, Framing};
 pub use self::error::{MirrorError, MirrorErrorKind};
 use self::guard::Guard;
 use self::health::Health;
+use self::metrics::MirrorMetrics;
 use self::resolver::GuardedResolver;
 use self::round::is_trouble;
 use crate::archive::groups::Groups;
@@ -73,9 +75,7 @@ pub struct Mirror {
     health: Arc<Health>,
     offline: AtomicBool,
     via: HeaderValue,
-    requests: IntCounterVec,
-    failovers: IntCounter,
-    bytes: IntCounter,
+    metrics: MirrorMetrics,
 }
 
 /// A resource on one mirror.
@@ -129,9 +129,7 @@ impl Mirror {
             client = client.proxy(proxy.map_err(reqwest::Error::without_url)?);
         }
         let health = Arc::<Health>::default();
-        let away = Arc::clone(&health);
-        let count = move || i64::try_from(away.away(Instant::now())).unwrap_or(i64::MAX);
-        metrics.gauge_of("aptmesh_mirror_away", "Mirrors that can not be reached.", count);
+        let metrics = MirrorMetrics::new(metrics, &config.groups, &health);
         Ok(Self {
             client: client.build()?,
             guard,
@@ -142,26 +140,14 @@ impl Mirror {
             health,
             offline: AtomicBool::new(config.offline),
             via: HeaderValue::try_from(format!("1.1 {}", config.pseudonym))?,
-            requests: metrics.counters(
-                "aptmesh_mirror_requests_total",
-                "Requests sent to mirrors, by the class of their answer.",
-                &["answer"],
-            ),
-            failovers: metrics.counter(
-                "aptmesh_mirror_failovers_total",
-                "Answers that came from another than the first mirror of the archive.",
-            ),
-            bytes: metrics.counter(
-                "aptmesh_mirror_received_bytes_total",
-                "Bytes of bodies received from mirrors.",
-            ),
+            metrics,
         })
     }
 
     /// Bytes of bodies received.
     #[must_use]
     pub fn received(&self) -> &IntCounter {
-        &self.bytes
+        &self.metrics.received
     }
 
     /// Changes whether anybody is asked, from now on.
@@ -190,6 +176,7 @@ impl Mirror {
         question: &Question,
         patience: Duration,
     ) -> Result<Answer, MirrorError> {
+        let begun = Instant::now();
         let is_elsewhere = AtomicBool::new(false);
         let asked = timeout(patience, self.follow(source, question, &is_elsewhere)).await;
         let answered = asked.unwrap_or_else(|_| Err(MirrorError::silent(&source.host)));
@@ -201,11 +188,7 @@ impl Mirror {
         } else if answered.is_ok() {
             self.health.answered(&source.origin, Instant::now());
         }
-        let class = match &answered {
-            Ok(answer) => status_class(answer.status),
-            Err(error) => error.kind.label(),
-        };
-        self.requests.with_label_values(&[class]).inc();
+        self.metrics.count(&answered, begun.elapsed());
         answered
     }
 
@@ -228,7 +211,12 @@ impl Mirror {
             let response =
                 request.send().await.map_err(|error| MirrorError::from_client(host, error))?;
             let Some(next) = redirect_of(&response, &url) else {
-                return Ok(Answer::new(response, source, self.timeout, self.bytes.clone()));
+                return Ok(Answer::new(
+                    response,
+                    source,
+                    self.timeout,
+                    self.metrics.received.clone(),
+                ));
             };
             let next = next
                 .map_err(|reason| MirrorError::new(MirrorErrorKind::Misdirected, host, reason))?;
@@ -335,16 +323,6 @@ fn redirect_of(response: &reqwest::Response, url: &Url) -> Option<Result<Url, St
         }
         Some(next) => Ok(next),
     })
-}
-
-fn status_class(status: StatusCode) -> &'static str {
-    match status.as_u16() {
-        304 => "304",
-        200..300 => "2xx",
-        300..400 => "3xx",
-        400..500 => "4xx",
-        _ => "5xx",
-    }
 }
 
 /// The `Authorization` header for a target with credentials in its URL (RFC 7617).

@@ -103,7 +103,7 @@ impl Mirror {
             match answered {
                 Ok(answer) if answer.status.is_client_error() => round.refused = Some(answer),
                 Ok(answer) if !is_passing_failure(answer.status) => {
-                    self.failovers.inc_by(u64::from(!source.is_first));
+                    self.metrics.failovers.inc_by(u64::from(!source.is_first));
                     round.given = Some(answer);
                     return round;
                 }
@@ -130,11 +130,10 @@ impl Mirror {
         let host = target.authority.host.as_str();
         let url = Url::parse(&target.url)
             .map_err(|error| MirrorError::new(MirrorErrorKind::Forbidden, host, error))?;
-        let origin = format!("{}://{}", target.scheme, target.authority.for_scheme(target.scheme));
         Ok(Source {
             url,
             host: host.into(),
-            origin: origin.into(),
+            origin: target.origin().into(),
             is_first,
             health: Arc::clone(&self.health),
         })

@@ -140,10 +140,12 @@ impl Peers {
             reach,
             secret: Secret::of_swarm(key),
             doors: Mutex::default(),
-            requests: metrics.counters(
+            requests: metrics.counters_of(
                 "aptmesh_swarm_peer_requests_total",
-                "Requests to other sites, by what came of them.",
-                &["answer"],
+                "Blobs asked of other sites, whole or in part, by what came of it: given, absent, busy, not_yet (it \
+                 is fetching that itself), or failed.",
+                "answer",
+                &["given", "absent", "busy", "not_yet", "failed"],
             ),
             bytes,
         })

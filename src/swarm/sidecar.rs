@@ -138,14 +138,16 @@ impl Sidecar {
             asked: Mutex::default(),
             orders,
             tasks: tasks.clone(),
-            look_ups: metrics.counters(
+            look_ups: metrics.counters_of(
                 "aptmesh_swarm_look_ups_total",
-                "Questions who has a blob, to this site's node of the DHT, by what came of them.",
-                &["outcome"],
+                "Questions who has a blob, to this site's node of the DHT, by what came of them: found, none, late, \
+                 given_up (it came from elsewhere first), or away (the node does not answer).",
+                "outcome",
+                &["found", "none", "late", "given_up", "away"],
             ),
             look_up_seconds: metrics.histogram(
                 "aptmesh_swarm_look_up_seconds",
-                "For how long those were waited for.",
+                "For how long the node was waited for in a look-up, in seconds.",
                 &LOOK_UP_BUCKETS,
             ),
         }))

@@ -36,8 +36,8 @@ impl Config {
 /// Sends the process's logs to standard error. Called once.
 pub fn start(config: &Config) {
     // The OpenPGP library tells about each odd packet, the database's about each connection that
-    // broke; what matters of it we say ourselves.
-    let quiet = "pgp=error,deadpool.postgres=off,tokio_postgres=error";
+    // broke, the swarm's that there is nobody to be found yet; what matters of it we say ourselves.
+    let quiet = "pgp=error,deadpool.postgres=off,tokio_postgres=error,libp2p_kad::behaviour=error";
     let directives = format!("{quiet},{}", config.level);
     let filter = EnvFilter::try_new(directives).unwrap_or_else(|_| EnvFilter::new("info"));
     let lines = tracing_subscriber::fmt()

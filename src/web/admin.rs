@@ -97,7 +97,7 @@ fn readyz(by: &By, admin: &Admin) -> Response {
 
 /// What is wrong, in words.
 fn trouble(engine: &Engine) -> Option<String> {
-    let store = engine.store_trouble().map(|trouble| format!("not storing: {trouble}"));
+    let store = engine.store_trouble();
     let index = engine.index_trouble().map(|trouble| format!("without its index: {trouble}"));
     let all: Vec<String> = store.into_iter().chain(index).collect();
     (!all.is_empty()).then(|| all.join("; "))

@@ -39,7 +39,7 @@ pub(super) async fn front(engine: &Engine, headers: &HeaderMap) -> warp::reply::
 
 fn render(engine: &Engine, stored: Volume, host: &str) -> String {
     let version = env!("CARGO_PKG_VERSION");
-    let storing = engine.store_trouble().map(|why| format!("Not storing: {}.", escape(&why)));
+    let storing = engine.store_trouble().map(|why| format!("Trouble: {}.", escape(&why)));
     let index = engine.index_trouble().map(|why| format!("Without its index: {why}."));
     let state = match (storing, index) {
         (None, None) => "All is well.".to_owned(),

@@ -86,6 +86,12 @@ impl Peer {
             "Bodies on their way to other sites: 160 at most, 16 to one address.",
         );
         let uplink = Uplink::new(upload_limit, waits);
+        let limited = Arc::clone(&uplink);
+        metrics.gauge_of(
+            "aptmesh_web_peer_upload_limit_bytes",
+            "Bytes a second that all other sites together get at most (swarm.upload_limit); 0: no limit.",
+            move || i64::try_from(limited.limit().unwrap_or_default()).unwrap_or(i64::MAX),
+        );
         background.spawn(Arc::clone(&uplink).run());
         Self {
             engine,

@@ -27,6 +27,7 @@ use crate::engine::flight::borrowed::Borrowed;
 use crate::engine::memory::Known;
 use crate::engine::outcome::{Failure, Meta};
 use crate::store::Blob;
+use crate::telemetry::metrics::Metrics;
 
 /// For how long a flight goes on when nobody wants it any more: apt comes back after a second when
 /// its connection broke.
@@ -258,6 +259,25 @@ impl Flight {
         self.is_cut() || matches!(*self.landing.borrow(), Some(Landing::Failed(_)))
     }
 
+    /// What [`Flight::outcome`] tells, and of one that nobody wanted any more: `given_up`.
+    pub(in crate::engine) const OUTCOMES: [&str; 7] =
+        ["whole", "confirmed", "refused", "failed", "cut", "not_stored", "given_up"];
+
+    /// How it ended; the word for metric labels.
+    fn outcome(&self) -> &'static str {
+        match &*self.landing.borrow() {
+            Some(Landing::Unchanged(_) | Landing::Settled(_)) => "confirmed",
+            Some(Landing::Failed(Failure::Upstream { .. })) => "refused",
+            Some(Landing::Failed(_)) | None => "failed",
+            Some(Landing::Unstorable) => "not_stored",
+            Some(Landing::Flowing(_)) => match self.progress.borrow().state {
+                State::Whole => "whole",
+                State::Spilled => "not_stored",
+                State::Cut(_) | State::Running => "cut",
+            },
+        }
+    }
+
     /// Waits until nothing more will come of it.
     pub async fn over(&self) {
         let mut progress = self.progress.subscribe();
@@ -342,6 +362,18 @@ pub struct Boarding {
 }
 
 impl Flights {
+    /// None so far.
+    pub(in crate::engine) fn new(metrics: &Metrics) -> Arc<Self> {
+        let flights = Arc::<Self>::default();
+        let looked_at = Arc::clone(&flights);
+        metrics.gauge_of(
+            "aptmesh_engine_waiters",
+            "Clients that wait for downloads under way, or follow them; all of another replica count as one.",
+            move || i64::try_from(looked_at.waiters()).unwrap_or(i64::MAX),
+        );
+        flights
+    }
+
     /// Joins the flight for `key`, or begins it.
     ///
     /// # Errors
@@ -383,6 +415,11 @@ impl Flights {
             let flow = flight.flow().filter(|flow| flow.mirrored.as_ref() == Some(blob))?;
             (!flight.is_cut()).then(|| (Arc::clone(flight), flow))
         })
+    }
+
+    /// How many want one of them, be it that they wait for its beginning or follow it.
+    fn waiters(&self) -> usize {
+        self.table().values().map(|flight| *flight.interest.borrow()).sum()
     }
 
     /// How many are under way.

@@ -70,6 +70,7 @@ impl Transfer {
     /// Runs the flight to its end, or until nobody has wanted it for a while.
     pub(in crate::engine) async fn run(mut self, departure: Departure) {
         let flight = Arc::clone(departure.flight());
+        let begun = Instant::now();
         let is_confirming = self.known.is_some();
         let abandoned = async {
             if is_confirming {
@@ -79,13 +80,15 @@ impl Transfer {
             }
             flight.abandoned().await;
         };
-        let arrived = tokio::select! {
-            arrived = self.fly_for_all(&flight) => arrived,
+        let (arrived, outcome) = tokio::select! {
+            arrived = self.fly_for_all(&flight) => (arrived, flight.outcome()),
             () = abandoned => {
                 tracing::debug!(url = self.target.url, "nobody waits for it any more");
-                None
+                (None, "given_up")
             }
         };
+        let seconds = &self.engine.metrics.flight_seconds;
+        seconds.with_label_values(&[outcome]).observe(begun.elapsed().as_secs_f64());
         // Whole by now: it is kept whether somebody still waits or not.
         if let Some((arrived, tenure)) = arrived {
             budget::for_at_most(KEEP_PATIENCE, self.keep(arrived, tenure.as_ref())).await;

@@ -112,6 +112,13 @@ impl Learner {
                 "outcome",
                 &["learnt", "known", "not_current", "superseded", "refused", "failed", "forgotten"],
             ),
+            files: metrics.counters_of(
+                "aptmesh_engine_learnt_files_total",
+                "Files of which a list that was learnt says what it did not say before (set), or says nothing any \
+                 more (unset).",
+                "change",
+                &["set", "unset"],
+            ),
         };
         tasks.spawn(student.run(waiting));
         Self { jobs }
@@ -213,6 +220,7 @@ struct Student {
     /// The state of knowledge in which those that came early were last looked at.
     heard: u64,
     learnt: IntCounterVec,
+    files: IntCounterVec,
 }
 
 impl Student {
@@ -425,9 +433,11 @@ impl Student {
         let Job { list, blob, .. } = job.clone();
         let reading = on_idle_thread(move || reading::read(&list, &blob, difference))?;
         while let Some(change) = written.recv().await {
-            *changes += change.set.len();
+            let count = change.set.len();
+            *changes += count;
             self.note_news(&change, news);
             self.index.learn(under, &job.list.key, change, now_seconds()).await?;
+            self.files.with_label_values(&["set"]).inc_by(count as u64);
         }
         reading.await.unwrap_or(Err(Refusal::Interrupted))
     }
@@ -463,6 +473,7 @@ impl Student {
         let count = unset.len();
         let change = Change { set: Vec::new(), unset };
         self.index.learn(under, list, change, now_seconds()).await?;
+        self.files.with_label_values(&["unset"]).inc_by(count as u64);
         Ok(count)
     }
 

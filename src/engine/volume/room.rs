@@ -105,13 +105,7 @@ pub(super) struct RoomMetrics {
 }
 
 impl RoomMetrics {
-    fn new(store: &Arc<Store>, metrics: &Metrics) -> Self {
-        let store = Arc::clone(store);
-        metrics.gauge_of(
-            "aptmesh_store_up",
-            "1 if the volume takes new blobs, 0 while it is in trouble.",
-            move || store.health().trouble().is_none().into(),
-        );
+    fn new(metrics: &Metrics) -> Self {
         Self {
             bytes: metrics.gauge("aptmesh_store_bytes", "Bytes of stored blobs."),
             blobs: metrics.gauge("aptmesh_store_blobs", "Stored blobs."),
@@ -172,7 +166,7 @@ impl Room {
             making: tokio::sync::Mutex::default(),
             duties: Arc::clone(duties),
             sharers: Sharers::new(index, duties),
-            metrics: RoomMetrics::new(store, metrics),
+            metrics: RoomMetrics::new(metrics),
         })
     }
 

@@ -1,5 +1,8 @@
 //! A connection on a thread of its own: SQLite blocks, the request path must not.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -17,6 +20,8 @@ type Call = Box<dyn FnOnce(&mut Connection) + Send>;
 pub(super) struct Actor {
     calls: mpsc::Sender<Call>,
     metrics: Option<IndexMetrics>,
+    /// Whether the last call was not answered.
+    has_failed: Arc<AtomicBool>,
 }
 
 impl Actor {
@@ -33,12 +38,17 @@ impl Actor {
                 operation: "start the index's thread",
                 source: source.into(),
             })?;
-        Ok(Self { calls, metrics: None })
+        Ok(Self { calls, metrics: None, has_failed: Arc::default() })
     }
 
     /// Counts its calls from now on.
     pub(super) fn observed(self, metrics: &IndexMetrics) -> Self {
         Self { metrics: Some(metrics.clone()), ..self }
+    }
+
+    /// Whether its last call was answered.
+    pub(super) fn is_well(&self) -> bool {
+        !self.has_failed.load(Ordering::Relaxed)
     }
 
     /// Runs `work` on the connection. `operation` completes "could not …".
@@ -49,6 +59,7 @@ impl Actor {
     ) -> Result<T, IndexError> {
         let begun = Instant::now();
         let answer = self.answer(operation, work).await;
+        self.has_failed.store(answer.is_err(), Ordering::Relaxed);
         if let Some(metrics) = &self.metrics {
             let outcome = if answer.is_ok() { Outcome::Answered } else { Outcome::Failed };
             metrics.count(operation, outcome, begun.elapsed());

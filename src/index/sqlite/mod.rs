@@ -20,7 +20,7 @@ use self::actor::Actor;
 use self::leases::Leases;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
-use crate::index::metrics::IndexMetrics;
+use crate::index::metrics::{IndexMetrics, UP, UP_HELP};
 use crate::index::{
     Change, Changes, Class, Entry, Errand, Expectation, Found, HashedFile, Holders, Holding, Index,
     IndexError, KeptFilter, Lease, Names, NewFilter, Presence, Renewal, Renewed, Site, Stored,
@@ -127,6 +127,9 @@ impl SqliteIndex {
     /// Tells `metrics` of its calls.
     #[must_use]
     pub fn observed(self, metrics: &Metrics) -> Self {
+        let actors = [&self.reader, &self.writer, &self.counter].map(Actor::clone);
+        let is_up = move || actors.iter().all(Actor::is_well).into();
+        metrics.gauge_of(UP, UP_HELP, is_up);
         let metrics = IndexMetrics::new(metrics);
         Self {
             reader: self.reader.observed(&metrics),
