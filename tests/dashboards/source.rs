@@ -22,10 +22,10 @@ const COLOURS: [(&str, &[&str]); 14] = [
         "#73BF69",
         &[
             "store", "hit", "2xx", "p50", "good", "answered", "found", "taken", "given", "stored",
-            "learnt", "used", "told", "landed",
+            "learnt", "used", "told", "whole",
         ],
     ),
-    ("#C8F2C2", &["flight", "revalidated", "304", "3xx"]),
+    ("#C8F2C2", &["flight", "revalidated", "confirmed", "304", "3xx"]),
     ("#FADE2A", &["stale", "4xx", "p95", "older", "late", "promised", "superseded"]),
     ("#8AB8FF", &["replica"]),
     ("#5794F2", &["peer", "free"]),
