@@ -27,6 +27,10 @@ test: export RUST_TEST_THREADS ?= 4
 test: needs
 	$(CARGO) test --locked
 
+# What pages and dashboards look like with real data, into docs/pictures: some minutes of it.
+pictures: needs
+	APTMESH_WRITE_PICTURES=1 $(CARGO) test --locked --test e2e -- the_pictures_of observability::
+
 # One engine, two cores: several at a time only wait for each other.
 e2e: export RUST_TEST_THREADS ?= 2
 e2e: needs
@@ -42,10 +46,6 @@ helm-readme:
 # Grafana's JSON, of what is in dashboards/source.
 dashboards: needs
 	APTMESH_WRITE_DASHBOARDS=1 $(CARGO) test --locked --test dashboards they_are_what
-
-# docs/pictures/dashboard-*.png: what the dashboards show of two sites that are busy for some minutes.
-pictures: needs
-	APTMESH_WRITE_PICTURES=1 $(CARGO) test --locked --test e2e observability::
 
 deb: needs
 	$(CARGO) build --locked --release --bin aptmesh
@@ -68,6 +68,9 @@ docs: needs
 docs/settings.toml: src/config/keys.rs
 	APTMESH_DATA_DIR=/var/lib/aptmesh $(CARGO) run --locked --quiet -- config > $@.new
 	mv $@.new $@
+
+docs/metrics.md: needs
+	APTMESH_WRITE_METRICS=1 $(CARGO) test --locked --test e2e metrics::the_handbook
 
 bench: needs
 	@tools/need.sh nginx=nginx-light wrk apt-cacher-ng xz=xz-utils

@@ -42,7 +42,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
 
 /// What only some modules may name: I/O and clocks stay out of the pure ones, SQL in its backend,
 /// concrete backends in the wiring.
-const ONLY_IN: [(&str, &[&str]); 14] = [
+const ONLY_IN: [(&str, &[&str]); 19] = [
     ("rusqlite", &["index/sqlite"]),
     ("tokio_postgres", &["index/postgres", "telemetry/logs.rs"]),
     ("deadpool_postgres", &["index/postgres"]),
@@ -50,7 +50,7 @@ const ONLY_IN: [(&str, &[&str]); 14] = [
     ("PostgresIndex", &["index/postgres", "cli/wiring.rs"]),
     ("warp", &["web"]),
     ("hyper", &["web"]),
-    ("reqwest", &["mirror", "swarm"]),
+    ("reqwest", &["mirror", "swarm", "telemetry/traces"]),
     (
         "tokio",
         &[
@@ -67,6 +67,11 @@ const ONLY_IN: [(&str, &[&str]); 14] = [
         ],
     ),
     ("libp2p", &["dht"]),
+    ("opentelemetry", &["telemetry/traces"]),
+    ("opentelemetry_http", &["telemetry/traces"]),
+    ("opentelemetry_otlp", &["telemetry/traces"]),
+    ("opentelemetry_sdk", &["telemetry/traces"]),
+    ("tracing_opentelemetry", &["telemetry/traces"]),
     (
         "std::fs",
         &[
@@ -79,6 +84,7 @@ const ONLY_IN: [(&str, &[&str]); 14] = [
             "config",
             "mirror",
             "cli",
+            "telemetry/traces",
         ],
     ),
     (

@@ -80,6 +80,17 @@ impl Group {
         self.mirrors.first().map_or("", |mirror| mirror.key.as_str())
     }
 
+    /// `SCHEME://HOST[:PORT]` of each mirror, each once.
+    pub fn origins(&self) -> impl Iterator<Item = String> {
+        let origin = |mirror: &Target| {
+            format!("{}://{}", mirror.scheme, mirror.authority.for_scheme(mirror.scheme))
+        };
+        let mut origins: Vec<String> = self.mirrors.iter().map(origin).collect();
+        let mut seen = HashSet::new();
+        origins.retain(|origin| seen.insert(origin.clone()));
+        origins.into_iter()
+    }
+
     /// Whether the group's name is where `target` has its host.
     fn is_host_of(&self, target: &Target) -> bool {
         target.scheme == Scheme::Http

@@ -82,7 +82,11 @@ enum Verb {
         folder: PathBuf,
     },
     /// Tell how a running cache is doing.
-    Status,
+    Status {
+        /// Tell it again every two seconds, in place on a terminal, until Ctrl-C.
+        #[arg(long)]
+        watch: bool,
+    },
     /// Tell whether the process that runs with these settings is ready.
     ///
     /// It may be a cache or a node. Exit code 1 and a reason if it is not; that takes 3 seconds at most.
@@ -202,7 +206,8 @@ fn execute(verb: Verb, config: Config, sources: Sources) -> anyhow::Result<()> {
         Verb::Migrate { check } => migrate::run(&config, check),
         Verb::ClientConfig { url } => client_config::print(&config, url),
         Verb::Manual { folder } => manual::write(&folder),
-        Verb::Status => status::print(&config),
+        Verb::Status { watch: false } => status::print(&config),
+        Verb::Status { watch: true } => status::watch(&config),
         Verb::Health { live } => health::check(&config, live),
         Verb::Import { paths } => import::run(&config, paths),
         Verb::Scrub => scrub::run(&config),

@@ -26,7 +26,6 @@ use crate::mirror::Mirror;
 use crate::store::{self, Store};
 use crate::swarm::Swarm;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::process;
 use crate::web::admin::Admin;
 use crate::web::balancers::Balancers;
 use crate::web::filter::HaveFilter;
@@ -44,6 +43,7 @@ pub(super) struct Parts {
     pub(super) peer: Arc<Peer>,
     pub(super) balancers: Arc<Balancers>,
     pub(super) node: Option<Node>,
+    pub(super) metrics: Metrics,
 }
 
 /// The node of the swarm, and its surfaces.
@@ -64,13 +64,13 @@ pub(super) struct Places {
 /// What nobody waits for when the process stops runs on `background`.
 pub(super) async fn build(
     config: &Config,
+    metrics: Metrics,
     phase: &watch::Receiver<Phase>,
     background: &TaskTracker,
     places: &Places,
 ) -> anyhow::Result<Parts> {
     budget::set(config.patience);
     warn_of_silence(config);
-    let metrics = process::metrics();
     let store = Arc::new(Store::open(&config.store).observed(&metrics));
     let mirror = Arc::new(Mirror::new(&config.mirror, &metrics)?);
     let index = open_index(config, &metrics).await?;
@@ -102,8 +102,8 @@ pub(super) async fn build(
     };
     let balancers = Arc::new(Balancers::new(config.listen.balancers.clone(), &metrics));
     let dht = node.as_ref().map(|node| node.dht.clone());
-    let admin = Arc::new(Admin::new(Arc::clone(&engine), dht, metrics, phase.clone()));
-    Ok(Parts { engine, mirror, proxy, admin, peer, balancers, node })
+    let admin = Arc::new(Admin::new(Arc::clone(&engine), dht, metrics.clone(), phase.clone()));
+    Ok(Parts { engine, mirror, proxy, admin, peer, balancers, node, metrics })
 }
 
 /// A node in a process of its own reads the site's index where that is a database; of a file it tells

@@ -54,7 +54,7 @@ impl DhtMetrics {
             ),
             late: metrics.gauge(
                 "aptmesh_dht_announcements_late",
-                "Of the announcements that are due, those that have been so for more than a minute.",
+                "Of the announcements that are due, those that have been so for more than half a minute.",
             ),
             announce_lag: metrics.gauge(
                 "aptmesh_dht_announce_lag_seconds",

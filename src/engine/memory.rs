@@ -127,6 +127,12 @@ impl Known {
         self.confirmed_at.fetch_max(seconds.saturating_mul(1000), Ordering::Relaxed);
     }
 
+    /// When a mirror last gave or confirmed it; seconds since 1970.
+    #[must_use]
+    pub fn confirmed_at(&self) -> i64 {
+        self.confirmed_at.load(Ordering::Relaxed) / 1000
+    }
+
     /// The mirror could not be asked just now.
     pub fn fail(&self) {
         self.failed_at.store(now_millis(), Ordering::Relaxed);

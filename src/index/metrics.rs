@@ -1,10 +1,12 @@
-//! What the index counts, whatever its make.
+//! What the index counts and traces, whatever its make.
 
 use std::time::Duration;
 
 use prometheus::{Histogram, IntCounterVec};
+use tracing::Span;
 
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::span;
 
 /// Bounds of what calls take, in seconds: from a look-up in memory to background work's patience.
 const SECONDS: [f64; 12] =
@@ -36,6 +38,11 @@ impl Outcome {
             Self::Failed => "failed",
         }
     }
+}
+
+/// The span of a call of `operation`, which completes "could not …", to a database of this make.
+pub(super) fn span(make: &'static str, operation: &'static str) -> Span {
+    span!("index.call", otel.kind = "client", db.system.name = make, db.operation.name = operation)
 }
 
 /// The index's metrics.

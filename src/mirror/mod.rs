@@ -5,6 +5,7 @@ mod answer;
 mod error;
 pub mod guard;
 mod health;
+mod ledger;
 mod metrics;
 mod resolver;
 mod round;
@@ -20,18 +21,22 @@ use http::Method;
 use http::header::{self, HeaderMap, HeaderValue};
 use prometheus::IntCounter;
 use tokio::time::{Instant, timeout};
+use tracing::Instrument as _;
 use url::Url;
 
 pub use self::answer::{Answer, Body, Framing};
 pub use self::error::{MirrorError, MirrorErrorKind};
 use self::guard::Guard;
 use self::health::Health;
+use self::ledger::Ledger;
+pub use self::ledger::{Account, AccountState};
 use self::metrics::MirrorMetrics;
 use self::resolver::GuardedResolver;
 use self::round::is_trouble;
 use crate::archive::groups::Groups;
 use crate::archive::target::Target;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::{self, span};
 
 /// Redirects that are followed for one question.
 const REDIRECTS_MAX: usize = 5;
@@ -73,6 +78,7 @@ pub struct Mirror {
     connect_ports: Vec<u16>,
     groups: Groups,
     health: Arc<Health>,
+    ledger: Ledger,
     offline: AtomicBool,
     via: HeaderValue,
     metrics: MirrorMetrics,
@@ -101,6 +107,13 @@ pub struct Question {
     pub is_promised: bool,
     /// Until when an answer is of use; `None`: as long as may be.
     pub until: Option<Instant>,
+}
+
+impl Question {
+    /// Whether it is one that only its client may ask.
+    fn has_credentials(&self) -> bool {
+        self.headers.contains_key(header::AUTHORIZATION)
+    }
 }
 
 impl Mirror {
@@ -138,6 +151,7 @@ impl Mirror {
             connect_ports: config.connect_ports.clone(),
             groups: config.groups.clone(),
             health,
+            ledger: Ledger::default(),
             offline: AtomicBool::new(config.offline),
             via: HeaderValue::try_from(format!("1.1 {}", config.pseudonym))?,
             metrics,
@@ -164,9 +178,12 @@ impl Mirror {
     /// first for a while.
     pub fn blame(&self, origin: &str) {
         self.health.sent_wrong_bytes(origin, Instant::now());
+        self.ledger.sent_wrong_bytes(origin);
     }
 
-    fn is_offline(&self) -> bool {
+    /// Whether nobody is asked.
+    #[must_use]
+    pub fn is_offline(&self) -> bool {
         self.offline.load(Ordering::Relaxed)
     }
 
@@ -178,17 +195,35 @@ impl Mirror {
     ) -> Result<Answer, MirrorError> {
         let begun = Instant::now();
         let is_elsewhere = AtomicBool::new(false);
-        let asked = timeout(patience, self.follow(source, question, &is_elsewhere)).await;
+        let span = span!(
+            "mirror.request",
+            otel.kind = "client",
+            http.request.method = if question.head_only { "HEAD" } else { "GET" },
+            server.address = &*source.host,
+            url.path = source.url.path(),
+        );
+        let asked = timeout(patience, self.follow(source, question, &is_elsewhere));
+        let asked = asked.instrument(span.clone()).await;
         let answered = asked.unwrap_or_else(|_| Err(MirrorError::silent(&source.host)));
-        let answered = answered.map_err(|error| {
+        let mut answered = answered.map_err(|error| {
             if is_elsewhere.load(Ordering::Relaxed) { error.elsewhere() } else { error }
         });
+        if let Some(line) = self.ledger.line(source, question) {
+            Ledger::note(&line, &mut answered);
+        }
         if is_trouble(&answered) {
             self.health.failed(&source.origin, Instant::now());
         } else if answered.is_ok() {
             self.health.answered(&source.origin, Instant::now());
         }
         self.metrics.count(&answered, begun.elapsed());
+        match &answered {
+            Ok(answer) => {
+                let status = i64::from(answer.status.as_u16());
+                traces::set(&span, "http.response.status_code", status);
+            }
+            Err(error) => traces::fail(&span, error),
+        }
         answered
     }
 

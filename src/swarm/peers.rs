@@ -26,6 +26,7 @@ use crate::swarm::client::{self, Pace, Paced, header, in_words, marks};
 use crate::swarm::discovery::Holder;
 use crate::swarm::token::Secret;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces;
 
 /// For how long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -262,7 +263,8 @@ impl Peers {
             return Err(NOT_ALLOWED.to_owned());
         }
         let token = self.secret.token(subject, now());
-        let mut request = self.client.get(url).header("authorization", token);
+        let request = self.client.get(url).headers(traces::headers());
+        let mut request = request.header("authorization", token);
         for (name, value) in headers {
             request = request.header(*name, value);
         }

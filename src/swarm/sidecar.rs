@@ -12,6 +12,7 @@ use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 use url::Url;
 
 use crate::content::card::URLS_MAX;
@@ -20,6 +21,7 @@ use crate::swarm::away::{Away, Standing};
 use crate::swarm::client::{self, Pace, Paced, in_words};
 use crate::swarm::discovery::{Discovery, HOLDERS_MAX, Holder};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::{self, span};
 
 /// For how long a connection may take to be made: it is on this machine, or near.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -183,7 +185,10 @@ impl Sidecar {
         }
         let (tell, answer) = watch::channel(None);
         asked.insert(*blob, Asked { at: now, answer: answer.clone() });
-        self.tasks.spawn(Arc::clone(&self.link).look_up(*blob, tell));
+        // Others may share it.
+        let span = span!(parent: None, "swarm.ask_node", otel.kind = "client");
+        traces::belong_to_current(&span);
+        self.tasks.spawn(Arc::clone(&self.link).look_up(*blob, tell).instrument(span));
         // What only tells whether it is back keeps nobody waiting.
         (standing == Standing::There).then_some(answer)
     }
@@ -250,7 +255,10 @@ impl Discovery for Sidecar {
 
     async fn look_up(&self, blob: &Sha256, budget: Duration) -> Vec<Holder> {
         let mut question = Question { sidecar: self, begun: Instant::now(), outcome: "given_up" };
-        let (outcome, found) = self.find(blob, budget).await;
+        let span = span!("swarm.look_up");
+        let (outcome, found) = self.find(blob, budget).instrument(span.clone()).await;
+        traces::set(&span, "aptmesh.outcome", outcome);
+        traces::set(&span, "aptmesh.found", traces::number(found.len() as u64));
         question.outcome = outcome;
         found
     }
@@ -350,7 +358,7 @@ impl Link {
 }
 
 async fn answer(request: reqwest::RequestBuilder, max: usize) -> Result<Vec<u8>, String> {
-    let response = request.send().await.map_err(in_words)?;
+    let response = request.headers(traces::headers()).send().await.map_err(in_words)?;
     if response.status().as_u16() != 200 {
         return Err(format!("answered {}", response.status().as_u16()));
     }

@@ -2,7 +2,12 @@
 
 use std::io::IsTerminal as _;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{FilterExt as _, filter_fn};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, Registry};
+
+use crate::telemetry::traces;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,19 +38,21 @@ impl Config {
     }
 }
 
-/// Sends the process's logs to standard error. Called once.
-pub fn start(config: &Config) {
+/// Sends the process's logs to standard error, and its spans to `traces`. Called once.
+pub fn start(config: &Config, traces: Option<traces::Layer<Registry>>) {
     // The OpenPGP library tells about each odd packet, the database's about each connection that
     // broke, the swarm's that there is nobody to be found yet; what matters of it we say ourselves.
     let quiet = "pgp=error,deadpool.postgres=off,tokio_postgres=error,libp2p_kad::behaviour=error";
     let directives = format!("{quiet},{}", config.level);
     let filter = EnvFilter::try_new(directives).unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    // Traces are no part of the log: of what goes on, spans would be told before each line.
+    let filter = filter.and(filter_fn(|metadata| metadata.target() != traces::SPANS));
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    match config.format {
-        Format::Text => lines.init(),
-        Format::Json => lines.json().init(),
-    }
+    let lines = match config.format {
+        Format::Text => lines.with_filter(filter).boxed(),
+        Format::Json => lines.json().with_filter(filter).boxed(),
+    };
+    tracing_subscriber::registry().with(traces).with(lines).init();
 }

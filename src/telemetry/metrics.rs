@@ -97,6 +97,19 @@ impl Metrics {
         self.declare(Histogram::with_opts(options))
     }
 
+    /// Declares a histogram with labels.
+    #[must_use]
+    pub fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> HistogramVec {
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        self.declare(HistogramVec::new(options, labels))
+    }
+
     /// Declares a histogram with one label, of which these values are there from the start.
     #[must_use]
     pub fn histograms_of(
@@ -107,8 +120,7 @@ impl Metrics {
         values: &[&str],
         buckets: &[f64],
     ) -> HistogramVec {
-        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-        let histograms = self.declare(HistogramVec::new(options, &[label]));
+        let histograms = self.histograms(name, help, &[label], buckets);
         for value in values {
             histograms.with_label_values(&[value]);
         }

@@ -33,7 +33,7 @@ const COLOURS: [(&str, &[&str]); 14] = [
     ("#FFCB7D", &["relayed"]),
     ("#B877D9", &["collapsed"]),
     ("#A352CC", &["refused"]),
-    ("#8E8E8E", &["none", "idle", "known", "not_asked", "absent"]),
+    ("#8E8E8E", &["none", "idle", "known", "not_asked", "absent", "left"]),
     ("#F2495C", &["error", "5xx", "bad", "failed", "lost", "silent", "waiting", "wasted", "quota"]),
     ("#C4162A", &["cut", "expired", "unreachable", "broken"]),
     ("#E0B400", &["unsigned", "unknown_key"]),
@@ -68,7 +68,7 @@ const LABELS: [(&str, &[&str]); 9] = [
             "landed",
         ],
     ),
-    ("class", &["2xx", "3xx", "4xx", "5xx", "cut"]),
+    ("class", &["2xx", "3xx", "4xx", "5xx", "cut", "left"]),
     (
         "answer",
         &[
@@ -156,7 +156,7 @@ impl Draw {
         match self {
             Self::Stat => (4, 4),
             Self::Lines | Self::Stack | Self::States => (8, 8),
-            Self::Table => (COLUMNS, 8),
+            Self::Table => (COLUMNS, 6),
         }
     }
 

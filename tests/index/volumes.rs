@@ -138,11 +138,12 @@ fn fellows_tell_who_holds_a_blob() {
     let one = Sha256::of(b"one");
     wait(async {
         let first = a.meet(&at("http://a")).await.unwrap().unwrap();
-        assert!(!first.has_fellows);
+        assert!(!first.has_fellows && first.others.is_empty());
         let other = Presence { new_secret: vec![8; 32], ..at("http://b") };
         let second = b.meet(&other).await.unwrap().unwrap();
         assert!(second.has_fellows && second.secret == first.secret && second.now >= first.now);
-        beside_b.meet(&at("http://b2")).await.unwrap().unwrap();
+        let third = beside_b.meet(&at("http://b2")).await.unwrap().unwrap();
+        assert_eq!(third.others, ["http://a", "http://b"]);
         let nobody = Holders::default();
         assert_eq!(a.holders(&one).await.unwrap(), nobody);
 

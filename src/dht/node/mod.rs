@@ -43,9 +43,9 @@ const TICK: Duration = Duration::from_millis(100);
 const SWEEP: Duration = Duration::from_secs(5);
 /// How often it looks for nodes close to it, and in the far corners of the swarm.
 const EXPLORE: Duration = Duration::from_mins(5);
-/// For how long an announcement may be due before it is late: a pass over all that a node may announce takes half
-/// of that.
-const LATE: Duration = Duration::from_mins(1);
+/// For how long an announcement may be due before it is late: a pass over all that a node may announce takes 26
+/// seconds.
+const LATE: Duration = Duration::from_secs(30);
 /// How often it writes down where others are.
 const SAVE: Duration = Duration::from_mins(1);
 /// For how long it waits for an address to listen on.

@@ -11,6 +11,7 @@ mod keep;
 mod note;
 pub(super) mod pace;
 mod resume;
+pub mod running;
 pub(super) mod transfer;
 pub(super) mod writer;
 
@@ -20,6 +21,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::Span;
 
 use crate::archive::target::Target;
 use crate::content::digest::Sha256;
@@ -28,6 +31,7 @@ use crate::engine::memory::Known;
 use crate::engine::outcome::{Failure, Meta};
 use crate::store::Blob;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::{self, Origin, span};
 
 /// For how long a flight goes on when nobody wants it any more: apt comes back after a second when
 /// its connection broke.
@@ -43,6 +47,9 @@ pub struct Flight {
     interest: watch::Sender<usize>,
     /// Held while other replicas want it.
     interest_abroad: Mutex<Option<Interest>>,
+    /// Where its part of a trace is.
+    origin: Option<Origin>,
+    begun_at: Instant,
 }
 
 /// What became of the question to the mirror.
@@ -150,8 +157,10 @@ impl Progress {
 }
 
 impl Flight {
-    pub(super) fn new() -> Self {
+    /// One whose doings are in `span`.
+    pub(super) fn new(span: &Span) -> Self {
         Self {
+            origin: traces::origin(span),
             landing: watch::Sender::new(None),
             progress: watch::Sender::new(Progress {
                 readable: 0,
@@ -162,7 +171,14 @@ impl Flight {
             }),
             interest: watch::Sender::new(0),
             interest_abroad: Mutex::default(),
+            begun_at: Instant::now(),
         }
+    }
+
+    /// Where it is traced: in the trace of the request that began it.
+    #[must_use]
+    pub fn origin(&self) -> Option<&Origin> {
+        self.origin.as_ref()
     }
 
     /// Waits until it is known what became of the question.
@@ -395,9 +411,13 @@ impl Flights {
             return Err(NotBoarded::Full);
         }
         let key: Arc<str> = key.into();
-        let flight = Arc::new(Flight::new());
+        // It may outlive the request that begins it.
+        let span = span!(parent: None, "engine.flight");
+        traces::belong_to_current(&span);
+        let flight = Arc::new(Flight::new(&span));
         table.insert(Arc::clone(&key), Arc::clone(&flight));
-        let departure = Departure { flights: Arc::clone(self), key, flight: Arc::clone(&flight) };
+        let (flights, of_it) = (Arc::clone(self), Arc::clone(&flight));
+        let departure = Departure { flights, key, flight: of_it, span };
         Ok(Boarding { interest: Interest::new(&flight), departure: Some(departure) })
     }
 
@@ -438,9 +458,16 @@ pub struct Departure {
     flights: Arc<Flights>,
     key: Arc<str>,
     flight: Arc<Flight>,
+    span: Span,
 }
 
 impl Departure {
+    /// In which it is traced.
+    #[must_use]
+    pub fn span(&self) -> &Span {
+        &self.span
+    }
+
     /// The flight to be run.
     #[must_use]
     pub fn flight(&self) -> &Arc<Flight> {

@@ -511,7 +511,7 @@ impl Room {
     }
 
     /// With what is owed; `None` where the volume can not tell.
-    async fn space(&self) -> Option<Space> {
+    pub async fn space(&self) -> Option<Space> {
         let owed = lock(&self.owed).bytes().saturating_add(self.sharers.told().owed);
         let space = self.space_now().await?;
         Some(Space { free: space.free.saturating_add(owed), ..space })

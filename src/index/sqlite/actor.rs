@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::index::IndexError;
-use crate::index::metrics::{IndexMetrics, Outcome};
+use crate::index::metrics::{self, IndexMetrics, Outcome};
+use crate::telemetry::traces;
 
 /// Calls that may wait for the connection; more wait for a place.
 const WAITING_MAX: usize = 1024;
@@ -58,7 +60,11 @@ impl Actor {
         work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, IndexError> {
         let begun = Instant::now();
-        let answer = self.answer(operation, work).await;
+        let span = metrics::span("sqlite", operation);
+        let answer = self.answer(operation, work).instrument(span.clone()).await;
+        if let Err(error) = &answer {
+            traces::fail(&span, &error.source);
+        }
         self.has_failed.store(answer.is_err(), Ordering::Relaxed);
         if let Some(metrics) = &self.metrics {
             let outcome = if answer.is_ok() { Outcome::Answered } else { Outcome::Failed };

@@ -22,7 +22,8 @@ const STOP_TIME: Duration = Duration::from_secs(40);
 pub fn aptmesh() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aptmesh"));
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("APTMESH_") {
+        let text = name.to_string_lossy();
+        if text.starts_with("APTMESH_") || text.starts_with("OTEL_") {
             command.env_remove(name);
         }
     }
@@ -63,6 +64,11 @@ impl Build {
     pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Self {
         self.env.push((name.to_owned(), value.into()));
         self
+    }
+
+    /// Settings and other variables, such as those of a receiver of traces.
+    pub fn variables(self, variables: Vec<(&'static str, String)>) -> Self {
+        variables.into_iter().fold(self, |build, (name, value)| build.env(name, value))
     }
 
     /// Listens on another loopback address.

@@ -36,6 +36,18 @@ impl Build {
         Self { proxy: self.proxy.env(&format!("APTMESH_{name}"), value), ..self }
     }
 
+    /// Other variables, such as those of a receiver of traces.
+    pub fn variables(self, variables: Vec<(&'static str, String)>) -> Self {
+        Self { proxy: self.proxy.variables(variables), ..self }
+    }
+
+    /// Has a machine's name of its own, which other sites call it by.
+    pub fn named(self, name: &str) -> Self {
+        let script = "hostname \"$0\" && exec \"$@\"";
+        let prefix = ["unshare", "--uts", "sh", "-c", script, name].map(str::to_owned);
+        Self { proxy: self.proxy.prefix(prefix.into()), ..self }
+    }
+
     pub fn arg(self, arg: impl Into<OsString>) -> Self {
         Self { proxy: self.proxy.arg(arg), ..self }
     }

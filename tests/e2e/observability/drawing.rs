@@ -6,8 +6,8 @@ use serde_json::Value;
 use std::fmt::Write as _;
 
 /// Pixels of the grid: its columns, its lines, and what lies between.
-const COLUMN: u64 = 58;
-const LINE: u64 = 26;
+const COLUMN: u64 = 52;
+const LINE: u64 = 25;
 const GAP: u64 = 6;
 /// Above the grid.
 const HEAD: u64 = 46;
@@ -196,9 +196,9 @@ impl Plane {
         6.0 + (self.high - value) / (self.high - self.low) * (self.height - 24.0)
     }
 
-    fn path(&self, points: impl Iterator<Item = (f64, f64)>) -> String {
+    fn path<'a>(&self, points: impl Iterator<Item = &'a (f64, f64)>) -> String {
         let spots: Vec<String> = points
-            .map(|(time, value)| format!("{:.1} {:.1}", self.x(time), self.y(value)))
+            .map(|(time, value)| format!("{:.1} {:.1}", self.x(*time), self.y(*value)))
             .collect();
         format!("M{}", spots.join("L"))
     }
@@ -206,20 +206,22 @@ impl Plane {
     /// Times below, and values at the left where there are any.
     fn axes(&self, unit: Option<&Value>) -> String {
         let mut svg = String::new();
+        let step = round_step(self.high - self.low);
+        let first = (self.low / step).ceil() as i64;
+        let steps = (first..).map(|number| number as f64 * step);
+        for value in steps.take_while(|value| unit.is_some() && *value <= self.high) {
+            let (y, said) = (self.y(value), amount(unit.unwrap(), value, &Value::Null));
+            write!(
+                svg,
+                "<path d='M{AXIS} {y:.1}H{}' stroke='#2a2d33'/>\
+                 <text x={} y={:.1} text-anchor=end>{said}</text>",
+                self.width - 8.0,
+                AXIS - 6,
+                y + 3.5
+            )
+            .unwrap();
+        }
         for part in 0..=4 {
-            let value = self.low + (self.high - self.low) * f64::from(part) / 4.0;
-            if let Some(unit) = unit {
-                let (y, said) = (self.y(value), amount(unit, value, &Value::Null));
-                write!(
-                    svg,
-                    "<path d='M{AXIS} {y:.1}H{}' stroke='#2a2d33'/>\
-                     <text x={} y={:.1} text-anchor=end>{said}</text>",
-                    self.width - 8.0,
-                    AXIS - 6,
-                    y + 3.5
-                )
-                .unwrap();
-            }
             let time = self.from + (self.to - self.from) * f64::from(part) / 4.0;
             let passed = (time - self.from).round() as u64;
             write!(
@@ -235,6 +237,13 @@ impl Plane {
         }
         svg
     }
+}
+
+/// 1, 2 or 5 of some power of ten, of which four or so make up the range.
+fn round_step(range: f64) -> f64 {
+    let power = 10_f64.powf((range / 4.0).log10().floor());
+    let steps = [1.0, 2.0, 5.0, 10.0].map(|part| part * power);
+    steps.into_iter().find(|step| range / step <= 5.5).unwrap_or(range)
 }
 
 fn chart(panel: &Panel, mut series: Vec<Series>, view: &View, [width, height]: [u64; 2]) -> String {
@@ -277,14 +286,22 @@ fn chart(panel: &Panel, mut series: Vec<Series>, view: &View, [width, height]: [
     let mut legend = String::new();
     for (number, (name, top, bottom)) in layers.iter().enumerate() {
         let colour = colour(panel, name, number);
-        let line = plane.path(top.iter().copied());
-        let back = plane.path(bottom.iter().rev().copied()).replacen('M', "L", 1);
-        write!(
-            svg,
-            "<path d='{line}{back}Z' fill='{colour}' fill-opacity={opacity} />\
-             <path class=curve d='{line}' fill=none stroke='{colour}' stroke-width=1.3 />"
-        )
-        .unwrap();
+        // Where there was nothing for a while, there is no line.
+        let pieces = top
+            .chunk_by(|one, next| next.0 - one.0 < 1.5)
+            .zip(bottom.chunk_by(|one, next| next.0 - one.0 < 1.5));
+        // Nothing on top of others is not seen.
+        let is_hidden = is_stacked && top.iter().zip(bottom).all(|(one, other)| one.1 == other.1);
+        for (top, bottom) in pieces.filter(|_| !is_hidden || number == 0) {
+            let line = plane.path(top.iter());
+            let back = plane.path(bottom.iter().rev()).replacen('M', "L", 1);
+            write!(
+                svg,
+                "<path d='{line}{back}Z' fill='{colour}' fill-opacity={opacity} />\
+                 <path class=curve d='{line}' fill=none stroke='{colour}' stroke-width=1.3 />"
+            )
+            .unwrap();
+        }
         write!(legend, "<span><i style='background:{colour}'></i>{}</span>", escaped(name))
             .unwrap();
     }
@@ -304,14 +321,15 @@ fn bands(panel: &Panel, series: &[Series], view: &View, [width, height]: [u64; 2
     let mut svg = plane.axes(None);
     for (number, (name, points)) in series.iter().enumerate() {
         let (top, bottom) = (plane.y(number as f64 + 0.62), plane.y(number as f64 + 0.08));
-        for pair in points.windows(2) {
-            let (left, right) = (plane.x(pair[0].0), plane.x(pair[1].0));
+        for while_so in points.chunk_by(|one, next| one.1 == next.1) {
+            // Each value holds until the next look.
+            let (left, right) = (plane.x(while_so[0].0), plane.x(while_so.last().unwrap().0 + 1.0));
             write!(
                 svg,
                 "<rect class=curve x={left:.1} y={top:.1} width={:.1} height={:.1} fill='{}' />",
-                right - left + 0.3,
+                right - left,
                 bottom - top,
-                judged(panel, pair[0].1)
+                judged(panel, while_so[0].1)
             )
             .unwrap();
         }
