@@ -12,8 +12,7 @@ use crate::cli::serve::{LEAVE_MAX, Signals, observe, raise_file_limit, read_agai
 use crate::cli::surfaces::open;
 use crate::cli::wiring;
 use crate::config::{Config, Sources};
-use crate::telemetry::process;
-use crate::telemetry::traces::Traces;
+use crate::telemetry::{Telemetry, process};
 use crate::web::access::{AccessMetrics, Door};
 use crate::web::connection::Surface;
 use crate::web::phase::Phase;
@@ -22,21 +21,21 @@ use crate::web::phase::Phase;
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
 pub(super) fn run(config: Config, sources: &Sources) -> anyhow::Result<()> {
-    let traces = observe(&config);
+    let telemetry = observe(&config);
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let served = runtime.block_on(serve(config, sources, &traces));
+    let served = runtime.block_on(serve(config, sources, &telemetry));
     // A resolver holds nobody up any more.
     runtime.shutdown_background();
-    traces.stop();
+    telemetry.stop();
     served
 }
 
-async fn serve(config: Config, sources: &Sources, traces: &Traces) -> anyhow::Result<()> {
+async fn serve(config: Config, sources: &Sources, telemetry: &Telemetry) -> anyhow::Result<()> {
     let (phase, phases) = watch::channel(Phase::Serving);
     let (background, connections) = (TaskTracker::new(), TaskTracker::new());
     let metrics = process::metrics();
-    traces.declare(&metrics);
+    telemetry.declare(&metrics);
     let index = wiring::index_of_site(&config, &metrics).await?;
     // Before other nodes know of this one: until then a signal would just kill it.
     let mut signals = Signals::listen()?;

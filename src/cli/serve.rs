@@ -13,9 +13,7 @@ use crate::cli::manager;
 use crate::cli::surfaces::{self, open};
 use crate::cli::wiring::{self, Parts, Places};
 use crate::config::{Config, Sources};
-use crate::telemetry::logs;
-use crate::telemetry::process;
-use crate::telemetry::traces::Traces;
+use crate::telemetry::{Telemetry, process};
 use crate::web::access::{AccessMetrics, Door};
 use crate::web::connection::Surface;
 use crate::web::listener::Listener;
@@ -33,30 +31,28 @@ const CLOSING_MIN: Duration = Duration::from_secs(10);
 const WATCHED_WITHIN: Duration = Duration::from_mins(1);
 
 pub(super) fn run(config: Config, sources: Sources) -> anyhow::Result<()> {
-    let traces = observe(&config);
+    let telemetry = observe(&config);
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let served = runtime.block_on(serve(config, sources, &traces));
+    let served = runtime.block_on(serve(config, sources, &telemetry));
     // Threads that wait for a disk or a resolver hold nobody up any more.
     runtime.shutdown_background();
-    traces.stop();
+    telemetry.stop();
     served
 }
 
 /// Begins to log, and to trace.
-pub(super) fn observe(config: &Config) -> Traces {
+pub(super) fn observe(config: &Config) -> Telemetry {
     // The receiver of traces may be spoken to in TLS.
     let is_first = rustls::crypto::ring::default_provider().install_default().is_ok();
-    let traces = Traces::start(&config.traces);
-    logs::start(&config.log, traces.layer());
+    let telemetry = Telemetry::start(&config.log, &config.traces);
     if !is_first {
         tracing::debug!("a TLS provider was there already");
     }
-    traces.tell();
-    traces
+    telemetry
 }
 
-async fn serve(config: Config, sources: Sources, traces: &Traces) -> anyhow::Result<()> {
+async fn serve(config: Config, sources: Sources, telemetry: &Telemetry) -> anyhow::Result<()> {
     let (phase, phases) = watch::channel(Phase::Serving);
     // Operators look on while clients are seen off, and lists are learnt: nobody waits for these.
     let background = TaskTracker::new();
@@ -73,7 +69,7 @@ async fn serve(config: Config, sources: Sources, traces: &Traces) -> anyhow::Res
     let address_of = |door: &Option<Listener>| door.as_ref().map(Listener::address).transpose();
     let places = Places { peer: address_of(&peer)?, sidecar: address_of(&sidecar)? };
     let metrics = process::metrics();
-    traces.declare(&metrics);
+    telemetry.declare(&metrics);
     let parts = wiring::build(&config, metrics, &phases, &background, &places).await?;
 
     let measured = AccessMetrics::new(&parts.metrics);

@@ -386,21 +386,14 @@ impl Engine {
         }
         let expectation = self.expectation(ask).await;
         let confirming = self.fetch(ask, Some(&known), expectation);
-        match timeout(STALE_PATIENCE, confirming).await {
-            Ok(Err(failure)) if failure.is_trouble() => {
-                tracing::warn!(
-                    url = ask.target.url,
-                    ?failure,
-                    "serving what could not be confirmed"
-                );
-            }
+        let doubt = match timeout(STALE_PATIENCE, confirming).await {
+            Ok(Err(failure)) if failure.is_trouble() => failure,
             Ok(answered) => return answered,
-            Err(_elapsed) => {
-                tracing::warn!(url = ask.target.url, "serving what was not confirmed in time");
-            }
-        }
+            Err(_elapsed) => Failure::internal("not confirmed in time"),
+        };
         known.fail();
-        Ok(stored(known, Outcome::Stale))
+        let doubt = Some(Box::new(doubt));
+        Ok(Served { doubt, ..stored(known, Outcome::Stale) })
     }
 
     /// Takes part in the flight for the resource, beginning it where there is none.

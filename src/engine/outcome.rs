@@ -48,6 +48,8 @@ pub struct Served {
     pub is_borrowed: bool,
     /// Whether it follows a flight that another request began.
     pub is_joined: bool,
+    /// Why the mirror did not confirm it, where that was tried for it.
+    pub doubt: Option<Box<Failure>>,
 }
 
 /// Whose bytes an answer has.
@@ -144,7 +146,7 @@ impl Source {
 impl Served {
     pub(super) fn new(content: Content, outcome: Outcome) -> Self {
         let is_borrowed = matches!(&content, Content::Flight(flight) if flight.is_borrowed());
-        Self { content, outcome, only_whole: false, is_borrowed, is_joined: false }
+        Self { content, outcome, only_whole: false, is_borrowed, is_joined: false, doubt: None }
     }
 
     /// What it is, where that is known before it is handed out.

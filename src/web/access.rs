@@ -190,6 +190,11 @@ impl From<ServedAs> for Credit {
 #[derive(Clone)]
 pub(super) struct Counted(pub(super) IntCounter);
 
+/// Why an answer is not all that it could be, where its head does not say that, or says it in words that are not
+/// fit for a log.
+#[derive(Clone)]
+pub(super) struct Reason(pub(super) String);
+
 /// A class of answers.
 #[derive(Clone, Copy)]
 enum Class {
@@ -250,7 +255,7 @@ pub(super) struct Access {
     bytes: u64,
     end: End,
     /// Why it was refused, or cut off.
-    reason: Option<Cow<'static, str>>,
+    reason: Option<String>,
 }
 
 /// The account of a request that hyper could not read, and answered by itself.
@@ -265,7 +270,7 @@ pub(super) fn malformed(door: &Arc<DoorMetrics>, client: IpAddr, error: &hyper::
     access.method = None;
     access.answer(&head);
     access.complete();
-    access.reason = Some(error.to_string().into());
+    access.reason = Some(error.to_string());
 }
 
 /// What is known when an answer's head goes out.
@@ -318,9 +323,10 @@ impl Access {
             && !matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let length = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
         let length = if has_body { length.and_then(|length| length.parse().ok()) } else { Some(0) };
-        if let Some(reason) = extensions.get::<ReasonPhrase>() {
-            self.reason = Some(String::from_utf8_lossy(reason.as_bytes()).into_owned().into());
-        }
+        let reason = extensions.get::<Reason>().map(|Reason(reason)| reason.clone());
+        let phrase = || extensions.get::<ReasonPhrase>().map(ReasonPhrase::as_bytes);
+        let phrase = || phrase().map(|phrase| String::from_utf8_lossy(phrase).into_owned());
+        self.reason = reason.or_else(phrase);
         let (after, status) = (self.begun.elapsed(), head.status);
         self.head = Some(Head { after, status, credit, length, counted: given.or(served) });
     }
@@ -341,7 +347,7 @@ impl Access {
     /// The rest of its body can not be had.
     pub(super) fn cut(&mut self, reason: String) {
         self.end = End::Cut;
-        self.reason = Some(reason.into());
+        self.reason = Some(reason);
     }
 
     fn class(&self, end: End) -> Class {

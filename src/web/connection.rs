@@ -208,6 +208,8 @@ async fn converse(
         Err(error) if error.is_parse() => {
             access::malformed(&surface.metrics, client.ip(), &error);
         }
+        // It was a body that ended before its end: its account says so.
+        Err(error) if error.is_user() => tracing::debug!(%client, %error, "cut a client off"),
         Err(error) if is_ours(&error) => {
             tracing::warn!(%client, %error, cause = ?error.source(), "a connection broke");
         }
@@ -372,7 +374,7 @@ impl<C: Future<Output = hyper::Result<()>>> Future for Attended<C> {
         if let Some(since) = self.wire.blocked_since() {
             self.patience.as_mut().reset(since + STALLED_MAX);
             if self.patience.as_mut().poll(context).is_ready() {
-                tracing::info!("hanging up on a client that takes nothing");
+                tracing::debug!("hanging up on a client that takes nothing");
                 return Poll::Ready(Ok(()));
             }
         }

@@ -23,7 +23,7 @@ use crate::engine::memory::Known;
 use crate::engine::outcome::{self, Content, Failure, Meta, Origin, Outcome, Served};
 use crate::engine::relayed::Relayed;
 use crate::mirror::{Framing, MirrorErrorKind};
-use crate::web::access::Credit;
+use crate::web::access::{Credit, Reason};
 use crate::web::body::{FilePart, Source};
 use crate::web::conditions::{Portion, portion};
 
@@ -68,10 +68,11 @@ pub(super) async fn served(
     asked: &HeaderMap,
     head_only: bool,
     kind: Option<Kind>,
-    served: Served,
+    mut served: Served,
 ) -> warp::reply::Response {
     let (outcome, origin) = (served.outcome, served.origin());
     let credit = Credit { kind, source: served.source(), outcome };
+    let doubt = served.doubt.take().map(|doubt| Reason(words(&doubt).1));
     // RFC 9110 §14.2: a range means something to GET alone.
     let only_whole = head_only || served.only_whole;
     let portion = |meta: &Meta| match portion(asked, meta) {
@@ -102,7 +103,9 @@ pub(super) async fn served(
         }
         Content::Relay(answer) => relayed(answer),
     };
-    credited(answer, credit)
+    let mut answer = credited(answer, credit);
+    doubt.map(|doubt| answer.extensions_mut().insert(doubt));
+    answer
 }
 
 /// The same answer, for the account of its request.
@@ -351,32 +354,43 @@ static HOP_BY_HOP: [HeaderName; 7] = [
     HeaderName::from_static("keep-alive"),
 ];
 
-/// The answer to a request that came to nothing.
-pub(super) fn failed(failure: &Failure) -> warp::reply::Response {
-    let mut answer = match failure {
+/// The status for a failure, and the reason for it in words.
+fn words(failure: &Failure) -> (StatusCode, String) {
+    match failure {
         Failure::Upstream { status, .. } if status.as_u16() >= 400 => {
-            refusal(*status, status.canonical_reason().unwrap_or("Refused by the mirror"))
+            (*status, status.canonical_reason().unwrap_or("Refused by the mirror").to_owned())
         }
         Failure::Upstream { status, host, .. } => {
-            trouble(StatusCode::SERVICE_UNAVAILABLE, &format!("{host} answered {status}"))
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{host} answered {status}"))
         }
         Failure::Mirror(error) => match error.kind {
-            MirrorErrorKind::Forbidden => refusal(StatusCode::FORBIDDEN, &error.to_string()),
+            MirrorErrorKind::Forbidden => (StatusCode::FORBIDDEN, error.to_string()),
             MirrorErrorKind::Silent | MirrorErrorKind::Away => {
-                trouble(StatusCode::GATEWAY_TIMEOUT, &error.to_string())
+                (StatusCode::GATEWAY_TIMEOUT, error.to_string())
             }
             MirrorErrorKind::Unreachable => {
                 let reason = format!("{} unreachable: {}", error.host, error.reason);
-                trouble(StatusCode::SERVICE_UNAVAILABLE, &reason)
+                (StatusCode::SERVICE_UNAVAILABLE, reason)
             }
             MirrorErrorKind::Misdirected | MirrorErrorKind::Broken => {
-                trouble(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
+                (StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
         },
         Failure::Unusable { host, reason } => {
-            trouble(StatusCode::SERVICE_UNAVAILABLE, &format!("{host} {reason}"))
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{host} {reason}"))
         }
-        Failure::Internal(reason) => trouble(StatusCode::SERVICE_UNAVAILABLE, reason),
+        Failure::Internal(reason) => (StatusCode::SERVICE_UNAVAILABLE, (*reason).to_owned()),
+    }
+}
+
+/// The answer to a request that came to nothing.
+pub(super) fn failed(failure: &Failure) -> warp::reply::Response {
+    let (status, reason) = words(failure);
+    let is_refusal = matches!(failure, Failure::Upstream { status, .. } if status.as_u16() >= 400);
+    let mut answer = if is_refusal || status == StatusCode::FORBIDDEN {
+        refusal(status, &reason)
+    } else {
+        trouble(status, &reason)
     };
     let mut cache_status = cache_status(Outcome::Error, false);
     if let Failure::Upstream { status, retry_after, .. } = failure {
@@ -400,7 +414,12 @@ pub(super) fn bad_target(error: &TargetError) -> warp::reply::Response {
         TargetError::Host(_) => StatusCode::NOT_FOUND,
         TargetError::Path(_) | TargetError::Scheme(_) => StatusCode::BAD_REQUEST,
     };
-    refusal(status, &error.to_string())
+    let mut answer = refusal(status, &error.to_string());
+    if let TargetError::Host(_) = error {
+        // Who wrote it wrong may have written a password in its place.
+        answer.extensions_mut().insert(Reason("the target names no mirror".to_owned()));
+    }
+    answer
 }
 
 /// A trouble that may pass: apt tries again.

@@ -2,6 +2,7 @@
 
 mod kit;
 
+mod access;
 mod alerts;
 mod announce;
 mod apt;
@@ -29,6 +30,7 @@ mod import;
 mod learning;
 mod lifecycle;
 mod listening;
+mod logs;
 mod manager;
 mod manual;
 mod metrics;

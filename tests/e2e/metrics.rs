@@ -194,8 +194,10 @@ fn table(processes: &[SocketAddr]) -> String {
 #[test]
 fn the_handbook_s_table_is_the_program_s() {
     let (server, mirror) = (Postgres::start(), Mirror::start());
+    let receiver = Otlp::start(otlp::Way::Http);
     let node = Node::start(&swarm_key(), &[]);
     let site = Site::build(&swarm_key())
+        .variables(receiver.variables())
         .env("INDEX_URL", migrated(&server))
         .env("ARCHIVE_GROUPS", format!("demo http://{}/debian", mirror.host()))
         .start();

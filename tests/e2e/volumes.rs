@@ -82,7 +82,7 @@ impl Site {
         self.replica_with(&[])
     }
 
-    fn replica_with(&self, settings: &[(&str, &str)]) -> Replica {
+    pub fn replica_with(&self, settings: &[(&str, &str)]) -> Replica {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let peer = listener.local_addr().unwrap().to_string();
         drop(listener);
