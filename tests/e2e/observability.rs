@@ -14,7 +14,6 @@ use board::{Panel, View};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -101,62 +100,59 @@ impl Busy {
         let (first, rest) = self.names.split_at(30);
         // A new site learns, and fetches.
         self.swarm.learn(&self.north);
-        self.clients(&self.north, first, 2, true);
+        self.fetch(&self.north, first);
         // What it has it gives, again and again.
-        self.clients(&self.north, first, 4, false);
+        self.serve(&self.north, first, 4);
         // Another site comes, and takes it from the first.
         self.swarm.learn(&self.south);
         self.swarm.wait_found(&self.south, &first[0], &[&self.north]);
         thread::scope(|scope| {
-            scope.spawn(|| self.clients(&self.north, first, 3, false));
-            self.clients(&self.south, first, 2, true);
+            scope.spawn(|| self.serve(&self.north, first, 3));
+            self.fetch(&self.south, first);
         });
         // The first mirror is away; the second one has all, and the sites help each other.
         self.swarm.mirror.stop();
         thread::scope(|scope| {
-            scope.spawn(|| self.clients(&self.north, first, 3, false));
-            self.clients(&self.south, &rest[..9], 2, true);
+            scope.spawn(|| self.serve(&self.north, first, 3));
+            self.fetch(&self.south, &rest[..9]);
         });
         self.swarm.mirror.restart();
         thread::scope(|scope| {
-            scope.spawn(|| self.clients(&self.north, rest, 2, true));
-            self.clients(&self.south, first, 3, false);
+            scope.spawn(|| self.fetch(&self.north, rest));
+            self.serve(&self.south, first, 3);
         });
     }
 
-    /// So many clients of a site install something, for one act; each package once, if they are `new` there.
-    fn clients(&self, site: &Site, names: &[String], clients: usize, new: bool) {
-        let (begun, is_over) = (Instant::now(), AtomicBool::new(false));
+    /// Clients of a site install what it does not have yet, spread over an act.
+    fn fetch(&self, site: &Site, names: &[String]) {
+        for (number, name) in names.iter().enumerate() {
+            self.install(site, name);
+            if number % 4 == 0 {
+                self.update(site);
+            }
+            thread::sleep(self.act / u32::try_from(names.len()).unwrap());
+        }
+    }
+
+    /// So many clients at a time install what it has, for an act; they come in waves.
+    fn serve(&self, site: &Site, names: &[String], clients: usize) {
+        let begun = Instant::now();
+        let client = |first: usize| {
+            for (number, name) in names.iter().cycle().skip(first).enumerate() {
+                self.install(site, name);
+                if number % 4 == 0 {
+                    self.update(site);
+                }
+                if begun.elapsed() >= self.act {
+                    break;
+                }
+                let wave = (begun.elapsed().as_secs_f64() / 3.0).sin() + 1.3;
+                thread::sleep(self.act.div_f64(100.0).mul_f64(wave));
+            }
+        };
         thread::scope(|scope| {
-            for client in 0..clients {
-                let is_over = &is_over;
-                scope.spawn(move || {
-                    let mut mine = names.iter().skip(client).step_by(clients).cycle();
-                    let mut number = 0_u32;
-                    while !is_over.load(Ordering::Relaxed) {
-                        number += 1;
-                        self.install(site, mine.next().unwrap());
-                        if !new {
-                            // They come in waves.
-                            let wave = (begun.elapsed().as_secs_f64() / 3.0).sin() + 1.3;
-                            thread::sleep(self.act.div_f64(100.0).mul_f64(wave));
-                        } else if self.act.as_secs() > 0 {
-                            thread::sleep(self.act * clients as u32 / names.len() as u32);
-                        }
-                        if number % 4 == 1 {
-                            self.update(site);
-                        }
-                        let is_done = if new {
-                            number as usize * clients >= names.len()
-                        } else {
-                            begun.elapsed() >= self.act
-                        };
-                        is_over.fetch_or(is_done && !new, Ordering::Relaxed);
-                        if is_done {
-                            break;
-                        }
-                    }
-                });
+            for number in 0..clients {
+                scope.spawn(move || client(number * 7));
             }
         });
     }
@@ -280,11 +276,11 @@ fn assert_true(view: &View) {
         let panel = board::panels("fleet").into_iter().find(|panel| panel.title == title);
         view.table(&panel.expect(title))
     };
-    let (labels, lines) = table("Sites");
-    assert_eq!(labels, ["site"]);
-    let sites: Vec<&str> = lines.iter().map(|(names, _)| names[0].as_str()).collect();
+    let sites = table("Sites");
+    assert_eq!(sites.labels, ["site"]);
+    let sites: Vec<&str> = sites.lines.iter().map(|(names, _)| names[0].as_str()).collect();
     assert_eq!(sites, ["north", "south"]);
-    let (_, lines) = table("Instances");
+    let lines = table("Instances").lines;
     assert_eq!(lines.len(), 2, "{lines:?}");
     for (_, values) in lines {
         assert!(values.iter().all(Option::is_some), "{values:?}");

@@ -2,6 +2,7 @@
 
 use crate::kit::prometheus::Prometheus;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fs;
 
 /// How a dashboard is looked at.
@@ -29,6 +30,16 @@ pub struct Panel {
 
 /// A line of a chart: its name, and times with values.
 pub type Series = (String, Vec<(f64, f64)>);
+
+/// A line of a table: values of its labels, and of its columns.
+pub type Line = (Vec<String>, Vec<Option<f64>>);
+
+pub struct Table {
+    pub labels: Vec<String>,
+    pub lines: Vec<Line>,
+}
+
+type Labels = serde_json::Map<String, Value>;
 
 pub fn read(board: &str) -> Value {
     let path = format!("{}/dashboards/aptmesh-{board}.json", env!("CARGO_MANIFEST_DIR"));
@@ -114,43 +125,39 @@ impl View<'_> {
         found.first().map(|(_, value)| *value).filter(|value| value.is_finite())
     }
 
-    /// A table: names of labels and columns, and its lines; an answer that another column lacks is left empty.
-    pub fn table(&self, panel: &Panel) -> (Vec<String>, Vec<(Vec<String>, Vec<Option<f64>>)>) {
-        let mut labels: Vec<String> = Vec::new();
-        let mut lines: Vec<(Value, Vec<Option<f64>>)> = Vec::new();
-        for (at, (_, expression)) in panel.asks.iter().enumerate() {
-            for (its, value) in self.prometheus.query_at(&self.filled_in(expression), self.to) {
-                for label in its.as_object().unwrap().keys() {
-                    if !labels.contains(label) {
-                        labels.push(label.clone());
-                    }
-                }
-                // Those of one thing agree in what labels they both have.
-                let agrees = |other: &Value| {
-                    let mut both = its.as_object().unwrap().iter();
-                    both.all(|(label, value)| other[label].is_null() || other[label] == *value)
-                };
-                let place =
-                    lines.iter().position(|(other, _)| agrees(other)).unwrap_or_else(|| {
-                        lines.push((its.clone(), vec![None; panel.asks.len()]));
-                        lines.len() - 1
-                    });
-                let line = &mut lines[place];
-                line.1[at] = Some(value).filter(|value| value.is_finite());
-                for (label, value) in its.as_object().unwrap() {
-                    line.0[label] = value.clone();
-                }
+    /// What it has for a table; what a column says nothing of is left empty there.
+    pub fn table(&self, panel: &Panel) -> Table {
+        let mut lines: Vec<(Labels, Vec<Option<f64>>)> = Vec::new();
+        for (column, (_, expression)) in panel.asks.iter().enumerate() {
+            for (labels, value) in self.prometheus.query_at(&self.filled_in(expression), self.to) {
+                let labels = labels.as_object().unwrap();
+                let found = lines.iter().position(|(others, _)| agree(labels, others));
+                let line = found.unwrap_or_else(|| {
+                    lines.push((Labels::new(), vec![None; panel.asks.len()]));
+                    lines.len() - 1
+                });
+                lines[line].0.extend(labels.clone());
+                lines[line].1[column] = Some(value).filter(|value| value.is_finite());
             }
         }
-        let text =
-            |line: &Value, label: &String| line[label].as_str().unwrap_or_default().to_owned();
-        let told = lines.into_iter().map(|(line, values)| {
-            (labels.iter().map(|label| text(&line, label)).collect(), values)
-        });
-        let mut told: Vec<(Vec<String>, _)> = told.collect();
-        told.sort_by(|one, other| one.0.cmp(&other.0));
-        (labels, told)
+        let labels: BTreeSet<String> =
+            lines.iter().flat_map(|(its, _)| its.keys().cloned()).collect();
+        let named = |its: &Labels| {
+            labels
+                .iter()
+                .map(|label| its.get(label).map_or("", |name| name.as_str().unwrap()).to_owned())
+                .collect()
+        };
+        let mut lines: Vec<Line> =
+            lines.into_iter().map(|(its, values)| (named(&its), values)).collect();
+        lines.sort_by(|one, other| one.0.cmp(&other.0));
+        Table { labels: labels.into_iter().collect(), lines }
     }
+}
+
+/// Whether they are those of one thing: what both have is the same.
+fn agree(labels: &Labels, others: &Labels) -> bool {
+    labels.iter().all(|(label, value)| others.get(label).is_none_or(|other| other == value))
 }
 
 /// A series' name, such as `from, {{site}}`.

@@ -1,12 +1,12 @@
 //! A dashboard as a page of HTML and SVG, much as Grafana draws it: so that whoever reads the handbook sees
 //! what it looks like, and a test that it shows something.
 
-use super::board::{Panel, Series, View};
+use super::board::{Panel, Series, Table, View};
 use serde_json::Value;
 use std::fmt::Write as _;
 
 /// Pixels of the grid: its columns, its lines, and what lies between.
-const COLUMN: u64 = 52;
+const COLUMN: u64 = 48;
 const LINE: u64 = 25;
 const GAP: u64 = 6;
 /// Above the grid.
@@ -120,8 +120,8 @@ fn drawn(panel: &Panel, view: &View, [width, height]: [u64; 2], empty: &mut Vec<
             None => nothing(),
         },
         "table" => match view.table(panel) {
-            (_, lines) if lines.is_empty() => nothing(),
-            (labels, lines) => table(panel, &labels, &lines),
+            table if table.lines.is_empty() => nothing(),
+            table => self::table(panel, &table),
         },
         kind => match view.series(panel) {
             series if series.is_empty() => nothing(),
@@ -143,8 +143,9 @@ fn stat(panel: &Panel, number: f64) -> String {
 /// By its thresholds.
 fn judged(panel: &Panel, number: f64) -> &'static str {
     let steps = panel.field("thresholds")["steps"].as_array().unwrap().iter();
-    let reached = steps.filter(|step| step["value"].as_f64().is_none_or(|value| value <= number));
-    match reached.last().and_then(|step| step["color"].as_str()) {
+    let mut reached =
+        steps.filter(|step| step["value"].as_f64().is_none_or(|value| value <= number));
+    match reached.next_back().and_then(|step| step["color"].as_str()) {
         Some("red") => "#F2495C",
         Some("orange") => "#FF9830",
         Some("green") => "#73BF69",
@@ -152,7 +153,7 @@ fn judged(panel: &Panel, number: f64) -> &'static str {
     }
 }
 
-fn table(panel: &Panel, labels: &[String], lines: &[(Vec<String>, Vec<Option<f64>>)]) -> String {
+fn table(panel: &Panel, table: &Table) -> String {
     let columns: Vec<String> = match panel.asks.len() {
         1 => vec!["Value".to_owned()],
         many => ('A'..='Z').take(many).map(|letter| format!("Value #{letter}")).collect(),
@@ -160,10 +161,10 @@ fn table(panel: &Panel, labels: &[String], lines: &[(Vec<String>, Vec<Option<f64
     let mut html = "<table><tr>".to_owned();
     let titles =
         columns.iter().map(|column| panel.fixed(column, "displayName").unwrap().as_str().unwrap());
-    for title in labels.iter().map(String::as_str).chain(titles) {
+    for title in table.labels.iter().map(String::as_str).chain(titles) {
         write!(html, "<th>{}", escaped(title)).unwrap();
     }
-    for (names, values) in lines {
+    for (names, values) in &table.lines {
         html.push_str("<tr>");
         for name in names {
             write!(html, "<td>{}", escaped(name)).unwrap();
