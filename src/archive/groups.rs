@@ -181,12 +181,17 @@ impl Groups {
         settled.unwrap_or(target)
     }
 
+    /// The group that a settled `target` is in.
+    #[must_use]
+    pub fn group_of(&self, target: &Target) -> Option<&Group> {
+        self.0.iter().find(|group| target.key.starts_with(group.base()))
+    }
+
     /// Where a settled `target` can be had: on each mirror of its group, in the operator's order;
     /// `None` if it is in no group.
     #[must_use]
     pub fn sources(&self, target: &Target) -> Option<Vec<Target>> {
-        let is_in = |group: &&Group| !target.has_query && target.key.starts_with(group.base());
-        let group = self.0.iter().find(is_in)?;
+        let group = self.group_of(target).filter(|_| !target.has_query)?;
         let path = group.path_of(target)?;
         let mirrors = 0..group.mirrors.len();
         Some(mirrors.filter_map(|number| group.on_mirror(number, path).ok()).collect())

@@ -5,6 +5,7 @@ mod client_config;
 mod config;
 mod dht;
 mod evict;
+mod explain;
 mod health;
 mod import;
 mod key;
@@ -80,6 +81,18 @@ enum Verb {
         /// The folder.
         #[arg(value_name = "DIR")]
         folder: PathBuf,
+    },
+    /// Tell what a running cache knows of a file, and what it would do if somebody asked for it now.
+    ///
+    /// Nothing is fetched, and nothing counts as used. The file may be named in any way in which clients
+    /// name it: by its URL, by the path to it at the cache, or by both in one.
+    Explain {
+        /// The file.
+        #[arg(value_name = "URL")]
+        url: String,
+        /// Tell it to a program.
+        #[arg(long)]
+        json: bool,
     },
     /// Tell how a running cache is doing.
     Status {
@@ -206,6 +219,7 @@ fn execute(verb: Verb, config: Config, sources: Sources) -> anyhow::Result<()> {
         Verb::Migrate { check } => migrate::run(&config, check),
         Verb::ClientConfig { url } => client_config::print(&config, url),
         Verb::Manual { folder } => manual::write(&folder),
+        Verb::Explain { url, json } => explain::print(&config, &url, json),
         Verb::Status { watch: false } => status::print(&config),
         Verb::Status { watch: true } => status::watch(&config),
         Verb::Health { live } => health::check(&config, live),

@@ -91,7 +91,7 @@ async fn serve(config: Config, sources: Sources, telemetry: &Telemetry) -> anyho
         surfaces::serve(sidecar, api, &phases);
     }
     let (_stop_admin, admin_phases) = watch::channel(Phase::Serving);
-    let routes = Arc::clone(&parts.admin).routes();
+    let routes = Arc::clone(&parts.admin).routes(&greeting.proxies);
     let admin = Surface::inner(routes, measured.at(Door::Admin, None), &background);
     let admin = open(admin, config.listen.admin, "listen.admin", &config, &admin_phases)?;
     greeting.others.push(format!("admin on http://{admin}"));

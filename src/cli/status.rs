@@ -193,7 +193,7 @@ fn peer(peer: &Peer) -> String {
 }
 
 /// What others named does nothing to a terminal.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     let turns = |letter| matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let inert = |letter: char| letter.is_control() || turns(letter);
     text.chars().map(|letter| if inert(letter) { '\u{fffd}' } else { letter }).collect()

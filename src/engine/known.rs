@@ -296,7 +296,10 @@ fn label(loaded: &Result<Loaded, StoreError>) -> &'static str {
 
 /// What a resource must be: told by the list that names it or, where it is named by its content, by its
 /// own name.
-fn must_be(kind: Kind, listed: impl FnOnce() -> Option<Expectation>) -> Option<Expectation> {
+pub(super) fn must_be(
+    kind: Kind,
+    listed: impl FnOnce() -> Option<Expectation>,
+) -> Option<Expectation> {
     let by_name = match kind {
         Kind::ByHash(digest) => digest.map(|digest| Expectation { size: None, digest }),
         _ => None,

@@ -138,6 +138,13 @@ impl Known {
         self.failed_at.store(now_millis(), Ordering::Relaxed);
     }
 
+    /// How well what was confirmed then (seconds since 1970) stands, as far as that tells.
+    #[must_use]
+    pub fn standing_of(confirmed_at: i64, window: Duration) -> Standing {
+        let age = u64::try_from(now_seconds() - confirmed_at).unwrap_or_default();
+        if Duration::from_secs(age) < window { Standing::Confirmed } else { Standing::Old }
+    }
+
     /// Whether it was checked against what lists say, `knowledge` being the number of times that
     /// something was learnt.
     #[must_use]
@@ -212,6 +219,12 @@ impl Memory {
     #[must_use]
     pub fn get(&self, key: &str) -> Option<Arc<Known>> {
         self.cache.get(key)
+    }
+
+    /// The same, without counting as a use.
+    #[must_use]
+    pub fn peek(&self, key: &str) -> Option<Arc<Known>> {
+        self.cache.peek(key)
     }
 
     /// Holds `known`, as long as there is room.

@@ -3,6 +3,7 @@
 mod ask;
 mod count;
 mod duties;
+pub mod explain;
 pub mod fellows;
 pub mod flight;
 pub mod give;

@@ -1,5 +1,6 @@
 //! What a request comes to: the answer's description and source, or the reason there is none.
 
+use std::fmt;
 use std::sync::Arc;
 
 use http::StatusCode;
@@ -303,6 +304,20 @@ pub enum Failure {
     },
     /// A fault of ours.
     Internal(&'static str),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Upstream { status, host, .. } => write!(f, "{host} answered {status}"),
+            Self::Mirror(error) if error.kind == mirror::MirrorErrorKind::Unreachable => {
+                write!(f, "{} unreachable: {}", error.host, error.reason)
+            }
+            Self::Mirror(error) => error.fmt(f),
+            Self::Unusable { host, reason } => write!(f, "{host} {reason}"),
+            Self::Internal(reason) => f.write_str(reason),
+        }
+    }
 }
 
 impl Failure {

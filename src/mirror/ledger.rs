@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::error::MirrorError;
 use super::{Answer, Mirror, Question, Source, is_trouble};
+use crate::archive::target::Target;
 use crate::mirror::health::Standing;
 
 /// Mirrors that have an account; of more, those asked last.
@@ -164,17 +165,67 @@ impl Mirror {
         }
         for account in &mut accounts {
             let (standing, benched_for) = self.health.bench_of(&account.origin, now);
-            account.state = match standing {
-                Standing::Well => AccountState::Well,
-                Standing::Benched => AccountState::Benched,
-                Standing::Away => AccountState::Away,
-            };
+            account.state = standing.into();
             account.benched_for = benched_for;
         }
         accounts.sort_by(|one, other| {
             (other.requests, &one.origin).cmp(&(one.requests, &other.origin))
         });
         accounts
+    }
+}
+
+/// A mirror that would be asked for something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prospect {
+    /// `SCHEME://HOST[:PORT]`
+    pub origin: String,
+    /// How it stands.
+    pub state: AccountState,
+    /// For how long it is still asked last, or hardly.
+    pub benched_for: Duration,
+    /// Why it may not be asked at all, as far as its name tells.
+    pub forbidden: Option<String>,
+}
+
+impl Mirror {
+    /// Who would be asked for `target`, in that order. Asks nobody.
+    #[must_use]
+    pub fn prospects(&self, target: &Target, is_private: bool) -> Vec<Prospect> {
+        let sources = self.sources_for(target, is_private).unwrap_or_default();
+        let now = Instant::now();
+        let prospect = |(_, source): (Standing, Source)| {
+            let (standing, benched_for) = self.health.bench_of(&source.origin, now);
+            Prospect {
+                origin: source.origin.to_string(),
+                state: standing.into(),
+                benched_for,
+                forbidden: self.check_url(&source.url).err().map(|error| error.to_string()),
+            }
+        };
+        self.in_order(sources).into_iter().map(prospect).collect()
+    }
+
+    /// The one name of what `target` names.
+    #[must_use]
+    pub fn settle(&self, target: Target, has_credentials: bool) -> Target {
+        self.groups.settle(target, has_credentials)
+    }
+
+    /// The archive that the operator says a settled `target` is of.
+    #[must_use]
+    pub fn archive_of(&self, target: &Target) -> Option<String> {
+        self.groups.group_of(target).map(|group| group.name.clone())
+    }
+}
+
+impl From<Standing> for AccountState {
+    fn from(standing: Standing) -> Self {
+        match standing {
+            Standing::Well => Self::Well,
+            Standing::Benched => Self::Benched,
+            Standing::Away => Self::Away,
+        }
     }
 }
 

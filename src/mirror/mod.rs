@@ -29,7 +29,7 @@ pub use self::error::{MirrorError, MirrorErrorKind};
 use self::guard::Guard;
 use self::health::Health;
 use self::ledger::Ledger;
-pub use self::ledger::{Account, AccountState};
+pub use self::ledger::{Account, AccountState, Prospect};
 use self::metrics::MirrorMetrics;
 use self::resolver::GuardedResolver;
 use self::round::is_trouble;

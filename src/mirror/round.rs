@@ -82,7 +82,7 @@ impl Mirror {
 
     /// The healthiest first, and of equals the operator's favourite. One that is away is the last
     /// resort.
-    fn in_order(&self, sources: Vec<Source>) -> Vec<(Standing, Source)> {
+    pub(super) fn in_order(&self, sources: Vec<Source>) -> Vec<(Standing, Source)> {
         let now = Instant::now();
         let standing = |source: Source| (self.health.standing(&source.origin, now), source);
         let mut sources: Vec<(Standing, Source)> = sources.into_iter().map(standing).collect();
@@ -130,7 +130,15 @@ impl Mirror {
     /// Where the target can be had, in the operator's order. Credentials are for the host that the
     /// client wrote.
     fn sources(&self, target: &Target, question: &Question) -> Result<Vec<Source>, MirrorError> {
-        let group = if question.has_credentials() { None } else { self.groups.sources(target) };
+        self.sources_for(target, question.has_credentials())
+    }
+
+    pub(super) fn sources_for(
+        &self,
+        target: &Target,
+        has_credentials: bool,
+    ) -> Result<Vec<Source>, MirrorError> {
+        let group = if has_credentials { None } else { self.groups.sources(target) };
         let targets = group.unwrap_or_else(|| vec![target.clone()]);
         let first = std::iter::once(true).chain(std::iter::repeat(false));
         targets.iter().zip(first).map(|(target, first)| self.source(target, first)).collect()

@@ -292,7 +292,9 @@ impl Store {
         &self.health
     }
 
-    fn path_of(&self, digest: &Sha256) -> PathBuf {
+    /// Where a blob is, if it is stored.
+    #[must_use]
+    pub fn path_of(&self, digest: &Sha256) -> PathBuf {
         let name = digest.to_string();
         let folder = name.get(..2).unwrap_or_default();
         self.blobs.join(folder).join(&name)

@@ -1,6 +1,7 @@
 //! The admin surface: is it alive, is it ready, what does it count. Apart from the proxy, so that
 //! clients do not see it.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use warp::{Filter as _, Reply as _};
 use crate::dht::Dht;
 use crate::engine::Engine;
 use crate::telemetry::metrics::Metrics;
+use crate::web::explain::Explainer;
 use crate::web::phase::Phase;
 use crate::web::status::{self, Collector, trouble};
 
@@ -53,9 +55,11 @@ impl Admin {
         watched_at.is_some_and(|at| at.elapsed() < within)
     }
 
-    /// All that it answers.
+    /// All that it answers; `proxies` is where clients reach this process.
     #[must_use]
-    pub fn routes(self: Arc<Self>) -> BoxedFilter<(Response,)> {
+    pub fn routes(self: Arc<Self>, proxies: &[SocketAddr]) -> BoxedFilter<(Response,)> {
+        let ports = proxies.iter().map(SocketAddr::port).collect();
+        let explain = Explainer::new(Arc::clone(&self.engine), ports).routes();
         let status = status::routes(Arc::clone(&self.collector));
         let admin = warp::any().map(move || Arc::clone(&self));
         let livez = warp::path!("livez").map(|| "alive\n".into_response());
@@ -65,7 +69,8 @@ impl Admin {
             .map(|by: By, admin: Arc<Admin>| readyz(&by, &admin));
         let metrics =
             warp::path!("metrics").and(admin).map(|admin: Arc<Admin>| metrics(&admin.metrics));
-        let all = livez.or(readyz).unify().or(metrics).unify().or(status).unify();
+        let all =
+            livez.or(readyz).unify().or(metrics).unify().or(status).unify().or(explain).unify();
         warp::get().or(warp::head()).unify().and(all).boxed()
     }
 }

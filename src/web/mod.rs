@@ -8,6 +8,7 @@ pub mod balancers;
 mod body;
 mod conditions;
 pub mod connection;
+pub mod explain;
 pub mod filter;
 mod heads;
 pub mod listener;

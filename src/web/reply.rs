@@ -72,7 +72,7 @@ pub(super) async fn served(
 ) -> warp::reply::Response {
     let (outcome, origin) = (served.outcome, served.origin());
     let credit = Credit { kind, source: served.source(), outcome };
-    let doubt = served.doubt.take().map(|doubt| Reason(words(&doubt).1));
+    let doubt = served.doubt.take().map(|doubt| Reason(doubt.to_string()));
     // RFC 9110 §14.2: a range means something to GET alone.
     let only_whole = head_only || served.only_whole;
     let portion = |meta: &Meta| match portion(asked, meta) {
@@ -354,43 +354,31 @@ static HOP_BY_HOP: [HeaderName; 7] = [
     HeaderName::from_static("keep-alive"),
 ];
 
-/// The status for a failure, and the reason for it in words.
-fn words(failure: &Failure) -> (StatusCode, String) {
+fn status_of(failure: &Failure) -> StatusCode {
     match failure {
-        Failure::Upstream { status, .. } if status.as_u16() >= 400 => {
-            (*status, status.canonical_reason().unwrap_or("Refused by the mirror").to_owned())
-        }
-        Failure::Upstream { status, host, .. } => {
-            (StatusCode::SERVICE_UNAVAILABLE, format!("{host} answered {status}"))
-        }
+        Failure::Upstream { status, .. } if status.as_u16() >= 400 => *status,
         Failure::Mirror(error) => match error.kind {
-            MirrorErrorKind::Forbidden => (StatusCode::FORBIDDEN, error.to_string()),
-            MirrorErrorKind::Silent | MirrorErrorKind::Away => {
-                (StatusCode::GATEWAY_TIMEOUT, error.to_string())
-            }
-            MirrorErrorKind::Unreachable => {
-                let reason = format!("{} unreachable: {}", error.host, error.reason);
-                (StatusCode::SERVICE_UNAVAILABLE, reason)
-            }
-            MirrorErrorKind::Misdirected | MirrorErrorKind::Broken => {
-                (StatusCode::SERVICE_UNAVAILABLE, error.to_string())
-            }
+            MirrorErrorKind::Forbidden => StatusCode::FORBIDDEN,
+            MirrorErrorKind::Silent | MirrorErrorKind::Away => StatusCode::GATEWAY_TIMEOUT,
+            MirrorErrorKind::Unreachable
+            | MirrorErrorKind::Misdirected
+            | MirrorErrorKind::Broken => StatusCode::SERVICE_UNAVAILABLE,
         },
-        Failure::Unusable { host, reason } => {
-            (StatusCode::SERVICE_UNAVAILABLE, format!("{host} {reason}"))
+        Failure::Upstream { .. } | Failure::Unusable { .. } | Failure::Internal(_) => {
+            StatusCode::SERVICE_UNAVAILABLE
         }
-        Failure::Internal(reason) => (StatusCode::SERVICE_UNAVAILABLE, (*reason).to_owned()),
     }
 }
 
 /// The answer to a request that came to nothing.
 pub(super) fn failed(failure: &Failure) -> warp::reply::Response {
-    let (status, reason) = words(failure);
-    let is_refusal = matches!(failure, Failure::Upstream { status, .. } if status.as_u16() >= 400);
-    let mut answer = if is_refusal || status == StatusCode::FORBIDDEN {
-        refusal(status, &reason)
-    } else {
-        trouble(status, &reason)
+    let status = status_of(failure);
+    let mut answer = match failure {
+        Failure::Upstream { status: refused, .. } if *refused == status => {
+            refusal(status, status.canonical_reason().unwrap_or("Refused by the mirror"))
+        }
+        _ if status == StatusCode::FORBIDDEN => refusal(status, &failure.to_string()),
+        _ => trouble(status, &failure.to_string()),
     };
     let mut cache_status = cache_status(Outcome::Error, false);
     if let Failure::Upstream { status, retry_after, .. } = failure {

@@ -12,6 +12,7 @@ mod database_away;
 mod dht;
 mod durability;
 mod duties;
+mod explain;
 mod failover;
 mod failure;
 mod find;

@@ -4,6 +4,7 @@
 mod abroad;
 mod ask;
 pub mod borrowed;
+pub mod ended;
 mod flow;
 pub mod follower;
 mod gather;
@@ -358,6 +359,7 @@ impl Drop for Interest {
 #[derive(Default)]
 pub struct Flights {
     table: Mutex<HashMap<Arc<str>, Arc<Flight>>>,
+    ended: ended::Memory,
 }
 
 /// Why there is no place in a flight.

@@ -41,18 +41,22 @@ pub enum Giver {
 }
 
 impl Flight {
-    fn running(&self, key: &str, now: Instant) -> Running {
-        let flow = self.flow();
-        let giver = flow.as_ref().map(|flow| match flow.by {
+    /// Who gives what it brings; `None`: nobody yet.
+    pub(super) fn giver(&self) -> Option<Giver> {
+        let flow = self.flow()?;
+        Some(match flow.by {
             By::Peers => Giver::Peers,
             By::Mirror if flow.is_from_mirror() => Giver::Mirror(Arc::clone(&flow.origin)),
             By::Mirror | By::Replica => Giver::Replica,
-        });
+        })
+    }
+
+    fn running(&self, key: &str, now: Instant) -> Running {
         Running {
             key: key.to_owned(),
             kind: Target::from_absolute(key).map_or(Kind::Other, |target| Kind::of(&target.path)),
-            giver,
-            size: flow.and_then(|flow| flow.meta.size),
+            giver: self.giver(),
+            size: self.flow().and_then(|flow| flow.meta.size),
             bytes: self.progress.borrow().written,
             waiting: *self.interest.borrow(),
             age: now.saturating_duration_since(self.begun_at),
@@ -72,6 +76,12 @@ impl Flights {
         let now = Instant::now();
         let running = all.iter().take(most).map(|(key, flight)| flight.running(key, now));
         (running.collect(), all.len())
+    }
+
+    /// The one for `key`.
+    pub(in crate::engine) fn running_for(&self, key: &str) -> Option<Running> {
+        let flight = self.table().get(key).map(Arc::clone)?;
+        Some(flight.running(key, Instant::now()))
     }
 }
 

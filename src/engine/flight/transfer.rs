@@ -102,6 +102,7 @@ impl Transfer {
         };
         let seconds = &self.engine.metrics.flight_seconds;
         seconds.with_label_values(&[outcome]).observe(begun.elapsed().as_secs_f64());
+        self.engine.flights.note_end(&self.target.key, &flight, outcome);
         // Whole by now: it is kept whether somebody still waits or not.
         if let Some((arrived, tenure)) = arrived {
             budget::for_at_most(KEEP_PATIENCE, self.keep(arrived, tenure.as_ref())).await;

@@ -1,5 +1,6 @@
 //! The report as the parts of a page.
 
+use crate::web::explain;
 use crate::web::status::html::{Column, Html, list, more, section, table};
 use crate::web::status::picture;
 use crate::web::status::report::{Archive, Flight, Mirror, Peer, Report, Trouble, Way};
@@ -23,6 +24,7 @@ pub(super) fn of(report: &Report) -> Html {
     html.add(&section("traffic", "Traffic", &traffic(report)));
     html.add(&section("history", "Sources over time", &picture::of(&report.history)));
     html.add(&section("flights", "Downloads under way", &flights(report)));
+    html.add(&explain::form());
     html.add(&section("archives", "Archives", &archives(&report.archives)));
     html.add(&section("mirrors", "Mirrors", &mirrors(&report.mirrors)));
     html.add(&section("swarm", "Swarm", &swarm(report)));
