@@ -4,7 +4,7 @@ CARGO ?= cargo
 # Tests may panic, and say what they mean as briefly as they can.
 LINTS_NOT_FOR_TESTS = -A clippy::pedantic -A clippy::restriction -A unfulfilled_lint_expectations
 
-.PHONY: help test e2e chart helm-readme deb check format lint docs bench needs
+.PHONY: help test e2e chart helm-readme dashboards pictures deb check format lint docs bench needs
 
 help:
 	@echo "make test    all tests; installs what they need from Debian's packages"
@@ -27,6 +27,10 @@ test: export RUST_TEST_THREADS ?= 4
 test: needs
 	$(CARGO) test --locked
 
+# What pages and dashboards look like with real data, into docs/pictures: some minutes of it.
+pictures: needs
+	APTMESH_WRITE_PICTURES=1 $(CARGO) test --locked --test e2e -- the_pictures_of observability::
+
 # One engine, two cores: several at a time only wait for each other.
 e2e: export RUST_TEST_THREADS ?= 2
 e2e: needs
@@ -38,6 +42,10 @@ chart: needs
 
 helm-readme:
 	APTMESH_WRITE_README=1 $(CARGO) test --locked --test containers chart::documents::the_readme
+
+# Grafana's JSON, of what is in dashboards/source.
+dashboards: needs
+	APTMESH_WRITE_DASHBOARDS=1 $(CARGO) test --locked --test dashboards they_are_what
 
 deb: needs
 	$(CARGO) build --locked --release --bin aptmesh
@@ -60,6 +68,9 @@ docs: needs
 docs/settings.toml: src/config/keys.rs
 	APTMESH_DATA_DIR=/var/lib/aptmesh $(CARGO) run --locked --quiet -- config > $@.new
 	mv $@.new $@
+
+docs/metrics.md: needs
+	APTMESH_WRITE_METRICS=1 $(CARGO) test --locked --test e2e metrics::the_handbook
 
 bench: needs
 	@tools/need.sh nginx=nginx-light wrk apt-cacher-ng xz=xz-utils

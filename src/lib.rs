@@ -7,6 +7,8 @@ pub mod content;
 
 pub mod archive;
 
+pub mod trust;
+
 pub mod telemetry;
 
 pub mod index;

@@ -20,7 +20,7 @@ pub struct Contender {
 
 pub struct Measured {
     pub requests_per_second: f64,
-    cpu_per_10k_requests: f64,
+    pub cpu_per_10k_requests: f64,
     cpu_per_gigabyte: f64,
 }
 

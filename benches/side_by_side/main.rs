@@ -3,7 +3,7 @@
 //!
 //! `make bench` installs what it needs. `cargo bench --bench side_by_side -- hits` runs one part of
 //! `hits`, `misses`, `crowd`, `pipelining`, `learning`, `evicting`,
-//! `importing`, `fleet`, `dht`, `swarm`, `replay`.
+//! `importing`, `fleet`, `dht`, `swarm`, `traces`, `replay`.
 
 #[path = "../../tests/e2e/kit/mod.rs"]
 mod kit;
@@ -21,6 +21,7 @@ mod replay;
 mod rivals;
 mod swarm;
 mod table;
+mod traces;
 
 use std::fs;
 use std::path::Path;
@@ -63,6 +64,9 @@ fn main() {
     }
     if wanted("swarm") {
         swarm::run();
+    }
+    if wanted("traces") {
+        traces::run();
     }
     if wanted("replay") {
         replay::run();

@@ -80,6 +80,17 @@ impl Group {
         self.mirrors.first().map_or("", |mirror| mirror.key.as_str())
     }
 
+    /// `SCHEME://HOST[:PORT]` of each mirror, each once.
+    pub fn origins(&self) -> impl Iterator<Item = String> {
+        let origin = |mirror: &Target| {
+            format!("{}://{}", mirror.scheme, mirror.authority.for_scheme(mirror.scheme))
+        };
+        let mut origins: Vec<String> = self.mirrors.iter().map(origin).collect();
+        let mut seen = HashSet::new();
+        origins.retain(|origin| seen.insert(origin.clone()));
+        origins.into_iter()
+    }
+
     /// Whether the group's name is where `target` has its host.
     fn is_host_of(&self, target: &Target) -> bool {
         target.scheme == Scheme::Http
@@ -112,6 +123,13 @@ impl Group {
 pub struct Groups(Vec<Group>);
 
 impl Groups {
+    /// The mirrors of each group, with the group's name.
+    pub fn mirrors(&self) -> impl Iterator<Item = (&str, &Target)> {
+        self.0
+            .iter()
+            .flat_map(|group| group.mirrors.iter().map(|mirror| (group.name.as_str(), mirror)))
+    }
+
     /// Takes groups together.
     ///
     /// # Errors
@@ -163,12 +181,17 @@ impl Groups {
         settled.unwrap_or(target)
     }
 
+    /// The group that a settled `target` is in.
+    #[must_use]
+    pub fn group_of(&self, target: &Target) -> Option<&Group> {
+        self.0.iter().find(|group| target.key.starts_with(group.base()))
+    }
+
     /// Where a settled `target` can be had: on each mirror of its group, in the operator's order;
     /// `None` if it is in no group.
     #[must_use]
     pub fn sources(&self, target: &Target) -> Option<Vec<Target>> {
-        let is_in = |group: &&Group| !target.has_query && target.key.starts_with(group.base());
-        let group = self.0.iter().find(is_in)?;
+        let group = self.group_of(target).filter(|_| !target.has_query)?;
         let path = group.path_of(target)?;
         let mirrors = 0..group.mirrors.len();
         Some(mirrors.filter_map(|number| group.on_mirror(number, path).ok()).collect())

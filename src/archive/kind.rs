@@ -68,14 +68,20 @@ impl Kind {
     /// The word for logs and metric labels.
     #[must_use]
     pub fn label(self) -> &'static str {
+        Self::LABELS.get(self.number()).copied().unwrap_or_default()
+    }
+
+    /// The place of its label among [`Self::LABELS`].
+    #[must_use]
+    pub const fn number(self) -> usize {
         match self {
-            Self::Release => "release",
-            Self::Index => "index",
-            Self::ByHash(_) => "by_hash",
-            Self::Package => "package",
-            Self::Patch => "patch",
-            Self::Installer => "installer",
-            Self::Other => "other",
+            Self::Release => 0,
+            Self::Index => 1,
+            Self::ByHash(_) => 2,
+            Self::Package => 3,
+            Self::Patch => 4,
+            Self::Installer => 5,
+            Self::Other => 6,
         }
     }
 

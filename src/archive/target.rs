@@ -116,6 +116,12 @@ pub enum TargetError {
 }
 
 impl Target {
+    /// `SCHEME://HOST[:PORT]`: who is asked for it.
+    #[must_use]
+    pub fn origin(&self) -> String {
+        format!("{}://{}", self.scheme, self.authority.for_scheme(self.scheme))
+    }
+
     /// Reads a target in prefix form: `/HOST/path`, `/https/HOST/path` or `/HTTPS///HOST/path`.
     ///
     /// # Errors

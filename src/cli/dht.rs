@@ -8,12 +8,12 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::cli::manager;
-use crate::cli::serve::{LEAVE_MAX, Signals, raise_file_limit, read_again};
+use crate::cli::serve::{LEAVE_MAX, Signals, observe, raise_file_limit, read_again};
 use crate::cli::surfaces::open;
 use crate::cli::wiring;
 use crate::config::{Config, Sources};
-use crate::telemetry::logs;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::{Telemetry, process};
+use crate::web::access::{AccessMetrics, Door};
 use crate::web::connection::Surface;
 use crate::web::phase::Phase;
 
@@ -21,27 +21,32 @@ use crate::web::phase::Phase;
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 
 pub(super) fn run(config: Config, sources: &Sources) -> anyhow::Result<()> {
-    logs::start(&config.log);
+    let telemetry = observe(&config);
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let served = runtime.block_on(serve(config, sources));
+    let served = runtime.block_on(serve(config, sources, &telemetry));
     // A resolver holds nobody up any more.
     runtime.shutdown_background();
+    telemetry.stop();
     served
 }
 
-async fn serve(config: Config, sources: &Sources) -> anyhow::Result<()> {
+async fn serve(config: Config, sources: &Sources, telemetry: &Telemetry) -> anyhow::Result<()> {
     let (phase, phases) = watch::channel(Phase::Serving);
     let (background, connections) = (TaskTracker::new(), TaskTracker::new());
-    let metrics = Metrics::default();
+    let metrics = process::metrics();
+    telemetry.declare(&metrics);
     let index = wiring::index_of_site(&config, &metrics).await?;
     // Before other nodes know of this one: until then a signal would just kill it.
     let mut signals = Signals::listen()?;
     let node = wiring::node(config.dht.clone(), index, &metrics, &phases, &background).await?;
     let sidecar = &node.sidecar;
-    let api = Surface::inner(Arc::clone(sidecar).api_routes(), &connections);
+    let measured = AccessMetrics::new(&metrics);
+    let at_sidecar = measured.at(Door::Sidecar, None);
+    let api = Surface::inner(Arc::clone(sidecar).api_routes(), at_sidecar, &connections);
     let api = open(api, config.listen.sidecar, "listen.sidecar", &config, &phases)?;
-    let admin = Surface::inner(Arc::clone(sidecar).admin_routes(), &connections);
+    let at_admin = measured.at(Door::Admin, None);
+    let admin = Surface::inner(Arc::clone(sidecar).admin_routes(), at_admin, &connections);
     let admin = open(admin, config.listen.admin, "listen.admin", &config, &phases)?;
     let listening = [
         format!("dht on {}", node.dht.address()),

@@ -5,6 +5,7 @@ mod client_config;
 mod config;
 mod dht;
 mod evict;
+mod explain;
 mod health;
 mod import;
 mod key;
@@ -81,8 +82,24 @@ enum Verb {
         #[arg(value_name = "DIR")]
         folder: PathBuf,
     },
+    /// Tell what a running cache knows of a file, and what it would do if somebody asked for it now.
+    ///
+    /// Nothing is fetched, and nothing counts as used. The file may be named in any way in which clients
+    /// name it: by its URL, by the path to it at the cache, or by both in one.
+    Explain {
+        /// The file.
+        #[arg(value_name = "URL")]
+        url: String,
+        /// Tell it to a program.
+        #[arg(long)]
+        json: bool,
+    },
     /// Tell how a running cache is doing.
-    Status,
+    Status {
+        /// Tell it again every two seconds, in place on a terminal, until Ctrl-C.
+        #[arg(long)]
+        watch: bool,
+    },
     /// Tell whether the process that runs with these settings is ready.
     ///
     /// It may be a cache or a node. Exit code 1 and a reason if it is not; that takes 3 seconds at most.
@@ -202,7 +219,9 @@ fn execute(verb: Verb, config: Config, sources: Sources) -> anyhow::Result<()> {
         Verb::Migrate { check } => migrate::run(&config, check),
         Verb::ClientConfig { url } => client_config::print(&config, url),
         Verb::Manual { folder } => manual::write(&folder),
-        Verb::Status => status::print(&config),
+        Verb::Explain { url, json } => explain::print(&config, &url, json),
+        Verb::Status { watch: false } => status::print(&config),
+        Verb::Status { watch: true } => status::watch(&config),
         Verb::Health { live } => health::check(&config, live),
         Verb::Import { paths } => import::run(&config, paths),
         Verb::Scrub => scrub::run(&config),

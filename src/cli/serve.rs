@@ -13,7 +13,8 @@ use crate::cli::manager;
 use crate::cli::surfaces::{self, open};
 use crate::cli::wiring::{self, Parts, Places};
 use crate::config::{Config, Sources};
-use crate::telemetry::logs;
+use crate::telemetry::{Telemetry, process};
+use crate::web::access::{AccessMetrics, Door};
 use crate::web::connection::Surface;
 use crate::web::listener::Listener;
 use crate::web::phase::Phase;
@@ -30,19 +31,28 @@ const CLOSING_MIN: Duration = Duration::from_secs(10);
 const WATCHED_WITHIN: Duration = Duration::from_mins(1);
 
 pub(super) fn run(config: Config, sources: Sources) -> anyhow::Result<()> {
-    logs::start(&config.log);
+    let telemetry = observe(&config);
     raise_file_limit();
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
-        tracing::debug!("a TLS provider was there already");
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let served = runtime.block_on(serve(config, sources));
+    let served = runtime.block_on(serve(config, sources, &telemetry));
     // Threads that wait for a disk or a resolver hold nobody up any more.
     runtime.shutdown_background();
+    telemetry.stop();
     served
 }
 
-async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
+/// Begins to log, and to trace.
+pub(super) fn observe(config: &Config) -> Telemetry {
+    // The receiver of traces may be spoken to in TLS.
+    let is_first = rustls::crypto::ring::default_provider().install_default().is_ok();
+    let telemetry = Telemetry::start(&config.log, &config.traces);
+    if !is_first {
+        tracing::debug!("a TLS provider was there already");
+    }
+    telemetry
+}
+
+async fn serve(config: Config, sources: Sources, telemetry: &Telemetry) -> anyhow::Result<()> {
     let (phase, phases) = watch::channel(Phase::Serving);
     // Operators look on while clients are seen off, and lists are learnt: nobody waits for these.
     let background = TaskTracker::new();
@@ -58,36 +68,31 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     };
     let address_of = |door: &Option<Listener>| door.as_ref().map(Listener::address).transpose();
     let places = Places { peer: address_of(&peer)?, sidecar: address_of(&sidecar)? };
-    let parts = wiring::build(&config, &phases, &background, &places).await?;
+    let metrics = process::metrics();
+    telemetry.declare(&metrics);
+    let parts = wiring::build(&config, metrics, &phases, &background, &places).await?;
 
-    let mut greeting = Greeting::default();
-    for address in &config.listen.proxy {
-        let surface = Surface {
-            routes: parts.proxy.routes(),
-            proxy: Some(Arc::clone(&parts.proxy)),
-            served_bytes: Some(parts.engine.metrics().served_bytes.clone()),
-            balancers: Some(Arc::clone(&parts.balancers)),
-            tasks: connections.clone(),
-        };
-        let address = open(surface, *address, "listen.proxy", &config, &phases)?;
-        greeting.proxies.push(address);
-    }
+    let measured = AccessMetrics::new(&parts.metrics);
+    let proxies = open_proxies(&parts, &config, &measured, &phases, &connections)?;
+    let mut greeting = Greeting { proxies, others: Vec::new() };
     if let Some(peer) = peer {
         let surface = Surface {
             balancers: Some(Arc::clone(&parts.balancers)),
-            ..Surface::inner(parts.peer.routes(), &connections)
+            ..Surface::inner(parts.peer.routes(), measured.at(Door::Peer, None), &connections)
         };
         greeting.others.extend(places.peer.map(|address| format!("peer on http://{address}")));
         surfaces::serve(peer, surface, &phases);
     }
     if let Some((node, sidecar)) = parts.node.as_ref().zip(sidecar) {
-        let api = Surface::inner(Arc::clone(&node.sidecar).api_routes(), &connections);
+        let routes = Arc::clone(&node.sidecar).api_routes();
+        let api = Surface::inner(routes, measured.at(Door::Sidecar, None), &connections);
         greeting.others.push(format!("dht on {}", node.dht.address()));
         greeting.others.push(format!("sidecar on http://{}", sidecar.address()?));
         surfaces::serve(sidecar, api, &phases);
     }
     let (_stop_admin, admin_phases) = watch::channel(Phase::Serving);
-    let admin = Surface::inner(Arc::clone(&parts.admin).routes(), &background);
+    let routes = Arc::clone(&parts.admin).routes(&greeting.proxies);
+    let admin = Surface::inner(routes, measured.at(Door::Admin, None), &background);
     let admin = open(admin, config.listen.admin, "listen.admin", &config, &admin_phases)?;
     greeting.others.push(format!("admin on http://{admin}"));
     parts.engine.meet_fellows(&background).await;
@@ -112,6 +117,27 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<()> {
     phase.send_replace(Phase::Closing);
     stop(&running.parts, &connections, until).await;
     Ok(())
+}
+
+/// Lets apt clients in, at each of their addresses.
+fn open_proxies(
+    parts: &Parts,
+    config: &Config,
+    measured: &AccessMetrics,
+    phases: &watch::Receiver<Phase>,
+    connections: &TaskTracker,
+) -> anyhow::Result<Vec<SocketAddr>> {
+    let served_bytes = Arc::clone(&parts.engine.metrics().served_bytes);
+    let metrics = measured.at(Door::Proxy, Some(served_bytes));
+    let open = |address: &SocketAddr| {
+        let surface = Surface {
+            proxy: Some(Arc::clone(&parts.proxy)),
+            balancers: Some(Arc::clone(&parts.balancers)),
+            ..Surface::inner(parts.proxy.routes(), Arc::clone(&metrics), connections)
+        };
+        open(surface, *address, "listen.proxy", config, phases)
+    };
+    config.listen.proxy.iter().map(open).collect()
 }
 
 /// A process that serves.
@@ -146,7 +172,6 @@ async fn leave_swarm(parts: &Parts) {
 }
 
 /// What is told when all runs.
-#[derive(Default)]
 struct Greeting {
     proxies: Vec<SocketAddr>,
     others: Vec<String>,

@@ -43,6 +43,7 @@ pub(super) struct Parts {
     pub(super) peer: Arc<Peer>,
     pub(super) balancers: Arc<Balancers>,
     pub(super) node: Option<Node>,
+    pub(super) metrics: Metrics,
 }
 
 /// The node of the swarm, and its surfaces.
@@ -63,14 +64,14 @@ pub(super) struct Places {
 /// What nobody waits for when the process stops runs on `background`.
 pub(super) async fn build(
     config: &Config,
+    metrics: Metrics,
     phase: &watch::Receiver<Phase>,
     background: &TaskTracker,
     places: &Places,
 ) -> anyhow::Result<Parts> {
     budget::set(config.patience);
     warn_of_silence(config);
-    let metrics = Metrics::default();
-    let store = Arc::new(Store::open(&config.store));
+    let store = Arc::new(Store::open(&config.store).observed(&metrics));
     let mirror = Arc::new(Mirror::new(&config.mirror, &metrics)?);
     let index = open_index(config, &metrics).await?;
     let engine = Engine::new(
@@ -101,8 +102,8 @@ pub(super) async fn build(
     };
     let balancers = Arc::new(Balancers::new(config.listen.balancers.clone(), &metrics));
     let dht = node.as_ref().map(|node| node.dht.clone());
-    let admin = Arc::new(Admin::new(Arc::clone(&engine), dht, metrics, phase.clone()));
-    Ok(Parts { engine, mirror, proxy, admin, peer, balancers, node })
+    let admin = Arc::new(Admin::new(Arc::clone(&engine), dht, metrics.clone(), phase.clone()));
+    Ok(Parts { engine, mirror, proxy, admin, peer, balancers, node, metrics })
 }
 
 /// A node in a process of its own reads the site's index where that is a database; of a file it tells
@@ -126,7 +127,7 @@ fn swarm(
     let of_swarm = config.swarm.as_ref();
     let own = own.map(|address| Url::parse(&format!("http://{}", surfaces::from_here(address))));
     let sidecar = of_swarm.and_then(|swarm| swarm.sidecar.clone()).or(own.transpose()?);
-    Ok(Swarm::new(of_swarm.zip(sidecar.as_ref()), metrics, background)?)
+    Swarm::new(of_swarm.zip(sidecar.as_ref()), metrics, background)
 }
 
 /// Starts the node of the swarm; with an index, it tells what is in there.

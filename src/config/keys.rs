@@ -401,6 +401,6 @@ pub static KEYS: [Key; 48] = [
         "log.level",
         "info",
         "`error`, `warn`, `info`, `debug` or `trace`, or directives such as \
-         `info,aptmesh::mirror=debug`.",
+         `info,aptmesh::mirror=debug`; `info,access=off` tells of no request.",
     ),
 ];

@@ -4,6 +4,7 @@
 pub mod bytes;
 mod keyrings;
 mod keys;
+mod otel;
 pub mod roles;
 mod sources;
 mod swarm;
@@ -21,7 +22,7 @@ pub use self::keys::{KEYS, Key};
 pub use self::sources::{Flags, Sources};
 use crate::archive::groups::Groups;
 use crate::engine::prefetch;
-use crate::telemetry::logs;
+use crate::telemetry::{logs, traces};
 use crate::{dht, engine, index, mirror, store};
 
 /// More connections than one process can serve.
@@ -56,6 +57,8 @@ pub struct Config {
     pub dht: dht::Config,
     /// What is logged.
     pub log: logs::Config,
+    /// Which requests are traced, by OpenTelemetry's own variables.
+    pub traces: traces::Config,
     /// The effective settings, as text by key, in the order of [`KEYS`].
     pub effective: Vec<(&'static Key, String)>,
 }
@@ -173,6 +176,7 @@ impl Config {
                 format: reader.log_format("log.format"),
                 level: reader.log_level("log.level"),
             },
+            traces: otel::read(&sources.environment),
             effective: KEYS
                 .iter()
                 .map(|key| (key, texts.get(key.name).cloned().unwrap_or_default()))

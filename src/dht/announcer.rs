@@ -85,6 +85,12 @@ impl Announcer {
         first.map_or(Duration::ZERO, |(due, _)| now.saturating_duration_since(*due))
     }
 
+    /// How many have been due for so long.
+    pub(super) fn due_for(&self, time: Duration, now: Instant) -> usize {
+        let Some(before) = now.checked_sub(time) else { return 0 };
+        self.queue.iter().take_while(|(due, _)| *due <= before).count()
+    }
+
     fn set(&mut self, key: DhtKey, at: Instant) {
         if let Some(before) = self.due.insert(key, at) {
             self.queue.remove(&(before, key));
@@ -117,6 +123,11 @@ mod tests {
         assert!(announcer.add(key(255), start));
         assert_eq!(announcer.take_due(1, start), [key(0)]);
         assert_eq!(announcer.lag(start + TTL / 100), TTL / 100);
+        let later = start + TTL / 100;
+        assert_eq!(
+            (announcer.due_for(TTL / 100, later), announcer.due_for(TTL / 50, later)),
+            (1, 0)
+        );
         assert_eq!(announcer.take_due(10, start), [key(255)]);
         assert_eq!(announcer.take_due(10, start + TTL / 4), []);
         assert_eq!(announcer.take_due(10, start + TTL * 3 / 10), [key(255)], "they drift apart");

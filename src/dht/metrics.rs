@@ -7,6 +7,9 @@ use crate::telemetry::metrics::Metrics;
 /// From within a site to far across the world.
 const LOOK_UP_BUCKETS: [f64; 10] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.3, 1.0];
 
+/// From nobody to far more than a look-up asks in a large swarm.
+const HOPS: [f64; 9] = [0.0, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 48.0];
+
 /// A node's metrics.
 pub(super) struct DhtMetrics {
     pub(super) connected: IntGauge,
@@ -15,9 +18,12 @@ pub(super) struct DhtMetrics {
     pub(super) records: IntGauge,
     pub(super) records_evicted: IntCounter,
     pub(super) announced: IntGauge,
+    pub(super) due: IntGauge,
+    pub(super) late: IntGauge,
     pub(super) announce_lag: IntGauge,
     pub(super) look_ups: IntCounterVec,
     pub(super) look_up_seconds: Histogram,
+    pub(super) look_up_hops: Histogram,
     pub(super) announces: IntCounterVec,
     pub(super) taken: IntCounterVec,
     pub(super) cards_refused: IntCounter,
@@ -42,29 +48,46 @@ impl DhtMetrics {
                 "Records of a node with too many that had to go before their time.",
             ),
             announced: metrics.gauge("aptmesh_dht_announced_blobs", "Blobs that are announced."),
+            due: metrics.gauge(
+                "aptmesh_dht_announcements_due",
+                "Blobs whose announcement, or its renewal, is due now.",
+            ),
+            late: metrics.gauge(
+                "aptmesh_dht_announcements_late",
+                "Of the announcements that are due, those that have been so for more than half a minute.",
+            ),
             announce_lag: metrics.gauge(
                 "aptmesh_dht_announce_lag_seconds",
-                "For how long the longest due announcement has been due.",
+                "For how long the longest due announcement has been due, in seconds.",
             ),
-            look_ups: metrics.counters(
+            look_ups: metrics.counters_of(
                 "aptmesh_dht_look_ups_total",
                 "Look-ups, by how they ended: found, none, or late.",
-                &["result"],
+                "result",
+                &["found", "none", "late"],
             ),
             look_up_seconds: metrics.histogram(
                 "aptmesh_dht_look_up_seconds",
-                "How long look-ups took.",
+                "How long look-ups took, in seconds.",
                 &LOOK_UP_BUCKETS,
             ),
-            announces: metrics.counters(
+            look_up_hops: metrics.histogram(
+                "aptmesh_dht_look_up_hops",
+                "Nodes that were asked for a look-up, several at a time, until it ended; none where this node \
+                 keeps the record itself.",
+                &HOPS,
+            ),
+            announces: metrics.counters_of(
                 "aptmesh_dht_announces_total",
                 "Records sent to other nodes, by what became of them: taken, refused, or failed.",
-                &["result"],
+                "result",
+                &["taken", "refused", "failed"],
             ),
-            taken: metrics.counters(
+            taken: metrics.counters_of(
                 "aptmesh_dht_offered_total",
                 "Records that other nodes sent, by what became of them: taken, refused, or sent too_fast.",
-                &["result"],
+                "result",
+                &["taken", "refused", "too_fast"],
             ),
             cards_refused: metrics.counter(
                 "aptmesh_dht_cards_refused_total",

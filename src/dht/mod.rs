@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use libp2p::identity::ed25519;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -155,7 +155,7 @@ pub struct Announced {
 }
 
 /// How a node is doing.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
     /// Its id.
     pub node: String,

@@ -92,7 +92,7 @@ impl Duties {
 
     /// Those of a command that runs beside a cache, or without one; renewed for as long as it runs.
     pub(in crate::engine) fn of_a_command(index: &Arc<dyn Index>, metrics: &Metrics) -> Arc<Self> {
-        let leases = Leases::new(index);
+        let leases = Leases::new(index, metrics);
         if Handle::try_current().is_ok() {
             TaskTracker::new().spawn(Arc::clone(&leases).run());
         }

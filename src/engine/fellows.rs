@@ -13,6 +13,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
+use tracing::Span;
 
 use crate::archive::kind::Kind;
 use crate::content::digest::{Expected, Hasher, Sha256};
@@ -71,6 +72,8 @@ struct Met {
     time: f64,
     at: Instant,
     are_there: bool,
+    /// Where they and those that share our volume are reached.
+    others: Vec<String>,
 }
 
 impl Met {
@@ -154,6 +157,7 @@ impl Fellows {
                 time: site.now,
                 at: Instant::now(),
                 are_there: site.has_fellows,
+                others: site.others,
             }))),
             // They are asked as long as the index is, which knows what they have.
             Err(error) => {
@@ -208,6 +212,11 @@ impl Fellows {
             }
         }
         None
+    }
+
+    /// Where other replicas of the site are reached, as of the last meeting.
+    pub(super) fn others(&self) -> Vec<String> {
+        self.met.load().as_ref().map(|met| met.others.clone()).unwrap_or_default()
     }
 
     /// Whether it is worth asking the replica at `url`.
@@ -426,7 +435,7 @@ impl Engine {
         }
         let mut body = self.fellows.open(urls, entry, 0..entry.size).await?;
         let staged = self.room.stage(Some(entry.size)).await.ok()?;
-        let flight = Arc::new(Flight::new());
+        let flight = Arc::new(Flight::new(&Span::none()));
         let hasher = Hasher::new(Some(Expected::Sha256(entry.blob)));
         let writer = Writer::start(staged, hasher, 0, flight);
         loop {

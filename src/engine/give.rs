@@ -168,7 +168,8 @@ impl Engine {
         let interest = self.flights.of_digest(flight)?;
         let flow = interest.flight().flow().filter(|_| !interest.flight().is_cut())?;
         let follower = Follower::new(flow, interest, Arc::clone(&self.mirror));
-        Some(Served::new(Content::Flight(Box::new(follower)), Outcome::Collapsed))
+        let served = Served::new(Content::Flight(Box::new(follower)), Outcome::Collapsed);
+        Some(Served { is_joined: true, ..served })
     }
 
     /// A blob of this volume, for a fellow; its bytes have proven right. `None` if there is none.

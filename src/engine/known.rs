@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::archive::kind::Kind;
 use crate::content::digest::{Expected, Sha256};
@@ -18,6 +19,7 @@ use crate::engine::{Ask, Engine, Sharing, without_index};
 use crate::index::budget::{self, Budget};
 use crate::index::{Entry, Expectation};
 use crate::store::{Blob, StoreError};
+use crate::telemetry::traces::{self, span};
 
 /// What the loading of a blob came to.
 enum Loaded {
@@ -245,6 +247,7 @@ impl Engine {
     async fn load(&self, entry: Entry) -> Result<Loaded, StoreError> {
         let (store, inspector) = (Arc::clone(&self.store), Arc::clone(&self.inspector));
         let looking = Arc::clone(&store);
+        let span = span!("store.open", aptmesh.bytes = traces::number(entry.size));
         let loading = looking.look(move || {
             let Some(blob) = store.read(&entry.blob)? else { return Ok(Loaded::Missing) };
             if inspector.is_condemned(&entry.blob, &blob) {
@@ -259,7 +262,9 @@ impl Engine {
                 Err(error) => Err(StoreError::interrupted(error)),
             }
         });
-        loading.await
+        let loaded = loading.instrument(span.clone()).await;
+        traces::set(&span, "aptmesh.outcome", label(&loaded));
+        loaded
     }
 
     /// Lets go of what the volume does not have; nobody waits until the index does.
@@ -279,9 +284,22 @@ impl Engine {
     }
 }
 
+/// A word for what loading came to.
+fn label(loaded: &Result<Loaded, StoreError>) -> &'static str {
+    match loaded {
+        Ok(Loaded::Known(_)) => "opened",
+        Ok(Loaded::Missing) => "missing",
+        Ok(Loaded::Bad(_) | Loaded::Condemned) => "bad",
+        Err(_) => "failed",
+    }
+}
+
 /// What a resource must be: told by the list that names it or, where it is named by its content, by its
 /// own name.
-fn must_be(kind: Kind, listed: impl FnOnce() -> Option<Expectation>) -> Option<Expectation> {
+pub(super) fn must_be(
+    kind: Kind,
+    listed: impl FnOnce() -> Option<Expectation>,
+) -> Option<Expectation> {
     let by_name = match kind {
         Kind::ByHash(digest) => digest.map(|digest| Expectation { size: None, digest }),
         _ => None,

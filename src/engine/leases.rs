@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use prometheus::IntCounterVec;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::memory::now_seconds;
 use crate::index::budget::{self, Budget};
 use crate::index::{Holding, Index, IndexError, Lease, Renewal, Taken};
+use crate::telemetry::metrics::Metrics;
 
 /// For how long a lease holds without being renewed: clients of a process that dies wait for as long,
 /// and apt waits for 30 s. A database or a machine that is slow for a moment costs no lease.
@@ -42,7 +44,8 @@ pub(super) struct Leases {
     index: Arc<dyn Index>,
     /// Tells this process from others.
     owner: String,
-    held: Mutex<BTreeMap<String, Held>>,
+    held: Arc<Mutex<BTreeMap<String, Held>>>,
+    taken: IntCounterVec,
     watched: Mutex<HashMap<String, watch::Sender<Sight>>>,
     /// There is something to do at once.
     wake: Notify,
@@ -90,13 +93,27 @@ pub(super) enum Sight {
 }
 
 impl Leases {
-    pub(super) fn new(index: &Arc<dyn Index>) -> Arc<Self> {
+    pub(super) fn new(index: &Arc<dyn Index>, metrics: &Metrics) -> Arc<Self> {
+        let held: Arc<Mutex<BTreeMap<String, Held>>> = Arc::default();
+        let looked_at = Arc::clone(&held);
+        metrics.gauge_of(
+            "aptmesh_engine_leases",
+            "Leases that this process holds: the right to run a download, or to do what a site does once.",
+            move || i64::try_from(lock(&looked_at).len()).unwrap_or(i64::MAX),
+        );
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         Arc::new(Self {
             index: Arc::clone(index),
             owner: format!("{host}-{}-{started}", std::process::id()),
-            held: Mutex::default(),
+            held,
+            taken: metrics.counters_of(
+                "aptmesh_engine_leases_total",
+                "Leases that were asked for, by what came of it: taken, refused (another process has it), or \
+                 failed (the index could not be asked); and those lost to another process.",
+                "outcome",
+                &["taken", "refused", "failed", "lost"],
+            ),
             watched: Mutex::default(),
             wake: Notify::new(),
             renewing: tokio::sync::Mutex::default(),
@@ -136,6 +153,11 @@ impl Leases {
             Some(_) => taking.await,
             None => budget::for_at_most(TERM / 2, taking).await,
         };
+        self.count(match &taken {
+            Ok(Taken::Granted { .. }) => "taken",
+            Ok(_) => "refused",
+            Err(_) => "failed",
+        });
         let Taken::Granted { lease, note } = taken? else {
             return Ok(None);
         };
@@ -246,6 +268,7 @@ impl Leases {
                 one.told = renewal.note.or(one.told.take());
             } else {
                 tracing::warn!(name, "another process took over");
+                self.count("lost");
                 held.remove(name).inspect(Held::end);
             }
         }
@@ -324,13 +347,21 @@ impl Leases {
         }
     }
 
+    fn count(&self, outcome: &str) {
+        self.taken.with_label_values(&[outcome]).inc();
+    }
+
     fn held(&self) -> MutexGuard<'_, BTreeMap<String, Held>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.held)
     }
 
     fn watched(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<Sight>>> {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.watched)
     }
+}
+
+fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
+    what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A lease of this process, which is renewed until this is dropped.

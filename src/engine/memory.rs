@@ -18,6 +18,7 @@ use crate::engine::volume::proof::{Proof, Soundness};
 use crate::engine::volume::uses::Counter;
 use crate::index::Entry;
 use crate::store::Blob;
+use crate::telemetry::metrics::Metrics;
 
 /// Blobs up to this size are held in memory, in bytes: below it, opening and reading a file costs
 /// more than sending it.
@@ -126,9 +127,22 @@ impl Known {
         self.confirmed_at.fetch_max(seconds.saturating_mul(1000), Ordering::Relaxed);
     }
 
+    /// When a mirror last gave or confirmed it; seconds since 1970.
+    #[must_use]
+    pub fn confirmed_at(&self) -> i64 {
+        self.confirmed_at.load(Ordering::Relaxed) / 1000
+    }
+
     /// The mirror could not be asked just now.
     pub fn fail(&self) {
         self.failed_at.store(now_millis(), Ordering::Relaxed);
+    }
+
+    /// How well what was confirmed then (seconds since 1970) stands, as far as that tells.
+    #[must_use]
+    pub fn standing_of(confirmed_at: i64, window: Duration) -> Standing {
+        let age = u64::try_from(now_seconds() - confirmed_at).unwrap_or_default();
+        if Duration::from_secs(age) < window { Standing::Confirmed } else { Standing::Old }
     }
 
     /// Whether it was checked against what lists say, `knowledge` being the number of times that
@@ -183,10 +197,34 @@ impl Default for Memory {
 }
 
 impl Memory {
+    /// One that tells how much it holds.
+    pub(super) fn observed(metrics: &Metrics) -> Arc<Self> {
+        let memory = Arc::<Self>::default();
+        let gauge = |name: &str, help: &str, count: fn(&Self) -> u64| {
+            let memory = Arc::clone(&memory);
+            metrics.gauge_of(name, help, move || i64::try_from(count(&memory)).unwrap_or(i64::MAX));
+        };
+        gauge(
+            "aptmesh_engine_memory_entries",
+            "Resources that memory knows, each with its file open.",
+            |memory| memory.cache.len() as u64,
+        );
+        gauge("aptmesh_engine_memory_bytes", "Bytes of small files held in memory.", |memory| {
+            memory.cache.weight().saturating_sub(memory.cache.len() as u64 * ENTRY_WEIGHT)
+        });
+        memory
+    }
+
     /// What memory knows of `key`.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<Arc<Known>> {
         self.cache.get(key)
+    }
+
+    /// The same, without counting as a use.
+    #[must_use]
+    pub fn peek(&self, key: &str) -> Option<Arc<Known>> {
+        self.cache.peek(key)
     }
 
     /// Holds `known`, as long as there is room.

@@ -3,9 +3,11 @@
 mod ask;
 mod count;
 mod duties;
+pub mod explain;
 pub mod fellows;
 pub mod flight;
 pub mod give;
+pub mod history;
 mod known;
 mod late;
 mod learn;
@@ -29,6 +31,7 @@ use http::header;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, Span};
 
 use crate::archive::kind::Kind;
 use crate::archive::target::Target;
@@ -41,16 +44,17 @@ use crate::engine::flight::follower::Follower;
 use crate::engine::flight::pace::Paces;
 use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
-use crate::engine::flight::{Boarding, By, Flights, Interest, Landing, NotBoarded};
+use crate::engine::flight::{Boarding, By, Flights, Flow, Interest, Landing, NotBoarded};
 use crate::engine::give::Gate;
+use crate::engine::history::History;
 use crate::engine::known::{Finding, Findings};
 use crate::engine::late::Late;
 use crate::engine::learn::Learner;
 use crate::engine::learn::doubt::Doubts;
 use crate::engine::leases::{Leases, Tenure};
 use crate::engine::memory::{Known, Memory};
-pub use crate::engine::metrics::EngineMetrics;
-use crate::engine::outcome::{Content, Failure, Outcome, Served};
+pub use crate::engine::metrics::{EngineMetrics, ServedCounters};
+use crate::engine::outcome::{Content, Failure, Outcome, Served, ServedAs};
 use crate::engine::plan::{Freshness, Plan, Situation, plan};
 use crate::engine::prefetch::Prefetcher;
 use crate::engine::relayed::Relayed;
@@ -65,16 +69,19 @@ use crate::engine::volume::room::{self, Room};
 use crate::engine::volume::upkeep;
 use crate::engine::volume::uses::Uses;
 use crate::index::{Entry, Expectation, Index, IndexError, Totals, budget};
-use crate::mirror::{Answer, Framing, Mirror, Question};
+use crate::mirror::{Account, Answer, Framing, Mirror, Question};
 use crate::store::Store;
 use crate::swarm::Swarm;
 use crate::swarm::ranking::Standing;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::{self, span};
 
 /// For how long a client waits for a confirmation while there is a stored copy to give it.
 const STALE_PATIENCE: Duration = Duration::from_secs(5);
 /// For how long the index is told at least, at the end, what it does not know yet.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
+/// What is told of a volume without the blobs that the index knows.
+const NOT_MOUNTED: &str = "the volume may not be mounted: most blobs of the index are not on it";
 /// How often a client takes its place in another flight because one broke off before its start.
 const BOARDINGS_MAX: u32 = 3;
 
@@ -119,7 +126,7 @@ pub struct Engine {
     /// What the index is still to be told.
     late: Arc<Late>,
     prefetcher: Arc<Prefetcher>,
-    judge: Judge,
+    judge: Arc<Judge>,
     flights: Arc<Flights>,
     leases: Arc<Leases>,
     duties: Arc<Duties>,
@@ -129,6 +136,7 @@ pub struct Engine {
     swarm: Arc<Swarm>,
     gate: Gate,
     meter: Arc<Meter>,
+    history: Arc<History>,
     findings: Findings,
     recheck_after_millis: AtomicU64,
     doubts: Arc<Doubts>,
@@ -157,17 +165,9 @@ impl Engine {
         let knowledge = Arc::new(AtomicU64::new(1));
         let (prefetcher, errands) = Prefetcher::new(&config.prefetch, metrics);
         let prefetcher = Arc::new(prefetcher);
-        let leases = Leases::new(&index);
+        let leases = Leases::new(&index, metrics);
         let duties = Duties::new(&leases, metrics);
-        let learner = Learner::start(
-            Arc::clone(&index),
-            Arc::clone(&duties),
-            Arc::clone(&knowledge),
-            Arc::clone(&prefetcher),
-            metrics,
-            background,
-        );
-        let memory = Arc::new(Memory::default());
+        let memory = Memory::observed(metrics);
         let room = Room::of(&config.room, &index, &store, &memory, &duties, metrics);
         let moves = room.evictor().moves();
         let inspector = Inspector::new(&index, &store, moves, room.unadopted(), metrics);
@@ -177,8 +177,18 @@ impl Engine {
         let process = leases.owner().to_owned();
         let from_fellows = swarm.received.with_label_values(&["replica"]);
         let fellows = Fellows::new(&config.fellows, &index, process, from_fellows, metrics)?;
+        let learner = Learner::start(
+            Arc::clone(&index),
+            Arc::clone(&inspector),
+            Arc::clone(&duties),
+            Arc::clone(&knowledge),
+            Arc::clone(&prefetcher),
+            metrics,
+            background,
+        );
         let counted = EngineMetrics::new(metrics);
         let meter = Meter::new(&index, &mirror, &swarm, &counted);
+        let history = History::new(&meter);
         let engine = Arc::new(Self {
             index,
             store,
@@ -193,13 +203,14 @@ impl Engine {
             learner,
             late,
             prefetcher,
-            judge: Judge::new(config.judge.clone(), metrics),
-            flights: Arc::default(),
+            judge: Arc::new(Judge::new(config.judge.clone(), metrics)),
+            flights: Flights::new(metrics),
             leases,
             fellows: Arc::new(fellows),
             swarm,
             gate: Gate::new(&config.give),
             meter,
+            history,
             duties: Arc::clone(&duties),
             announced_from: config.announced_from,
             paces: Paces::default(),
@@ -227,6 +238,7 @@ impl Engine {
         background.spawn(Arc::clone(&self.room).tell_fellows());
         background.spawn(Arc::clone(&self.leases).run());
         background.spawn(Arc::clone(&self.meter).keep_telling());
+        background.spawn(Arc::clone(&self.history).watch(Arc::clone(&self.meter)));
         let (late, inspector) = (Arc::clone(&self.late), Arc::clone(&self.inspector));
         background.spawn(async move { late.tell(&inspector).await });
         background.spawn(upkeep::scrub(
@@ -234,6 +246,7 @@ impl Engine {
             Arc::clone(&self.inspector),
             config.scrub,
         ));
+        background.spawn(upkeep::look_for_volume(Arc::clone(&self.inspector)));
         background.spawn(upkeep::adopt(Arc::clone(&self.duties), Arc::clone(&self.inspector)));
         background.spawn(Arc::clone(&self.folders).watch(Arc::clone(&self.duties)));
     }
@@ -261,6 +274,7 @@ impl Engine {
         if let Ok(served) = &mut served {
             served.only_whole = self.tainted.contains(&meant.target.key);
             self.remember_given(ask, served);
+            self.note_shown(ask, served);
             self.prefetcher.was_used(&meant.target.key);
         }
         self.count(ask, &served);
@@ -268,11 +282,16 @@ impl Engine {
     }
 
     async fn answer(self: &Arc<Self>, ask: &Ask) -> Result<Served, Failure> {
-        let Finding { known: held, expectation } = self.find(ask).await;
+        let span = span!("engine.plan");
+        let Finding { known: held, expectation } = self.find(ask).instrument(span.clone()).await;
         let is_held = held.is_some();
-        let known = if is_held { held } else { Box::pin(self.bring(ask)).await };
+        let bringing = || Box::pin(self.bring(ask).instrument(span.clone()));
+        let known = if is_held { held } else { bringing().await };
         let hit = if is_held { ask.hit() } else { Outcome::Miss };
-        let served = match (self.plan(ask, known.as_deref()), known) {
+        let plan = self.plan(ask, known.as_deref());
+        traces::set(&span, "aptmesh.plan", plan.label());
+        drop(span);
+        let served = match (plan, known) {
             (Plan::Serve, Some(known)) => Ok(stored(known, hit)),
             (Plan::ServeStale, Some(known)) => Ok(stored(known, Outcome::Stale)),
             // What waits for others is on the heap, so that a hit moves less.
@@ -336,8 +355,8 @@ impl Engine {
                 }
                 _ => return,
             };
-            if let Ok((interest, _)) = interest {
-                has_begun.store(true, Ordering::Relaxed);
+            if let Ok((interest, outcome)) = interest {
+                has_begun.store(outcome == Outcome::Miss, Ordering::Relaxed);
                 // Kept until the hint is dropped, or the flight is over.
                 interest.flight().over().await;
             }
@@ -369,21 +388,14 @@ impl Engine {
         }
         let expectation = self.expectation(ask).await;
         let confirming = self.fetch(ask, Some(&known), expectation);
-        match timeout(STALE_PATIENCE, confirming).await {
-            Ok(Err(failure)) if failure.is_trouble() => {
-                tracing::warn!(
-                    url = ask.target.url,
-                    ?failure,
-                    "serving what could not be confirmed"
-                );
-            }
+        let doubt = match timeout(STALE_PATIENCE, confirming).await {
+            Ok(Err(failure)) if failure.is_trouble() => failure,
             Ok(answered) => return answered,
-            Err(_elapsed) => {
-                tracing::warn!(url = ask.target.url, "serving what was not confirmed in time");
-            }
-        }
+            Err(_elapsed) => Failure::internal("not confirmed in time"),
+        };
         known.fail();
-        Ok(stored(known, Outcome::Stale))
+        let doubt = Some(Box::new(doubt));
+        Ok(Served { doubt, ..stored(known, Outcome::Stale) })
     }
 
     /// Takes part in the flight for the resource, beginning it where there is none.
@@ -404,7 +416,7 @@ impl Engine {
                     None => continue,
                 },
             };
-            let landing = interest.flight().landed().await;
+            let landing = self.landing(&interest, outcome).await;
             if let Landing::Flowing(flow) = &landing
                 && expectation.is_some()
                 && flow.meta.size.is_some_and(|size| size <= TAIL)
@@ -416,10 +428,8 @@ impl Engine {
                 Landing::Unchanged(known) => return Ok(stored(known, Outcome::Revalidated)),
                 Landing::Settled(known) => return Ok(stored(known, ask.hit())),
                 Landing::Flowing(flow) if !interest.flight().is_cut() => {
-                    let outcome = if flow.by == By::Replica { Outcome::Collapsed } else { outcome };
-                    let mirror = Arc::clone(&self.mirror);
-                    let follower = Box::new(Follower::new(flow, interest, mirror));
-                    return Ok(Served::new(Content::Flight(follower), outcome));
+                    let is_own = outcome == Outcome::Miss || ask.begun_early;
+                    return Ok(self.following(flow, interest, is_own));
                 }
                 Landing::Flowing(_) => {}
                 Landing::Unstorable => return self.relay(ask).await,
@@ -430,6 +440,26 @@ impl Engine {
             }
         }
         Err(Failure::internal("the download broke off again and again"))
+    }
+
+    /// What becomes of the question to the mirror. Who joined a flight of another request waits in a span of
+    /// its own, which points at that one's.
+    async fn landing(&self, interest: &Interest, outcome: Outcome) -> Landing {
+        let span =
+            if outcome == Outcome::Collapsed { span!("engine.follow") } else { Span::none() };
+        traces::link(&span, interest.flight().origin());
+        interest.flight().landed().instrument(span).await
+    }
+
+    /// An answer from a flight, which may be its own.
+    fn following(&self, flow: Arc<Flow>, interest: Interest, is_own: bool) -> Served {
+        // Another replica began it; with a volume of its own, it is asked for the bytes.
+        let is_abroad = flow.by == By::Replica;
+        let is_joined = !is_own || (is_abroad && flow.borrowed.is_none());
+        let outcome = if is_own && !is_abroad { Outcome::Miss } else { Outcome::Collapsed };
+        let follower = Follower::new(flow, interest, Arc::clone(&self.mirror));
+        let served = Served::new(Content::Flight(Box::new(follower)), outcome);
+        Served { is_joined, ..served }
     }
 
     /// A place in the resource's flight, begun if need be.
@@ -446,6 +476,12 @@ impl Engine {
         };
         let Boarding { interest, departure } = self.flights.board(key, landed_meanwhile)?;
         let Some(departure) = departure else { return Ok((interest, Outcome::Collapsed)) };
+        let span = departure.span().clone();
+        if !span.is_disabled() {
+            traces::set(&span, "aptmesh.resource", ask.kind.label());
+            traces::set(&span, "server.address", ask.target.authority.host.clone());
+            traces::set(&span, "url.path", ask.target.path.clone());
+        }
         let transfer = Transfer {
             engine: Arc::clone(self),
             target: Arc::clone(&ask.target),
@@ -464,11 +500,12 @@ impl Engine {
         };
         self.metrics.flights.inc();
         let engine = Arc::clone(self);
-        self.tasks.spawn(budget::inherited(async move {
+        let flying = budget::inherited(async move {
             // Whoever began it, clients may wait for it.
             budget::waited_for(Box::pin(transfer.run(departure))).await;
             engine.metrics.flights.dec();
-        }));
+        });
+        self.tasks.spawn(flying.instrument(span));
         Ok((interest, Outcome::Miss))
     }
 
@@ -566,12 +603,7 @@ impl Engine {
     }
 
     fn count(&self, ask: &Ask, served: &Result<Served, Failure>) {
-        let (source, outcome) = match served {
-            Ok(served) => (served.source().label(), served.outcome.label()),
-            Err(Failure::Upstream { .. }) => ("mirror", "refused"),
-            Err(_) => ("none", "error"),
-        };
-        self.metrics.served.with_label_values(&[ask.kind.label(), source, outcome]).inc();
+        self.metrics.served.of(ServedAs::of(ask.kind, served)).inc();
         self.note_use(ask, served);
     }
 
@@ -593,16 +625,43 @@ impl Engine {
         &self.metrics
     }
 
-    /// Whether new blobs can be stored, in words; `None` when all is well.
+    /// What is wrong with the volume, in words; `None` when all is well.
     #[must_use]
     pub fn store_trouble(&self) -> Option<String> {
-        self.store.health().trouble()
+        let failing = self.store.health().trouble().map(|why| format!("not storing: {why}"));
+        let missing = || self.inspector.is_volume_missing().then(|| NOT_MOUNTED.to_owned());
+        failing.or_else(missing)
     }
 
     /// What its site does once, and this process does now.
     #[must_use]
     pub fn duties(&self) -> Vec<&'static str> {
         self.duties.labels()
+    }
+
+    /// Who this process is to other replicas of its site, and where those are reached.
+    #[must_use]
+    pub fn replicas(&self) -> (&str, Vec<String>) {
+        (self.leases.owner(), self.fellows.others())
+    }
+
+    /// How mirrors are doing, and bytes per second of those that brought something large lately.
+    #[must_use]
+    pub fn mirrors(&self) -> Vec<(Account, Option<u64>)> {
+        let accounts = self.mirror.accounts().into_iter();
+        accounts.map(|account| (account.clone(), self.paces.of(&account.host))).collect()
+    }
+
+    /// Whether no mirror is asked, by the operator's word.
+    #[must_use]
+    pub fn is_offline(&self) -> bool {
+        self.mirror.is_offline()
+    }
+
+    /// Whether this site is in no swarm.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.swarm.is_alone()
     }
 
     /// How other sites have been doing.
@@ -669,7 +728,7 @@ pub struct Hint {
 }
 
 impl Hint {
-    /// Whether it took a place in a flight.
+    /// Whether it began a flight.
     #[must_use]
     pub fn has_begun(&self) -> bool {
         self.begun.load(Ordering::Relaxed)

@@ -1,9 +1,12 @@
 //! What a request comes to: the answer's description and source, or the reason there is none.
 
+use std::fmt;
 use std::sync::Arc;
 
 use http::StatusCode;
 
+use crate::archive::kind::Kind;
+use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
 use crate::engine::flight::follower::Follower;
 use crate::engine::memory::Known;
@@ -44,22 +47,26 @@ pub struct Served {
     pub only_whole: bool,
     /// Whether its bytes were taken over from another replica for it.
     pub is_borrowed: bool,
+    /// Whether it follows a flight that another request began.
+    pub is_joined: bool,
+    /// Why the mirror did not confirm it, where that was tried for it.
+    pub doubt: Option<Box<Failure>>,
 }
 
-/// Where an answer's bytes came from.
+/// Whose bytes an answer has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// This volume.
+pub enum Origin {
+    /// This volume's.
     Store,
-    /// Another replica of this site.
+    /// Another replica's of this site.
     Replica,
-    /// Other sites.
+    /// Other sites'.
     Peer,
-    /// A mirror.
+    /// A mirror's.
     Mirror,
 }
 
-impl Source {
+impl Origin {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Store, Self::Replica, Self::Peer, Self::Mirror];
 
@@ -75,23 +82,136 @@ impl Source {
     }
 }
 
+/// How an answer came by its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// It has none of an archive: a refusal, a trouble, a page of ours.
+    None,
+    /// From memory.
+    Memory,
+    /// From a file of the volume.
+    Store,
+    /// From either, and the mirror could not confirm them.
+    Stale,
+    /// From a flight that another request began, whoever gives it.
+    Flight,
+    /// Another replica gave them.
+    Replica,
+    /// Other sites gave them.
+    Peer,
+    /// A mirror gave them.
+    Mirror,
+}
+
+impl Source {
+    /// All of them, each at its [`Self::number`].
+    pub const ALL: [Self; 8] = [
+        Self::None,
+        Self::Memory,
+        Self::Store,
+        Self::Stale,
+        Self::Flight,
+        Self::Replica,
+        Self::Peer,
+        Self::Mirror,
+    ];
+
+    /// The word for logs and metric labels.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Memory => "memory",
+            Self::Store => "store",
+            Self::Stale => "stale",
+            Self::Flight => "flight",
+            Self::Replica => "replica",
+            Self::Peer => "peer",
+            Self::Mirror => "mirror",
+        }
+    }
+
+    /// Its place in a table.
+    #[must_use]
+    pub const fn number(self) -> usize {
+        self as usize
+    }
+
+    /// Whether nobody was asked for the bytes.
+    #[must_use]
+    pub fn is_stored(self) -> bool {
+        matches!(self, Self::Memory | Self::Store | Self::Stale)
+    }
+}
+
 impl Served {
     pub(super) fn new(content: Content, outcome: Outcome) -> Self {
         let is_borrowed = matches!(&content, Content::Flight(flight) if flight.is_borrowed());
-        Self { content, outcome, only_whole: false, is_borrowed }
+        Self { content, outcome, only_whole: false, is_borrowed, is_joined: false, doubt: None }
     }
 
-    /// Where its bytes came from.
+    /// What it is, where that is known before it is handed out.
+    pub(super) fn digest(&self) -> Option<Sha256> {
+        match &self.content {
+            Content::Known(known) => Some(known.entry.blob),
+            Content::Flight(follower) => follower.digest(),
+            Content::Relay(_) => None,
+        }
+    }
+
+    /// Whose bytes it has.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        match self.outcome {
+            _ if self.is_borrowed => Origin::Replica,
+            _ if matches!(&self.content, Content::Flight(flight) if flight.is_gathered()) => {
+                Origin::Peer
+            }
+            Outcome::Hit | Outcome::Stale | Outcome::Revalidated => Origin::Store,
+            Outcome::Miss
+            | Outcome::Collapsed
+            | Outcome::Relayed
+            | Outcome::Refused
+            | Outcome::Error => Origin::Mirror,
+        }
+    }
+
+    /// How it came by its bytes.
     #[must_use]
     pub fn source(&self) -> Source {
-        match self.outcome {
-            _ if self.is_borrowed => Source::Replica,
-            _ if matches!(&self.content, Content::Flight(flight) if flight.is_gathered()) => {
-                Source::Peer
-            }
-            Outcome::Hit | Outcome::Stale | Outcome::Revalidated => Source::Store,
-            Outcome::Miss | Outcome::Collapsed | Outcome::Relayed => Source::Mirror,
+        match (self.origin(), &self.content) {
+            _ if self.is_joined => Source::Flight,
+            (Origin::Store, _) if self.outcome == Outcome::Stale => Source::Stale,
+            (Origin::Store, Content::Known(known)) if known.small.is_some() => Source::Memory,
+            (Origin::Store, _) => Source::Store,
+            (Origin::Replica, _) => Source::Replica,
+            (Origin::Peer, _) => Source::Peer,
+            (Origin::Mirror, _) => Source::Mirror,
         }
+    }
+}
+
+/// What a request came to, for who counts and logs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServedAs {
+    /// What was asked for.
+    pub kind: Kind,
+    /// How the answer came by its bytes.
+    pub source: Source,
+    /// What the cache did.
+    pub outcome: Outcome,
+}
+
+impl ServedAs {
+    /// That of an answer, or of none.
+    #[must_use]
+    pub fn of(kind: Kind, served: &Result<Served, Failure>) -> Self {
+        let (source, outcome) = match served {
+            Ok(served) => (served.source(), served.outcome),
+            Err(Failure::Upstream { .. }) => (Source::Mirror, Outcome::Refused),
+            Err(_) => (Source::None, Outcome::Error),
+        };
+        Self { kind, source, outcome }
     }
 }
 
@@ -120,10 +240,32 @@ pub enum Outcome {
     Collapsed,
     /// Handed the mirror's answer on.
     Relayed,
+    /// Handed the mirror's no on.
+    Refused,
+    /// Had no answer.
+    Error,
 }
 
 impl Outcome {
-    /// The word for metric labels.
+    /// All of them, each at its [`Self::number`].
+    pub const ALL: [Self; 8] = [
+        Self::Hit,
+        Self::Stale,
+        Self::Revalidated,
+        Self::Miss,
+        Self::Collapsed,
+        Self::Relayed,
+        Self::Refused,
+        Self::Error,
+    ];
+
+    /// Its place in a table.
+    #[must_use]
+    pub const fn number(self) -> usize {
+        self as usize
+    }
+
+    /// The word for logs and metric labels.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -133,6 +275,8 @@ impl Outcome {
             Self::Miss => "miss",
             Self::Collapsed => "collapsed",
             Self::Relayed => "relayed",
+            Self::Refused => "refused",
+            Self::Error => "error",
         }
     }
 }
@@ -160,6 +304,20 @@ pub enum Failure {
     },
     /// A fault of ours.
     Internal(&'static str),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Upstream { status, host, .. } => write!(f, "{host} answered {status}"),
+            Self::Mirror(error) if error.kind == mirror::MirrorErrorKind::Unreachable => {
+                write!(f, "{} unreachable: {}", error.host, error.reason)
+            }
+            Self::Mirror(error) => error.fmt(f),
+            Self::Unusable { host, reason } => write!(f, "{host} {reason}"),
+            Self::Internal(reason) => f.write_str(reason),
+        }
+    }
 }
 
 impl Failure {

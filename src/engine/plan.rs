@@ -58,6 +58,20 @@ pub enum Plan {
     Relay,
 }
 
+impl Plan {
+    /// The word for traces.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Serve => "serve",
+            Self::ServeStale => "serve_stale",
+            Self::Revalidate => "revalidate",
+            Self::Fetch => "fetch",
+            Self::Relay => "relay",
+        }
+    }
+}
+
 /// Decides.
 #[must_use]
 pub fn plan(situation: &Situation) -> Plan {

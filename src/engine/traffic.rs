@@ -7,6 +7,7 @@ use std::time::Duration;
 use prometheus::{IntCounter, IntCounterVec};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use crate::engine::metrics::ServedCounters;
 use crate::engine::outcome::Source;
 use crate::engine::{Engine, EngineMetrics};
 use crate::index::{Index, Traffic};
@@ -23,8 +24,8 @@ struct Counters {
     mirror: IntCounter,
     /// `from` others.
     received: IntCounterVec,
-    /// To clients, by `source`.
-    served: IntCounterVec,
+    /// To clients.
+    served: Arc<ServedCounters>,
     /// `to` others, by `source`.
     given: IntCounterVec,
 }
@@ -66,7 +67,7 @@ impl Meter {
         let counters = Counters {
             mirror: mirror.received().clone(),
             received: swarm.received.clone(),
-            served: metrics.served_bytes.clone(),
+            served: Arc::clone(&metrics.served_bytes),
             given: metrics.given_bytes.clone(),
         };
         let (telling, told) = Default::default();
@@ -106,16 +107,17 @@ impl Meter {
     }
 
     /// Since the start.
-    fn session(&self) -> Traffic {
+    pub(super) fn session(&self) -> Traffic {
         let Counters { mirror, received, served, given } = &self.counters;
         let given_to = |to| -> u64 {
             Source::ALL.iter().map(|from| given.with_label_values(&[to, from.label()]).get()).sum()
         };
+        let stored = Source::ALL.into_iter().filter(|source| source.is_stored());
         Traffic {
             from_mirrors: mirror.get(),
             from_peers: received.with_label_values(&["peer"]).get(),
             from_replicas: received.with_label_values(&["replica"]).get(),
-            from_store: served.with_label_values(&[Source::Store.label()]).get(),
+            from_store: stored.map(|source| served.sum(source)).sum(),
             to_peers: given_to("peer"),
             to_replicas: given_to("replica"),
         }

@@ -23,6 +23,8 @@ pub struct Site {
     pub now: f64,
     /// Whether there are any with another volume, who can be reached.
     pub has_fellows: bool,
+    /// Where other replicas are reached, on whatever volume; at most [`FELLOWS_MAX`]. For people.
+    pub others: Vec<String>,
 }
 
 /// Where a blob lies.

@@ -96,6 +96,24 @@ pub struct Change {
     pub unset: Vec<String>,
 }
 
+/// How much an index was taught.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Knowledge {
+    /// Tells the place that it was written to from another, and from itself after it was away for long enough
+    /// to be set back to an older state.
+    pub place: String,
+    /// Rises whenever a list is finished or unlearnt.
+    pub version: u64,
+}
+
+impl Knowledge {
+    /// Whether what was known `before` may have been lost.
+    #[must_use]
+    pub fn may_lack(&self, before: &Self) -> bool {
+        self.place != before.place || self.version < before.version
+    }
+}
+
 /// What is known of a blob on the volume. Times are seconds since 1970.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
@@ -353,8 +371,8 @@ pub trait Index: Send + Sync {
         now: i64,
     ) -> Result<(), IndexError>;
 
-    /// A number that changes whenever a list is finished or unlearnt, by whatever process.
-    async fn knowledge(&self) -> Result<u64, IndexError>;
+    /// How much was learnt, by whatever process, and into what.
+    async fn knowledge(&self) -> Result<Knowledge, IndexError>;
 
     /// Somebody asked for `list` at `now`, and with `below` for a release file, so that all lists
     /// whose keys begin with that are in use.

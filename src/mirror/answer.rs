@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Source;
 use super::error::MirrorError;
+use super::ledger::Line;
 use crate::content::range::parse_content_range;
 use crate::content::validators::Validators;
 
@@ -49,7 +50,7 @@ impl Answer {
             status: response.status(),
             headers: response.headers().clone(),
             origin: Arc::clone(&source.origin),
-            body: Body { first: None, response, source, patience, bytes },
+            body: Body { first: None, response, source, patience, bytes, line: None },
         }
     }
 
@@ -123,6 +124,8 @@ pub struct Body {
     source: Source,
     patience: Duration,
     bytes: IntCounter,
+    /// Where people see how the mirror is doing.
+    pub(super) line: Option<Arc<Line>>,
 }
 
 impl Body {
@@ -146,14 +149,21 @@ impl Body {
             broken => {
                 self.source.health.failed(&self.source.origin, Instant::now());
                 let host = &self.source.host;
-                return Err(match broken {
+                let error = match broken {
                     Ok(Err(error)) => MirrorError::from_client(host, error),
                     _ => MirrorError::silent(host),
-                });
+                };
+                if let Some(line) = &self.line {
+                    line.failed(&error.reason);
+                }
+                return Err(error);
             }
         };
         if let Some(chunk) = &chunk {
             self.bytes.inc_by(chunk.len() as u64);
+            if let Some(line) = &self.line {
+                line.received(chunk.len() as u64);
+            }
         }
         Ok(chunk)
     }

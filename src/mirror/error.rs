@@ -6,6 +6,8 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::trust;
+
 /// A question that got no answer, or an answer that broke off.
 #[derive(Clone, Debug, Error)]
 #[error("{host}: {reason}")]
@@ -29,6 +31,8 @@ pub enum MirrorErrorKind {
     Silent,
     /// Redirected in a circle, or to what may not be followed.
     Misdirected,
+    /// Nobody here knows whether it is who it says: there are no certificate authorities.
+    Unchecked,
     /// Answered with what makes no sense, or broke off.
     Broken,
     /// Not asked: it has been unreachable for some time, or nobody is to be asked.
@@ -36,6 +40,16 @@ pub enum MirrorErrorKind {
 }
 
 impl MirrorErrorKind {
+    pub(super) const ALL: [Self; 7] = [
+        Self::Forbidden,
+        Self::Unreachable,
+        Self::Silent,
+        Self::Misdirected,
+        Self::Unchecked,
+        Self::Broken,
+        Self::Away,
+    ];
+
     /// The word for metric labels.
     #[must_use]
     pub fn label(self) -> &'static str {
@@ -44,6 +58,7 @@ impl MirrorErrorKind {
             Self::Unreachable => "unreachable",
             Self::Silent => "silent",
             Self::Misdirected => "misdirected",
+            Self::Unchecked => "unchecked",
             Self::Broken => "broken",
             Self::Away => "away",
         }
@@ -103,6 +118,9 @@ impl MirrorError {
         let error = error.without_url();
         if chain(&error).any(<dyn Error>::is::<SpecialAddress>) {
             return Self::special_address(host);
+        }
+        if let Some(reason) = chain(&error).find_map(trust::nobody_to_ask) {
+            return Self::new(MirrorErrorKind::Unchecked, host, reason);
         }
         let kind = if error.is_connect() {
             MirrorErrorKind::Unreachable

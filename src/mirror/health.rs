@@ -64,6 +64,14 @@ impl Health {
         self.lock().get(origin).map_or(Standing::Well, |trouble| trouble.standing(now))
     }
 
+    /// How it stands, and for how long it is benched.
+    pub(super) fn bench_of(&self, origin: &str, now: Instant) -> (Standing, Duration) {
+        let troubles = self.lock();
+        troubles.get(origin).map_or((Standing::Well, Duration::ZERO), |trouble| {
+            (trouble.standing(now), trouble.benched_until.saturating_duration_since(now))
+        })
+    }
+
     /// Whether whoever asks may wait for a mirror that is away, to see whether it is back: one, every
     /// few seconds.
     pub(super) fn may_probe(&self, origin: &str, now: Instant) -> bool {

@@ -5,6 +5,8 @@ mod answer;
 mod error;
 pub mod guard;
 mod health;
+mod ledger;
+mod metrics;
 mod resolver;
 mod round;
 
@@ -12,24 +14,31 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use http::Method;
 use http::header::{self, HeaderMap, HeaderValue};
-use http::{Method, StatusCode};
-use prometheus::{IntCounter, IntCounterVec};
+use prometheus::IntCounter;
 use tokio::time::{Instant, timeout};
+use tracing::Instrument as _;
 use url::Url;
 
 pub use self::answer::{Answer, Body, Framing};
 pub use self::error::{MirrorError, MirrorErrorKind};
 use self::guard::Guard;
 use self::health::Health;
+use self::ledger::Ledger;
+pub use self::ledger::{Account, AccountState, Prospect};
+use self::metrics::MirrorMetrics;
 use self::resolver::GuardedResolver;
 use self::round::is_trouble;
 use crate::archive::groups::Groups;
 use crate::archive::target::Target;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::{self, span};
+use crate::trust;
 
 /// Redirects that are followed for one question.
 const REDIRECTS_MAX: usize = 5;
@@ -71,11 +80,10 @@ pub struct Mirror {
     connect_ports: Vec<u16>,
     groups: Groups,
     health: Arc<Health>,
+    ledger: Ledger,
     offline: AtomicBool,
     via: HeaderValue,
-    requests: IntCounterVec,
-    failovers: IntCounter,
-    bytes: IntCounter,
+    metrics: MirrorMetrics,
 }
 
 /// A resource on one mirror.
@@ -103,6 +111,13 @@ pub struct Question {
     pub until: Option<Instant>,
 }
 
+impl Question {
+    /// Whether it is one that only its client may ask.
+    fn has_credentials(&self) -> bool {
+        self.headers.contains_key(header::AUTHORIZATION)
+    }
+}
+
 impl Mirror {
     /// Builds the client.
     ///
@@ -110,6 +125,9 @@ impl Mirror {
     /// When the CA file or the proxy's URL can not be used.
     pub fn new(config: &Config, metrics: &Metrics) -> anyhow::Result<Self> {
         let guard = Arc::new(ArcSwap::from_pointee(config.guard.clone()));
+        let besides = config.ca_file.as_deref().map(trust::certificates_in).transpose()?;
+        let tls = trust::client(besides.unwrap_or_default())
+            .context("mirror.ca_file has what is no certificate of an authority")?;
         let mut client = reqwest::Client::builder()
             .user_agent(concat!("aptmesh/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
@@ -117,21 +135,17 @@ impl Mirror {
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .tcp_nodelay(true)
             .no_proxy()
+            .tls_backend_preconfigured(tls)
             .dns_resolver(GuardedResolver::new(
                 Arc::clone(&guard),
                 config.proxy.as_ref().and_then(|proxy| proxy.host_str().map(str::to_owned)),
             ));
-        if let Some(path) = &config.ca_file {
-            client = client.tls_certs_merge(read_certificates(path)?);
-        }
         if let Some(proxy) = &config.proxy {
             let proxy = reqwest::Proxy::all(proxy.clone());
             client = client.proxy(proxy.map_err(reqwest::Error::without_url)?);
         }
         let health = Arc::<Health>::default();
-        let away = Arc::clone(&health);
-        let count = move || i64::try_from(away.away(Instant::now())).unwrap_or(i64::MAX);
-        metrics.gauge_of("aptmesh_mirror_away", "Mirrors that can not be reached.", count);
+        let metrics = MirrorMetrics::new(metrics, &config.groups, &health);
         Ok(Self {
             client: client.build()?,
             guard,
@@ -140,28 +154,17 @@ impl Mirror {
             connect_ports: config.connect_ports.clone(),
             groups: config.groups.clone(),
             health,
+            ledger: Ledger::default(),
             offline: AtomicBool::new(config.offline),
             via: HeaderValue::try_from(format!("1.1 {}", config.pseudonym))?,
-            requests: metrics.counters(
-                "aptmesh_mirror_requests_total",
-                "Requests sent to mirrors, by the class of their answer.",
-                &["answer"],
-            ),
-            failovers: metrics.counter(
-                "aptmesh_mirror_failovers_total",
-                "Answers that came from another than the first mirror of the archive.",
-            ),
-            bytes: metrics.counter(
-                "aptmesh_mirror_received_bytes_total",
-                "Bytes of bodies received from mirrors.",
-            ),
+            metrics,
         })
     }
 
     /// Bytes of bodies received.
     #[must_use]
     pub fn received(&self) -> &IntCounter {
-        &self.bytes
+        &self.metrics.received
     }
 
     /// Changes whether anybody is asked, from now on.
@@ -178,9 +181,12 @@ impl Mirror {
     /// first for a while.
     pub fn blame(&self, origin: &str) {
         self.health.sent_wrong_bytes(origin, Instant::now());
+        self.ledger.sent_wrong_bytes(origin);
     }
 
-    fn is_offline(&self) -> bool {
+    /// Whether nobody is asked.
+    #[must_use]
+    pub fn is_offline(&self) -> bool {
         self.offline.load(Ordering::Relaxed)
     }
 
@@ -190,22 +196,37 @@ impl Mirror {
         question: &Question,
         patience: Duration,
     ) -> Result<Answer, MirrorError> {
+        let begun = Instant::now();
         let is_elsewhere = AtomicBool::new(false);
-        let asked = timeout(patience, self.follow(source, question, &is_elsewhere)).await;
+        let span = span!(
+            "mirror.request",
+            otel.kind = "client",
+            http.request.method = if question.head_only { "HEAD" } else { "GET" },
+            server.address = &*source.host,
+            url.path = source.url.path(),
+        );
+        let asked = timeout(patience, self.follow(source, question, &is_elsewhere));
+        let asked = asked.instrument(span.clone()).await;
         let answered = asked.unwrap_or_else(|_| Err(MirrorError::silent(&source.host)));
-        let answered = answered.map_err(|error| {
+        let mut answered = answered.map_err(|error| {
             if is_elsewhere.load(Ordering::Relaxed) { error.elsewhere() } else { error }
         });
+        if let Some(line) = self.ledger.line(source, question) {
+            Ledger::note(&line, &mut answered);
+        }
         if is_trouble(&answered) {
             self.health.failed(&source.origin, Instant::now());
         } else if answered.is_ok() {
             self.health.answered(&source.origin, Instant::now());
         }
-        let class = match &answered {
-            Ok(answer) => status_class(answer.status),
-            Err(error) => error.kind.label(),
-        };
-        self.requests.with_label_values(&[class]).inc();
+        self.metrics.count(&answered, begun.elapsed());
+        match &answered {
+            Ok(answer) => {
+                let status = i64::from(answer.status.as_u16());
+                traces::set(&span, "http.response.status_code", status);
+            }
+            Err(error) => traces::fail(&span, error),
+        }
         answered
     }
 
@@ -228,7 +249,12 @@ impl Mirror {
             let response =
                 request.send().await.map_err(|error| MirrorError::from_client(host, error))?;
             let Some(next) = redirect_of(&response, &url) else {
-                return Ok(Answer::new(response, source, self.timeout, self.bytes.clone()));
+                return Ok(Answer::new(
+                    response,
+                    source,
+                    self.timeout,
+                    self.metrics.received.clone(),
+                ));
             };
             let next = next
                 .map_err(|reason| MirrorError::new(MirrorErrorKind::Misdirected, host, reason))?;
@@ -308,15 +334,6 @@ impl Mirror {
     }
 }
 
-fn read_certificates(path: &std::path::Path) -> anyhow::Result<Vec<reqwest::Certificate>> {
-    use anyhow::Context as _;
-    let pem = std::fs::read(path).with_context(|| format!("could not read {}", path.display()))?;
-    let certificates = reqwest::Certificate::from_pem_bundle(&pem)
-        .with_context(|| format!("{} is no PEM file of certificates", path.display()))?;
-    anyhow::ensure!(!certificates.is_empty(), "{} has no certificate", path.display());
-    Ok(certificates)
-}
-
 /// Where an answer redirects to; `None` if it does not.
 fn redirect_of(response: &reqwest::Response, url: &Url) -> Option<Result<Url, String>> {
     if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
@@ -335,16 +352,6 @@ fn redirect_of(response: &reqwest::Response, url: &Url) -> Option<Result<Url, St
         }
         Some(next) => Ok(next),
     })
-}
-
-fn status_class(status: StatusCode) -> &'static str {
-    match status.as_u16() {
-        304 => "304",
-        200..300 => "2xx",
-        300..400 => "3xx",
-        400..500 => "4xx",
-        _ => "5xx",
-    }
 }
 
 /// The `Authorization` header for a target with credentials in its URL (RFC 7617).

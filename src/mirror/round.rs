@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
-use http::header;
 use tokio::time::{Instant, sleep};
+use tracing::Instrument as _;
 use url::Url;
 
 use super::error::{MirrorError, MirrorErrorKind};
 use super::health::Standing;
 use super::{Answer, HEAD_BUDGET, Mirror, Question, Source};
 use crate::archive::target::Target;
+use crate::telemetry::traces::{self, span};
 
 /// For how long a mirror that is away is waited for: enough for one that is back and near, and little
 /// to lose with each request where it is not.
@@ -30,6 +31,16 @@ impl Mirror {
     /// When no attempt got an answer within the budget, which is small for one that is away, or when
     /// the host may not be asked.
     pub async fn ask(&self, target: &Target, question: &Question) -> Result<Answer, MirrorError> {
+        let span = span!("mirror.ask");
+        let answered = self.ask_all(target, question).instrument(span.clone()).await;
+        match &answered {
+            Ok(answer) => traces::set(&span, "aptmesh.origin", answer.origin.to_string()),
+            Err(error) => traces::fail(&span, error),
+        }
+        answered
+    }
+
+    async fn ask_all(&self, target: &Target, question: &Question) -> Result<Answer, MirrorError> {
         if self.is_offline() {
             return Err(MirrorError::offline(&target.authority.host));
         }
@@ -71,7 +82,7 @@ impl Mirror {
 
     /// The healthiest first, and of equals the operator's favourite. One that is away is the last
     /// resort.
-    fn in_order(&self, sources: Vec<Source>) -> Vec<(Standing, Source)> {
+    pub(super) fn in_order(&self, sources: Vec<Source>) -> Vec<(Standing, Source)> {
         let now = Instant::now();
         let standing = |source: Source| (self.health.standing(&source.origin, now), source);
         let mut sources: Vec<(Standing, Source)> = sources.into_iter().map(standing).collect();
@@ -103,7 +114,7 @@ impl Mirror {
             match answered {
                 Ok(answer) if answer.status.is_client_error() => round.refused = Some(answer),
                 Ok(answer) if !is_passing_failure(answer.status) => {
-                    self.failovers.inc_by(u64::from(!source.is_first));
+                    self.metrics.failovers.inc_by(u64::from(!source.is_first));
                     round.given = Some(answer);
                     return round;
                 }
@@ -119,8 +130,15 @@ impl Mirror {
     /// Where the target can be had, in the operator's order. Credentials are for the host that the
     /// client wrote.
     fn sources(&self, target: &Target, question: &Question) -> Result<Vec<Source>, MirrorError> {
-        let is_private = question.headers.contains_key(header::AUTHORIZATION);
-        let group = if is_private { None } else { self.groups.sources(target) };
+        self.sources_for(target, question.has_credentials())
+    }
+
+    pub(super) fn sources_for(
+        &self,
+        target: &Target,
+        has_credentials: bool,
+    ) -> Result<Vec<Source>, MirrorError> {
+        let group = if has_credentials { None } else { self.groups.sources(target) };
         let targets = group.unwrap_or_else(|| vec![target.clone()]);
         let first = std::iter::once(true).chain(std::iter::repeat(false));
         targets.iter().zip(first).map(|(target, first)| self.source(target, first)).collect()
@@ -130,11 +148,10 @@ impl Mirror {
         let host = target.authority.host.as_str();
         let url = Url::parse(&target.url)
             .map_err(|error| MirrorError::new(MirrorErrorKind::Forbidden, host, error))?;
-        let origin = format!("{}://{}", target.scheme, target.authority.for_scheme(target.scheme));
         Ok(Source {
             url,
             host: host.into(),
-            origin: origin.into(),
+            origin: target.origin().into(),
             is_first,
             health: Arc::clone(&self.health),
         })

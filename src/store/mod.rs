@@ -16,8 +16,10 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use prometheus::Histogram;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use thiserror::Error;
+use tokio::time::Instant;
 
 use self::calls::Calls;
 pub use self::calls::{COMMIT_PATIENCE, WRITE_PATIENCE};
@@ -28,6 +30,10 @@ use self::staging::Staging;
 pub use self::staging::{CopyError, Stage, read_staged, set_aside};
 pub use self::walk::{FOLDERS, Lying};
 use crate::content::digest::Sha256;
+use crate::telemetry::metrics::Metrics;
+
+/// Bounds of what commits take, in seconds: from a volume in memory to a disk that is overwhelmed.
+const COMMIT_SECONDS: [f64; 9] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
 
 /// Where the blobs are.
 #[derive(Clone, Debug)]
@@ -42,6 +48,7 @@ pub struct Store {
     staging: Staging,
     health: Health,
     calls: Calls,
+    commit_seconds: Option<Histogram>,
 }
 
 /// A blob, open for reading. It stays readable whatever happens to its name.
@@ -120,7 +127,19 @@ impl Store {
         }
         let calls = Calls::default();
         let staging = Staging::new(config.dir.join("staging"), &health, calls.clone());
-        Self { blobs, staging, health, calls }
+        Self { blobs, staging, health, calls, commit_seconds: None }
+    }
+
+    /// Tells `metrics` how long commits take.
+    #[must_use]
+    pub fn observed(self, metrics: &Metrics) -> Self {
+        let seconds = metrics.histogram(
+            "aptmesh_store_commit_seconds",
+            "How long it took to make a whole download a blob, in seconds: mostly the syncs, which tell how \
+             slow the volume is.",
+            &COMMIT_SECONDS,
+        );
+        Self { commit_seconds: Some(seconds), ..self }
     }
 
     /// Opens a blob; `None` if the volume does not have it.
@@ -194,7 +213,11 @@ impl Store {
     /// # Errors
     /// When the volume fails: then there is no blob, or a whole one that may not outlive a crash.
     pub fn commit(&self, stage: Stage, digest: &Sha256) -> Result<Blob, StoreError> {
+        let begun = Instant::now();
         let committed = self.publish(stage, digest);
+        if let Some(seconds) = &self.commit_seconds {
+            seconds.observe(begun.elapsed().as_secs_f64());
+        }
         match &committed {
             Ok(_) => self.health.well(),
             Err(error) => self.health.report(error),
@@ -269,7 +292,9 @@ impl Store {
         &self.health
     }
 
-    fn path_of(&self, digest: &Sha256) -> PathBuf {
+    /// Where a blob is, if it is stored.
+    #[must_use]
+    pub fn path_of(&self, digest: &Sha256) -> PathBuf {
         let name = digest.to_string();
         let folder = name.get(..2).unwrap_or_default();
         self.blobs.join(folder).join(&name)

@@ -187,8 +187,15 @@ fn remove_if_dead(folder: &fs::DirEntry) -> io::Result<()> {
         }
         Err(error) => return Err(error),
     };
-    if is_dead && !is_of_use(&path)? {
-        tracing::info!(?path, "removing what a dead process left unfinished");
+    let staged = staged_in(&path)?;
+    let is_young =
+        |file: &fs::DirEntry| file.metadata().is_ok_and(|metadata| is_younger(&metadata, KEPT_FOR));
+    // What was written so lately others may still follow.
+    if is_dead && !staged.iter().any(is_young) {
+        // One that ended well leaves its lock and nothing else.
+        if !staged.is_empty() {
+            tracing::info!(?path, "removing what a dead process left unfinished");
+        }
         fs::remove_dir_all(&path)?;
     }
     Ok(())
@@ -200,17 +207,13 @@ fn is_being_made(folder: &fs::DirEntry) -> bool {
         && folder.metadata().is_ok_and(|metadata| is_younger(&metadata, MAKING_MAX))
 }
 
-/// Whether something in the folder was written so lately that others may still follow it.
-fn is_of_use(folder: &Path) -> io::Result<bool> {
-    for file in fs::read_dir(folder)? {
-        let file = file?;
-        if file.file_name() != LOCK
-            && file.metadata().is_ok_and(|metadata| is_younger(&metadata, KEPT_FOR))
-        {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+/// The files of downloads in a process's folder.
+fn staged_in(folder: &Path) -> io::Result<Vec<fs::DirEntry>> {
+    let files = fs::read_dir(folder)?;
+    let is_staged = |file: &io::Result<fs::DirEntry>| {
+        file.as_ref().map_or(true, |file| file.file_name() != LOCK)
+    };
+    files.filter(is_staged).collect()
 }
 
 fn is_younger(metadata: &fs::Metadata, age: Duration) -> bool {

@@ -7,16 +7,24 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 
 use crate::content::validators::Validators;
+use crate::trust;
 
 /// A client's settings, still to be built.
-pub(super) fn builder(connect_timeout: Duration, idle_max: usize) -> reqwest::ClientBuilder {
-    reqwest::Client::builder()
+///
+/// # Errors
+/// When there is no TLS.
+pub(super) fn builder(
+    connect_timeout: Duration,
+    idle_max: usize,
+) -> anyhow::Result<reqwest::ClientBuilder> {
+    Ok(reqwest::Client::builder()
         .user_agent(concat!("aptmesh/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(connect_timeout)
         .pool_max_idle_per_host(idle_max)
         .tcp_nodelay(true)
-        .no_proxy()
+        .tls_backend_preconfigured(trust::client(Vec::new())?)
+        .no_proxy())
 }
 
 /// How fast a body has to come.
@@ -110,9 +118,10 @@ pub(super) fn marks(response: &reqwest::Response) -> Validators {
 /// The innermost cause, without the URL.
 pub(super) fn in_words(error: reqwest::Error) -> String {
     let error = error.without_url();
-    let causes =
-        std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
-    causes.last().map(ToString::to_string).unwrap_or_default()
+    let first: &(dyn std::error::Error + 'static) = &error;
+    let mut causes = std::iter::successors(Some(first), |error| error.source());
+    let last = causes.clone().last().map(ToString::to_string);
+    causes.find_map(trust::nobody_to_ask).or(last).unwrap_or_default()
 }
 
 #[cfg(test)]

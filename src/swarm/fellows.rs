@@ -8,12 +8,14 @@ use bytes::Bytes;
 use prometheus::{IntCounter, IntCounterVec};
 use thiserror::Error;
 use tokio::time::{Instant, timeout};
+use tracing::Instrument as _;
 
 use crate::content::digest::Sha256;
 use crate::content::range::parse_content_range;
 use crate::content::validators::Validators;
 use crate::swarm::client::{self, Pace, Paced, header, in_words, marks};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::{self, span};
 
 /// For how long a connection may take to be made: they are near.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -85,9 +87,9 @@ impl Fellows {
     ///
     /// # Errors
     /// When there is no TLS.
-    pub fn new(bytes: IntCounter, metrics: &Metrics) -> Result<Self, reqwest::Error> {
+    pub fn new(bytes: IntCounter, metrics: &Metrics) -> anyhow::Result<Self> {
         Ok(Self {
-            client: client::builder(CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX).build()?,
+            client: client::builder(CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX)?.build()?,
             bench: Arc::default(),
             requests: metrics.counters_of(
                 "aptmesh_swarm_replica_requests_total",
@@ -179,7 +181,9 @@ impl Fellows {
         range: Option<String>,
         token: &str,
     ) -> Result<(u16, reqwest::Response), SwarmError> {
-        let asked = timeout(ANSWER_PATIENCE, self.ask(url, path, range, token)).await;
+        let span = span!("swarm.borrow", otel.kind = "client", aptmesh.replica = url);
+        let asked = timeout(ANSWER_PATIENCE, self.ask(url, path, range, token));
+        let asked = asked.instrument(span.clone()).await;
         let answered = asked.unwrap_or_else(|_elapsed| Err("no answer in time".to_owned()));
         let url: Arc<str> = url.into();
         let told = match &answered {
@@ -190,6 +194,7 @@ impl Fellows {
             Err(_) => "silent",
         };
         self.requests.with_label_values(&[told]).inc();
+        traces::set(&span, "aptmesh.outcome", told);
         answered.map_err(|reason| {
             self.bench.put(&url, Instant::now() + BENCHED_FOR);
             SwarmError { url, reason }
@@ -204,7 +209,8 @@ impl Fellows {
         token: &str,
     ) -> Result<(u16, reqwest::Response), String> {
         let url = format!("{}{path}", url.trim_end_matches('/'));
-        let mut request = self.client.get(url).header("authorization", token);
+        let request = self.client.get(url).headers(traces::headers());
+        let mut request = request.header("authorization", token);
         if let Some(range) = range {
             request = request.header("range", range);
         }

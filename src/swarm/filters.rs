@@ -356,15 +356,17 @@ impl FilterMetrics {
         Self {
             filters: metrics.gauge("aptmesh_swarm_filters", "Other sites' have-filters kept."),
             bytes: metrics
-                .gauge("aptmesh_swarm_filter_bytes", "Bytes of those, as they were sent."),
+                .gauge("aptmesh_swarm_filter_bytes", "Bytes of the have-filters kept, as they were sent."),
             oldest: metrics.gauge(
                 "aptmesh_swarm_filter_oldest_seconds",
                 "For how long the one that is most out of date has not been confirmed by its site.",
             ),
-            fetches: metrics.counters(
+            fetches: metrics.counters_of(
                 "aptmesh_swarm_filter_fetches_total",
-                "Questions for other sites' have-filters, by what came of them.",
-                &["outcome"],
+                "Questions for other sites' have-filters, by what came of them: whole, delta, unchanged, failed, or \
+                 no_room (not kept).",
+                "outcome",
+                &["whole", "delta", "unchanged", "failed", "no_room"],
             ),
         }
     }

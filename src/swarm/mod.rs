@@ -66,12 +66,13 @@ impl Swarm {
         of: Option<(&Config, &Url)>,
         metrics: &Metrics,
         tasks: &TaskTracker,
-    ) -> Result<Self, reqwest::Error> {
+    ) -> anyhow::Result<Self> {
         let (claims, ranking) = (Arc::new(Claims::new(metrics)), Arc::new(Ranking::new(metrics)));
-        let received = metrics.counters(
+        let received = metrics.counters_of(
             "aptmesh_swarm_received_bytes_total",
             "Bytes of bodies received from other replicas and other sites (peers).",
-            &["from"],
+            "from",
+            &["replica", "peer"],
         );
         let from_peers = received.with_label_values(&["peer"]);
         let Some((config, sidecar)) = of else {

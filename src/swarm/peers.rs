@@ -26,6 +26,7 @@ use crate::swarm::client::{self, Pace, Paced, header, in_words, marks};
 use crate::swarm::discovery::Holder;
 use crate::swarm::token::Secret;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces;
 
 /// For how long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -132,18 +133,20 @@ impl Peers {
         allow_private: &[IpNet],
         bytes: IntCounter,
         metrics: &Metrics,
-    ) -> Result<Self, reqwest::Error> {
+    ) -> anyhow::Result<Self> {
         let reach = Reach(allow_private.into());
-        let client = client::builder(CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX);
+        let client = client::builder(CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX)?;
         Ok(Self {
             client: client.dns_resolver(reach.clone()).build()?,
             reach,
             secret: Secret::of_swarm(key),
             doors: Mutex::default(),
-            requests: metrics.counters(
+            requests: metrics.counters_of(
                 "aptmesh_swarm_peer_requests_total",
-                "Requests to other sites, by what came of them.",
-                &["answer"],
+                "Blobs asked of other sites, whole or in part, by what came of it: given, absent, busy, not_yet (it \
+                 is fetching that itself), or failed.",
+                "answer",
+                &["given", "absent", "busy", "not_yet", "failed"],
             ),
             bytes,
         })
@@ -260,7 +263,8 @@ impl Peers {
             return Err(NOT_ALLOWED.to_owned());
         }
         let token = self.secret.token(subject, now());
-        let mut request = self.client.get(url).header("authorization", token);
+        let request = self.client.get(url).headers(traces::headers());
+        let mut request = request.header("authorization", token);
         for (name, value) in headers {
             request = request.header(*name, value);
         }

@@ -12,6 +12,7 @@ use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 use url::Url;
 
 use crate::content::card::URLS_MAX;
@@ -20,6 +21,7 @@ use crate::swarm::away::{Away, Standing};
 use crate::swarm::client::{self, Pace, Paced, in_words};
 use crate::swarm::discovery::{Discovery, HOLDERS_MAX, Holder};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::{self, span};
 
 /// For how long a connection may take to be made: it is on this machine, or near.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -114,13 +116,9 @@ impl Sidecar {
     ///
     /// # Errors
     /// When there is no TLS.
-    pub fn start(
-        api: &Url,
-        metrics: &Metrics,
-        tasks: &TaskTracker,
-    ) -> Result<Arc<Self>, reqwest::Error> {
+    pub fn start(api: &Url, metrics: &Metrics, tasks: &TaskTracker) -> anyhow::Result<Arc<Self>> {
         let link = Arc::new(Link {
-            client: client::builder(CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX).build()?,
+            client: client::builder(CONNECT_TIMEOUT, IDLE_CONNECTIONS_MAX)?.build()?,
             api: api.as_str().trim_end_matches('/').to_owned(),
             away: Away::default(),
             node: OnceLock::new(),
@@ -138,14 +136,16 @@ impl Sidecar {
             asked: Mutex::default(),
             orders,
             tasks: tasks.clone(),
-            look_ups: metrics.counters(
+            look_ups: metrics.counters_of(
                 "aptmesh_swarm_look_ups_total",
-                "Questions who has a blob, to this site's node of the DHT, by what came of them.",
-                &["outcome"],
+                "Questions who has a blob, to this site's node of the DHT, by what came of them: found, none, late, \
+                 given_up (it came from elsewhere first), or away (the node does not answer).",
+                "outcome",
+                &["found", "none", "late", "given_up", "away"],
             ),
             look_up_seconds: metrics.histogram(
                 "aptmesh_swarm_look_up_seconds",
-                "For how long those were waited for.",
+                "For how long the node was waited for in a look-up, in seconds.",
                 &LOOK_UP_BUCKETS,
             ),
         }))
@@ -181,7 +181,10 @@ impl Sidecar {
         }
         let (tell, answer) = watch::channel(None);
         asked.insert(*blob, Asked { at: now, answer: answer.clone() });
-        self.tasks.spawn(Arc::clone(&self.link).look_up(*blob, tell));
+        // Others may share it.
+        let span = span!(parent: None, "swarm.ask_node", otel.kind = "client");
+        traces::belong_to_current(&span);
+        self.tasks.spawn(Arc::clone(&self.link).look_up(*blob, tell).instrument(span));
         // What only tells whether it is back keeps nobody waiting.
         (standing == Standing::There).then_some(answer)
     }
@@ -248,7 +251,10 @@ impl Discovery for Sidecar {
 
     async fn look_up(&self, blob: &Sha256, budget: Duration) -> Vec<Holder> {
         let mut question = Question { sidecar: self, begun: Instant::now(), outcome: "given_up" };
-        let (outcome, found) = self.find(blob, budget).await;
+        let span = span!("swarm.look_up");
+        let (outcome, found) = self.find(blob, budget).instrument(span.clone()).await;
+        traces::set(&span, "aptmesh.outcome", outcome);
+        traces::set(&span, "aptmesh.found", traces::number(found.len() as u64));
         question.outcome = outcome;
         found
     }
@@ -348,7 +354,7 @@ impl Link {
 }
 
 async fn answer(request: reqwest::RequestBuilder, max: usize) -> Result<Vec<u8>, String> {
-    let response = request.send().await.map_err(in_words)?;
+    let response = request.headers(traces::headers()).send().await.map_err(in_words)?;
     if response.status().as_u16() != 200 {
         return Err(format!("answered {}", response.status().as_u16()));
     }

@@ -1,8 +1,32 @@
-//! Logs: text for people, JSON lines for machines; on standard error.
+//! Logs: text for people, JSON lines for machines; on standard error. A thread writes them, so that who does
+//! not read them keeps nobody waiting.
 
-use std::io::IsTerminal as _;
+use std::io::{self, BufWriter, IsTerminal as _};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
-use tracing_subscriber::EnvFilter;
+use tracing::Subscriber;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::{FilterExt as _, filter_fn};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer, Registry};
+
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces;
+
+/// Lines that wait to be written, of 300 bytes or so: a quarter of a second of requests at full speed. More are
+/// lost.
+const WAITING_MAX: usize = 8192;
+/// For how long the last lines are written when the process ends.
+const FLUSH_MAX: Duration = Duration::from_secs(1);
+/// Whose words are not ours to pass on. The `OpenPGP` library tells about each odd packet, the database's about
+/// each connection that broke, the swarm's who it is and that there is nobody to be found yet; what matters of
+/// it we say ourselves.
+const QUIET: &str = "pgp=error,deadpool.postgres=off,tokio_postgres=error,libp2p_kad::behaviour=error,\
+                     libp2p_swarm=warn";
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,19 +57,67 @@ impl Config {
     }
 }
 
-/// Sends the process's logs to standard error. Called once.
-pub fn start(config: &Config) {
-    // The OpenPGP library tells about each odd packet, the database's about each connection that
-    // broke; what matters of it we say ourselves.
-    let quiet = "pgp=error,deadpool.postgres=off,tokio_postgres=error";
-    let directives = format!("{quiet},{}", config.level);
+/// The writing of logs. What is still to be written is, when it is dropped.
+pub struct Logs {
+    lost: ErrorCounter,
+    writing: Option<WorkerGuard>,
+}
+
+/// Sends the process's logs to standard error, and its spans to `traces`. Called once.
+#[must_use]
+pub fn start(config: &Config, traces: Option<traces::Layer<Registry>>) -> Logs {
+    let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING_MAX);
+    // Lines that come together go out together.
+    let (writer, writing) = builder.thread_name("logs").finish(BufWriter::new(io::stderr()));
+    let lost = writer.error_counter();
+    tracing_subscriber::registry().with(traces).with(lines(config, writer)).init();
+    Logs { lost, writing: Some(writing) }
+}
+
+fn lines<S>(config: &Config, writer: NonBlocking) -> impl Layer<S>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    let directives = format!("{QUIET},{}", config.level);
     let filter = EnvFilter::try_new(directives).unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
+    // Traces are no part of the log: of what goes on, spans would be told before each line.
+    let filter = filter.and(filter_fn(|metadata| metadata.target() != traces::SPANS));
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(io::stderr().is_terminal());
     match config.format {
-        Format::Text => lines.init(),
-        Format::Json => lines.json().init(),
+        Format::Text => lines.with_filter(filter).boxed(),
+        Format::Json => {
+            let lines = lines.json().flatten_event(true);
+            lines.with_current_span(false).with_span_list(false).with_filter(filter).boxed()
+        }
+    }
+}
+
+impl Logs {
+    /// Has it counted what is lost.
+    pub fn declare(&self, metrics: &Metrics) {
+        let lost = self.lost.clone();
+        metrics.counter_of(
+            "aptmesh_telemetry_log_lines_lost_total",
+            "Lines of the log that were lost, since standard error did not take them.",
+            move || u32::try_from(lost.dropped_lines()).unwrap_or(u32::MAX).into(),
+        );
+    }
+}
+
+impl Drop for Logs {
+    fn drop(&mut self) {
+        let writing = self.writing.take();
+        let (written, is_written) = mpsc::channel();
+        // The crate's own bound is longer, and beyond it there is a word to standard output, which may be as
+        // stuck.
+        let flushing = move || {
+            drop(writing);
+            written.send(()).is_ok()
+        };
+        if thread::Builder::new().spawn(flushing).is_ok() {
+            // Who does not read by then has no use for the rest.
+            let _is_written = is_written.recv_timeout(FLUSH_MAX);
+        }
     }
 }

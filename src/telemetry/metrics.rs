@@ -1,13 +1,13 @@
 //! The metric registry. Names are `aptmesh_<folder>_<what>_<unit>`; labels come from closed sets
 //! only.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Counter, Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 /// The process's metrics.
@@ -60,8 +60,34 @@ impl Metrics {
 
     /// Declares a gauge of which `now` tells the value whenever somebody looks at it.
     pub fn gauge_of(&self, name: &str, help: &str, now: impl Fn() -> i64 + Send + Sync + 'static) {
-        let looked_at = IntGauge::new(name, help);
-        self.declare(looked_at.map(|gauge| Looked { gauge, now: Arc::new(now) }));
+        self.declare_looked(IntGauge::new(name, help), move |gauge| gauge.set(now()));
+    }
+
+    /// Declares a gauge with labels that `look` brings up to date whenever somebody looks at it.
+    pub fn gauges_of(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        look: impl Fn(&IntGaugeVec) + Send + Sync + 'static,
+    ) {
+        self.declare_looked(IntGaugeVec::new(Opts::new(name, help), labels), look);
+    }
+
+    /// Declares a counter of which `now` tells the value, which never falls, whenever somebody looks at
+    /// it.
+    pub fn counter_of(
+        &self,
+        name: &str,
+        help: &str,
+        now: impl Fn() -> f64 + Send + Sync + 'static,
+    ) {
+        let alone = Mutex::new(());
+        self.declare_looked(Counter::new(name, help), move |counter| {
+            // Two who look at the same time would count it twice.
+            let _alone = alone.lock().unwrap_or_else(PoisonError::into_inner);
+            counter.inc_by((now() - counter.get()).max(0.0));
+        });
     }
 
     /// Declares a histogram.
@@ -69,6 +95,36 @@ impl Metrics {
     pub fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
         let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
         self.declare(Histogram::with_opts(options))
+    }
+
+    /// Declares a histogram with labels.
+    #[must_use]
+    pub fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> HistogramVec {
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        self.declare(HistogramVec::new(options, labels))
+    }
+
+    /// Declares a histogram with one label, of which these values are there from the start.
+    #[must_use]
+    pub fn histograms_of(
+        &self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: &[&str],
+        buckets: &[f64],
+    ) -> HistogramVec {
+        let histograms = self.histograms(name, help, &[label], buckets);
+        for value in values {
+            histograms.with_label_values(&[value]);
+        }
+        histograms
     }
 
     /// Declares what is looked up when it is asked for.
@@ -90,6 +146,14 @@ impl Metrics {
         text
     }
 
+    fn declare_looked<M: Collector + Clone + 'static>(
+        &self,
+        made: prometheus::Result<M>,
+        look: impl Fn(&M) + Send + Sync + 'static,
+    ) {
+        self.declare(made.map(|metric| Looked { metric, look: Arc::new(look) }));
+    }
+
     #[expect(clippy::expect_used, reason = "names are constants: a bad one fails every start")]
     fn declare<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
         let metric = made.expect("a valid metric name");
@@ -98,20 +162,20 @@ impl Metrics {
     }
 }
 
-/// A gauge that is brought up to date when it is looked at.
+/// A metric that is brought up to date when it is looked at.
 #[derive(Clone)]
-struct Looked {
-    gauge: IntGauge,
-    now: Arc<dyn Fn() -> i64 + Send + Sync>,
+struct Looked<M> {
+    metric: M,
+    look: Arc<dyn Fn(&M) + Send + Sync>,
 }
 
-impl Collector for Looked {
+impl<M: Collector> Collector for Looked<M> {
     fn desc(&self) -> Vec<&Desc> {
-        self.gauge.desc()
+        self.metric.desc()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        self.gauge.set((self.now)());
-        self.gauge.collect()
+        (self.look)(&self.metric);
+        self.metric.collect()
     }
 }

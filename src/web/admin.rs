@@ -1,34 +1,28 @@
 //! The admin surface: is it alive, is it ready, what does it count. Apart from the proxy, so that
 //! clients do not see it.
 
-use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use serde::Deserialize;
-use serde_json::json;
-use tokio::time::timeout;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 use warp::{Filter as _, Reply as _};
 
 use crate::dht::Dht;
 use crate::engine::Engine;
-use crate::engine::outcome::Source;
-use crate::index::Traffic;
 use crate::telemetry::metrics::Metrics;
+use crate::web::explain::Explainer;
 use crate::web::phase::Phase;
-
-/// How long a status waits for the index to count.
-const COUNT_PATIENCE: Duration = Duration::from_secs(2);
+use crate::web::status::{self, Collector, trouble};
 
 /// What the admin surface needs to answer.
 pub struct Admin {
     engine: Arc<Engine>,
-    dht: Option<Dht>,
+    collector: Arc<Collector>,
     metrics: Metrics,
-    started: Instant,
     phase: tokio::sync::watch::Receiver<Phase>,
     watched_at: Mutex<Option<Instant>>,
 }
@@ -50,7 +44,8 @@ impl Admin {
         phase: tokio::sync::watch::Receiver<Phase>,
     ) -> Self {
         let watched_at = Mutex::default();
-        Self { engine, dht, metrics, started: Instant::now(), phase, watched_at }
+        let collector = Arc::new(Collector::new(Arc::clone(&engine), dht));
+        Self { engine, collector, metrics, phase, watched_at }
     }
 
     /// Whether somebody asked within this time if it is ready, as balancers do again and again.
@@ -60,20 +55,22 @@ impl Admin {
         watched_at.is_some_and(|at| at.elapsed() < within)
     }
 
-    /// All that it answers.
+    /// All that it answers; `proxies` is where clients reach this process.
     #[must_use]
-    pub fn routes(self: Arc<Self>) -> BoxedFilter<(Response,)> {
+    pub fn routes(self: Arc<Self>, proxies: &[SocketAddr]) -> BoxedFilter<(Response,)> {
+        let ports = proxies.iter().map(SocketAddr::port).collect();
+        let explain = Explainer::new(Arc::clone(&self.engine), ports).routes();
+        let status = status::routes(Arc::clone(&self.collector));
         let admin = warp::any().map(move || Arc::clone(&self));
         let livez = warp::path!("livez").map(|| "alive\n".into_response());
         let readyz = warp::path!("readyz")
             .and(warp::query())
             .and(admin.clone())
             .map(|by: By, admin: Arc<Admin>| readyz(&by, &admin));
-        let metrics = warp::path!("metrics")
-            .and(admin.clone())
-            .map(|admin: Arc<Admin>| metrics(&admin.metrics));
-        let status = warp::path!("status.json").and(admin).then(status);
-        let all = livez.or(readyz).unify().or(metrics).unify().or(status).unify();
+        let metrics =
+            warp::path!("metrics").and(admin).map(|admin: Arc<Admin>| metrics(&admin.metrics));
+        let all =
+            livez.or(readyz).unify().or(metrics).unify().or(status).unify().or(explain).unify();
         warp::get().or(warp::head()).unify().and(all).boxed()
     }
 }
@@ -89,61 +86,14 @@ fn readyz(by: &By, admin: &Admin) -> Response {
         let reply = warp::reply::with_status("stopping\n", StatusCode::SERVICE_UNAVAILABLE);
         return reply.into_response();
     }
-    match trouble(&admin.engine) {
+    match trouble::of_store_and_index(&admin.engine) {
         None => "ready\n".into_response(),
         Some(trouble) => format!("ready, but {trouble}\n").into_response(),
     }
-}
-
-/// What is wrong, in words.
-fn trouble(engine: &Engine) -> Option<String> {
-    let store = engine.store_trouble().map(|trouble| format!("not storing: {trouble}"));
-    let index = engine.index_trouble().map(|trouble| format!("without its index: {trouble}"));
-    let all: Vec<String> = store.into_iter().chain(index).collect();
-    (!all.is_empty()).then(|| all.join("; "))
 }
 
 pub(super) fn metrics(metrics: &Metrics) -> Response {
     let text = metrics.render();
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     warp::reply::with_header(text, "content-type", kind).into_response()
-}
-
-fn by_way(bytes: Traffic) -> serde_json::Value {
-    json!({
-        "from_mirrors": bytes.from_mirrors, "from_peers": bytes.from_peers,
-        "from_replicas": bytes.from_replicas, "from_store": bytes.from_store,
-        "to_peers": bytes.to_peers, "to_replicas": bytes.to_replicas,
-    })
-}
-
-async fn status(admin: Arc<Admin>) -> Response {
-    let totals = timeout(COUNT_PATIENCE, admin.engine.totals()).await.ok().flatten();
-    let swarm = match &admin.dht {
-        Some(dht) => match dht.status().await {
-            Some(status) => json!(status),
-            None => json!({ "trouble": "the node does not answer" }),
-        },
-        None => json!(null),
-    };
-    let (session, all_time) = admin.engine.traffic();
-    let bytes = &admin.engine.metrics().served_bytes;
-    let served =
-        Source::ALL.map(|from| (from.label(), bytes.with_label_values(&[from.label()]).get()));
-    warp::reply::json(&json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "uptime_seconds": admin.started.elapsed().as_secs(),
-        "flights": admin.engine.flights(),
-        "served_bytes": HashMap::from(served),
-        "traffic": {"session": by_way(session), "all_time": all_time.map(by_way)},
-        "stored": totals.map(|totals| json!({
-            "resources": totals.resources, "blobs": totals.blobs, "bytes": totals.bytes,
-            "expectations": totals.expectations, "quota": admin.engine.room().limits().quota,
-        })),
-        "swarm": swarm,
-        "peers": admin.engine.peers(),
-        "duties": admin.engine.duties(),
-        "trouble": trouble(&admin.engine),
-    }))
-    .into_response()
 }

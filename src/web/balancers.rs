@@ -24,7 +24,7 @@ const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 const FIXED: usize = 16;
 /// Bytes of version 2, with what follows the addresses: balancers send names of certificates there, which take
 /// some hundred.
-const HEADER_MAX: usize = 4096;
+pub const HEADER_MAX: usize = 4096;
 /// For how long the first bytes may take to arrive: as long as the head of a request.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -36,7 +36,7 @@ pub struct Balancers {
 
 /// What a connection begins with.
 #[derive(Debug, PartialEq, Eq)]
-enum Beginning {
+pub enum Beginning {
     /// More bytes are to tell.
     Unfinished,
     /// No header.
@@ -46,7 +46,7 @@ enum Beginning {
 }
 
 /// What is wrong with a header.
-type Fault = &'static str;
+pub type Fault = &'static str;
 
 impl Balancers {
     /// Those in `networks`.
@@ -114,7 +114,11 @@ async fn read_beginning(
     }
 }
 
-fn beginning(bytes: &[u8]) -> Result<Beginning, Fault> {
+/// What these bytes are, of which more may come; pure.
+///
+/// # Errors
+/// When they begin like a header, and are none.
+pub fn beginning(bytes: &[u8]) -> Result<Beginning, Fault> {
     if bytes.starts_with(SIGNATURE) {
         version_2(bytes)
     } else if bytes.starts_with(WORD) {

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
-use http_body::{Frame, SizeHint};
-use prometheus::IntCounter;
+use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::timeout;
 
 use crate::engine::fellows::Passing;
 use crate::engine::flight::follower::{Chunk, Cut, Follower, SPAN_MAX, Span};
 use crate::engine::relayed::Relayed;
+use crate::web::access::Access;
 use crate::web::slots::Slot;
 use crate::web::uplink::Uplink;
 use crate::web::wire::{Spans, Wire};
@@ -37,8 +37,8 @@ pub(super) struct AnswerBody {
     /// A span that is being read into the page cache.
     reading: Option<Pin<Box<dyn Future<Output = io::Result<Chunk>> + Send>>>,
     spans: Spans,
-    /// Bytes handed to hyper are counted here.
-    counted: Option<IntCounter>,
+    /// The account of its request; a tunnel has it for itself.
+    access: Option<Access>,
     /// Told when the body is done with.
     wire: Option<Wire>,
 }
@@ -225,8 +225,14 @@ async fn in_time<T: Send + 'static>(
 }
 
 impl AnswerBody {
-    pub(super) fn new(source: Source, counted: Option<IntCounter>, wire: Wire) -> Self {
-        Self { source, reading: None, spans: wire.spans(), counted, wire: Some(wire) }
+    pub(super) fn new(source: Source, access: Option<Access>, wire: Wire) -> Self {
+        Self { source, reading: None, spans: wire.spans(), access, wire: Some(wire) }
+    }
+
+    fn note(&mut self, what: impl FnOnce(&mut Access)) {
+        if let Some(access) = &mut self.access {
+            what(access);
+        }
     }
 
     /// The next bytes, of which those in files are in the page cache.
@@ -278,16 +284,21 @@ impl http_body::Body for AnswerBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         self.poll_chunk(context).map(|chunk| {
-            let bytes = match chunk? {
-                Ok(Chunk::Bytes(bytes)) => bytes,
-                Ok(Chunk::Span(span)) => self.spans.stand_in(span),
-                Err(error) => {
-                    tracing::info!(%error, "cutting a client off");
+            let bytes = match chunk {
+                Some(Ok(Chunk::Bytes(bytes))) => bytes,
+                Some(Ok(Chunk::Span(span))) => self.spans.stand_in(span),
+                Some(Err(error)) => {
+                    self.note(|access| access.cut(error.to_string()));
                     return Some(Err(error));
                 }
+                None => {
+                    self.note(Access::complete);
+                    return None;
+                }
             };
-            if let Some(counter) = &self.counted {
-                counter.inc_by(bytes.len() as u64);
+            self.note(|access| access.send(bytes.len() as u64));
+            if self.is_end_stream() {
+                self.note(Access::complete);
             }
             Some(Ok(Frame::data(bytes)))
         })
@@ -319,6 +330,10 @@ impl http_body::Body for AnswerBody {
 
 impl Drop for AnswerBody {
     fn drop(&mut self) {
+        // hyper does not ask for what is known to be nothing.
+        if self.is_end_stream() {
+            self.note(Access::complete);
+        }
         if let Some(wire) = self.wire.take() {
             wire.end_answer();
         }

@@ -18,21 +18,22 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioTimer;
-use prometheus::IntCounterVec;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
+use tracing::{Instrument as _, Span};
 use warp::filters::BoxedFilter;
 
-use crate::engine::{Client, Hint, outcome};
+use crate::engine::{Client, Hint};
+use crate::web::access::{self, Access, DoorMetrics, OpenConnection};
 use crate::web::ahead::Ahead;
 use crate::web::balancers::Balancers;
 use crate::web::body::{AnswerBody, Source};
 use crate::web::phase::{self, Phase};
 use crate::web::proxy::{Proxy, forbidden_client};
-use crate::web::reply::{Counted, Payload};
+use crate::web::reply::Payload;
 use crate::web::wire::Wire;
 
 /// For how long a request's head may take to arrive, and a connection may wait for one.
@@ -64,8 +65,8 @@ pub struct Surface {
     pub routes: BoxedFilter<(warp::reply::Response,)>,
     /// Set for the proxy surface: who may come in, and what is begun early.
     pub proxy: Option<Arc<Proxy>>,
-    /// Counts bytes of bodies by source.
-    pub served_bytes: Option<IntCounterVec>,
+    /// What is measured of its requests.
+    pub metrics: Arc<DoorMetrics>,
     /// Who may say for whom a connection is.
     pub balancers: Option<Arc<Balancers>>,
     /// Where what outlives a request runs.
@@ -75,9 +76,13 @@ pub struct Surface {
 impl Surface {
     /// One for programs of ours or for operators, whose connections live on `tasks`.
     #[must_use]
-    pub fn inner(routes: BoxedFilter<(warp::reply::Response,)>, tasks: &TaskTracker) -> Self {
+    pub fn inner(
+        routes: BoxedFilter<(warp::reply::Response,)>,
+        metrics: Arc<DoorMetrics>,
+        tasks: &TaskTracker,
+    ) -> Self {
         let tasks = tasks.clone();
-        Self { routes, proxy: None, served_bytes: None, balancers: None, tasks }
+        Self { routes, proxy: None, metrics, balancers: None, tasks }
     }
 }
 
@@ -98,14 +103,27 @@ pub struct Visit {
     pub tasks: TaskTracker,
     /// Tells when the process is to stop.
     pub phase: watch::Receiver<Phase>,
-    upgrade: Arc<Mutex<Option<OnUpgrade>>>,
+    /// Set for `CONNECT`.
+    passage: Option<Arc<Mutex<Option<Passage>>>>,
+}
+
+/// What a tunnel takes over.
+pub(super) struct Passage {
+    /// The connection itself, once the answer is sent.
+    pub(super) upgrade: OnUpgrade,
+    /// The request's account, which is open as long as the tunnel.
+    pub(super) access: Access,
 }
 
 impl Visit {
-    /// The connection itself, once the answer is sent; for whoever takes it first.
-    pub(super) fn take_upgrade(&self) -> Option<OnUpgrade> {
-        self.upgrade.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// What the tunnel needs that was asked for; for whoever takes it first.
+    pub(super) fn take_passage(&self) -> Option<Passage> {
+        taken(self.passage.as_ref()?)
     }
+}
+
+fn taken(passage: &Mutex<Option<Passage>>) -> Option<Passage> {
+    passage.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 /// Serves a connection to its end.
@@ -115,6 +133,7 @@ pub(super) async fn serve(
     surface: Arc<Surface>,
     phase: watch::Receiver<Phase>,
 ) {
+    let _open = OpenConnection::at(&surface.metrics);
     let from = SocketAddr::new(from.ip().to_canonical(), from.port());
     let balancers = surface.balancers.as_ref().filter(|balancers| balancers.are_at(from.ip()));
     let (client, read) = match balancers {
@@ -186,10 +205,15 @@ async fn converse(
         }
     };
     match ended {
+        Err(error) if error.is_parse() => {
+            access::malformed(&surface.metrics, client.ip(), &error);
+        }
+        // It was a body that ended before its end: its account says so.
+        Err(error) if error.is_user() => tracing::debug!(%client, %error, "cut a client off"),
         Err(error) if is_ours(&error) => {
             tracing::warn!(%client, %error, cause = ?error.source(), "a connection broke");
         }
-        Err(error) => tracing::debug!(%client, %error, "a client left, or sent what is no HTTP"),
+        Err(error) => tracing::debug!(%client, %error, "a client left"),
         // Whoever carries a tunnel has the socket now.
         Ok(()) if session.is_tunnel.load(Ordering::Relaxed) => {}
         Ok(()) if *phase.borrow() != Phase::Serving => {
@@ -256,34 +280,48 @@ impl Session {
         let hint = self.ahead.take(&target);
         let is_tunnel = request.method() == Method::CONNECT;
         self.is_tunnel.store(is_tunnel, Ordering::Relaxed);
+        let metrics = &self.surface.metrics;
+        let mut access = Some(Access::begin(metrics, self.client.ip(), &request, target));
+        let span = access.as_ref().map_or_else(Span::none, |access| access.span().clone());
+        let passage = access.take_if(|_| is_tunnel).map(|access| {
+            let upgrade = hyper::upgrade::on(&mut request);
+            Arc::new(Mutex::new(Some(Passage { upgrade, access })))
+        });
         let mut answer = if self.permitted {
-            let visit = Visit {
-                method: request.method().clone(),
-                uri: request.uri().clone(),
-                headers: std::mem::take(request.headers_mut()),
-                client: self.asks,
-                begun_early: hint.as_ref().is_some_and(Hint::has_begun),
-                tasks: self.surface.tasks.clone(),
-                phase: self.phase.clone(),
-                upgrade: Arc::new(Mutex::new(None)),
-            };
-            if is_tunnel {
-                let upgrade = hyper::upgrade::on(&mut request);
-                *visit.upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some(upgrade);
-            }
-            request.extensions_mut().insert(visit);
-            let mut routes = warp::service(self.surface.routes.clone());
-            match routes.call(request).await {
-                Ok(answer) => answer,
-                Err(never) => match never {},
-            }
+            let begun_early = hint.as_ref().is_some_and(Hint::has_begun);
+            self.route(request, begun_early, passage.clone()).instrument(span).await
         } else {
             forbidden_client(self.client)
         };
         if !is_tunnel && self.is_last() {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        Ok(self.with_body(answer))
+        let access = access.or_else(|| Some(taken(passage.as_ref()?)?.access));
+        Ok(self.with_body(answer, access))
+    }
+
+    async fn route(
+        &self,
+        mut request: Request<Incoming>,
+        begun_early: bool,
+        passage: Option<Arc<Mutex<Option<Passage>>>>,
+    ) -> warp::reply::Response {
+        let visit = Visit {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            headers: std::mem::take(request.headers_mut()),
+            client: self.asks,
+            begun_early,
+            tasks: self.surface.tasks.clone(),
+            phase: self.phase.clone(),
+            passage,
+        };
+        request.extensions_mut().insert(visit);
+        let mut routes = warp::service(self.surface.routes.clone());
+        match routes.call(request).await {
+            Ok(answer) => answer,
+            Err(never) => match never {},
+        }
     }
 
     /// Whether the process is to stop, and nothing is to be answered on this connection any more.
@@ -296,19 +334,20 @@ impl Session {
     }
 
     /// Puts the payload in the place that warp had no room for.
-    fn with_body(&self, answer: warp::reply::Response) -> Response<AnswerBody> {
+    fn with_body(
+        &self,
+        answer: warp::reply::Response,
+        mut access: Option<Access>,
+    ) -> Response<AnswerBody> {
         let (mut parts, page) = answer.into_parts();
         let source = match parts.extensions.remove::<Payload>().and_then(|payload| payload.take()) {
             Some(source) => source,
             None => Source::Page(Box::pin(page)),
         };
-        let of_surface = || {
-            let source = parts.extensions.get::<outcome::Source>()?;
-            Some(self.surface.served_bytes.as_ref()?.with_label_values(&[source.label()]))
-        };
-        let counted = parts.extensions.get::<Counted>().map(|Counted(counter)| counter.clone());
-        let counted = counted.or_else(of_surface);
-        Response::from_parts(parts, AnswerBody::new(source, counted, self.wire.clone()))
+        if let Some(access) = &mut access {
+            access.answer(&parts);
+        }
+        Response::from_parts(parts, AnswerBody::new(source, access, self.wire.clone()))
     }
 }
 
@@ -335,7 +374,7 @@ impl<C: Future<Output = hyper::Result<()>>> Future for Attended<C> {
         if let Some(since) = self.wire.blocked_since() {
             self.patience.as_mut().reset(since + STALLED_MAX);
             if self.patience.as_mut().poll(context).is_ready() {
-                tracing::info!("hanging up on a client that takes nothing");
+                tracing::debug!("hanging up on a client that takes nothing");
                 return Poll::Ready(Ok(()));
             }
         }

@@ -12,8 +12,9 @@ use tokio::time::{Instant, timeout};
 use warp::reply::Response;
 
 use crate::content::filter::History;
-use crate::engine::outcome;
+use crate::engine::outcome::{self, Outcome};
 use crate::index::{Index, IndexError};
+use crate::web::access::Credit;
 use crate::web::body::Source;
 use crate::web::connection::Visit;
 use crate::web::reply;
@@ -74,9 +75,9 @@ impl HaveFilter {
         if status == StatusCode::OK {
             head.headers_mut().insert(header::CONTENT_LENGTH, body.len().into());
         }
-        head.extensions_mut().insert(outcome::Source::Store);
-        let is_sent = visit.method == Method::GET;
-        reply::with_payload(head, if is_sent { Source::Bytes(body) } else { Source::Empty })
+        let source = if visit.method == Method::GET { Source::Bytes(body) } else { Source::Empty };
+        let credit = Credit::of(outcome::Source::Memory, Outcome::Hit);
+        reply::credited(reply::with_payload(head, source), credit)
     }
 
     /// What can not be seen now is as it was.

@@ -1,12 +1,14 @@
 //! HTTP towards clients: listeners, request targets, the proxy and admin surfaces, replies. The
 //! only place that knows statuses, and it knows nothing of SQL.
 
+pub mod access;
 pub mod admin;
 mod ahead;
 pub mod balancers;
 mod body;
 mod conditions;
 pub mod connection;
+pub mod explain;
 pub mod filter;
 mod heads;
 pub mod listener;
@@ -17,6 +19,7 @@ pub mod proxy;
 mod reply;
 pub mod sidecar;
 mod slots;
+pub mod status;
 mod tunnel;
 mod uplink;
 mod wire;

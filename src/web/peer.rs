@@ -17,12 +17,13 @@ use crate::content::digest::Sha256;
 use crate::engine::Engine;
 use crate::engine::fellows::Offer;
 use crate::engine::give::{Asker, Gift};
-use crate::engine::outcome;
+use crate::engine::outcome::{self, Outcome};
 use crate::telemetry::metrics::Metrics;
+use crate::web::access::{Counted, Credit};
 use crate::web::body::Source;
 use crate::web::connection::Visit;
 use crate::web::filter::HaveFilter;
-use crate::web::reply::{self, Counted};
+use crate::web::reply;
 use crate::web::slots::{self, Slots};
 use crate::web::uplink::Uplink;
 
@@ -86,6 +87,12 @@ impl Peer {
             "Bodies on their way to other sites: 160 at most, 16 to one address.",
         );
         let uplink = Uplink::new(upload_limit, waits);
+        let limited = Arc::clone(&uplink);
+        metrics.gauge_of(
+            "aptmesh_web_peer_upload_limit_bytes",
+            "Bytes a second that all other sites together get at most (swarm.upload_limit); 0: no limit.",
+            move || i64::try_from(limited.limit().unwrap_or_default()).unwrap_or(i64::MAX),
+        );
         background.spawn(Arc::clone(&uplink).run());
         Self {
             engine,
@@ -130,9 +137,9 @@ impl Peer {
     }
 
     fn count(&self, to: &str, mut answer: Response) -> Response {
-        if let Some(source) = answer.extensions().get::<outcome::Source>() {
+        if let Some(credit) = answer.extensions().get::<Credit>() {
             let given = &self.engine.metrics().given_bytes;
-            let counter = given.with_label_values(&[to, source.label()]);
+            let counter = given.with_label_values(&[to, credit.source.label()]);
             answer.extensions_mut().insert(Counted(counter));
         }
         answer
@@ -147,7 +154,7 @@ impl Peer {
 
     async fn share(&self, visit: &Visit, head_only: bool, flight: &Sha256) -> Response {
         match self.engine.share(flight) {
-            Some(served) => reply::served(&visit.headers, head_only, served).await,
+            Some(served) => reply::served(&visit.headers, head_only, None, served).await,
             None => reply::refusal(StatusCode::NOT_FOUND, "not on its way here"),
         }
     }
@@ -170,12 +177,13 @@ impl Peer {
     /// not come now is no reason to think that it is not there.
     async fn pass_on(&self, visit: &Visit, head_only: bool, offer: &Offer) -> Response {
         let (head, part) = reply::passed_on(&visit.headers, head_only, offer);
-        let Some(part) = part else { return reply::with_payload(head, Source::Empty) };
+        let credit = Credit::of(outcome::Source::Replica, Outcome::Miss);
+        let answer = |source| reply::credited(reply::with_payload(head, source), credit);
+        let Some(part) = part else { return answer(Source::Empty) };
         let blob = &offer.entry.blob;
         let Some(slot) = self.slots.take(visit.client.address) else { return self.busy(blob) };
         let Some(passing) = self.engine.pass_on(offer, part).await else { return self.busy(blob) };
-        let source = Source::passing(passing).given(slot, Arc::clone(&self.uplink));
-        reply::with_payload(head, source)
+        answer(Source::passing(passing).given(slot, Arc::clone(&self.uplink)))
     }
 
     /// The have-filter.

@@ -14,6 +14,7 @@ use warp::{Filter, Rejection};
 use crate::archive::groups::Groups;
 use crate::archive::kind::Kind;
 use crate::archive::target::{Target, TargetError};
+use crate::engine::outcome::ServedAs;
 use crate::engine::plan::Freshness;
 use crate::engine::{Ask, Client, Engine, Hint, Sharing};
 use crate::mirror::basic_authorization;
@@ -205,12 +206,11 @@ async fn answer(proxy: Arc<Proxy>, visit: Visit) -> Response {
     let head_only = visit.method == Method::HEAD;
     let asked = proxy.ask(target, &visit.headers, head_only, visit.client);
     let ask = Ask { begun_early: visit.begun_early, ..asked };
-    match proxy.engine.serve(&ask).await {
-        Ok(served) => reply::served(&visit.headers, head_only, served).await,
-        Err(failure) => {
-            tracing::info!(url = ask.target.url, ?failure, "could not serve");
-            reply::failed(&failure)
-        }
+    let served = proxy.engine.serve(&ask).await;
+    let served_as = ServedAs::of(ask.kind, &served);
+    match served {
+        Ok(served) => reply::served(&visit.headers, head_only, Some(ask.kind), served).await,
+        Err(failure) => reply::credited(reply::failed(&failure), served_as.into()),
     }
 }
 

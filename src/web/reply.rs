@@ -9,10 +9,10 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use hyper::ext::ReasonPhrase;
-use prometheus::IntCounter;
 use warp::Reply as _;
 use warp::reply::Response as Reply;
 
+use crate::archive::kind::Kind;
 use crate::archive::target::TargetError;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
@@ -20,9 +20,10 @@ use crate::content::validators::http_date;
 use crate::engine::fellows::Offer;
 use crate::engine::flight::follower::Follower;
 use crate::engine::memory::Known;
-use crate::engine::outcome::{self, Content, Failure, Meta, Outcome, Served};
+use crate::engine::outcome::{self, Content, Failure, Meta, Origin, Outcome, Served};
 use crate::engine::relayed::Relayed;
 use crate::mirror::{Framing, MirrorErrorKind};
+use crate::web::access::{Credit, Reason};
 use crate::web::body::{FilePart, Source};
 use crate::web::conditions::{Portion, portion};
 
@@ -55,10 +56,6 @@ impl Payload {
     }
 }
 
-/// Where the bytes of a body are counted.
-#[derive(Clone)]
-pub(super) struct Counted(pub(super) IntCounter);
-
 /// An answer as warp hands it on.
 pub(super) fn with_payload(head: Response<()>, source: Source) -> warp::reply::Response {
     let (mut parts, ()) = head.into_parts();
@@ -70,16 +67,19 @@ pub(super) fn with_payload(head: Response<()>, source: Source) -> warp::reply::R
 pub(super) async fn served(
     asked: &HeaderMap,
     head_only: bool,
-    served: Served,
+    kind: Option<Kind>,
+    mut served: Served,
 ) -> warp::reply::Response {
-    let (outcome, origin) = (served.outcome, served.source());
+    let (outcome, origin) = (served.outcome, served.origin());
+    let credit = Credit { kind, source: served.source(), outcome };
+    let doubt = served.doubt.take().map(|doubt| Reason(doubt.to_string()));
     // RFC 9110 §14.2: a range means something to GET alone.
     let only_whole = head_only || served.only_whole;
     let portion = |meta: &Meta| match portion(asked, meta) {
         Portion::Part(_) | Portion::Unsatisfiable if only_whole => Portion::Whole,
         portion => portion,
     };
-    match served.content {
+    let answer = match served.content {
         Content::Known(known) => {
             let meta = Meta::of(&known.entry);
             let portion = portion(&meta);
@@ -102,7 +102,16 @@ pub(super) async fn served(
             with_payload(head, source)
         }
         Content::Relay(answer) => relayed(answer),
-    }
+    };
+    let mut answer = credited(answer, credit);
+    doubt.map(|doubt| answer.extensions_mut().insert(doubt));
+    answer
+}
+
+/// The same answer, for the account of its request.
+pub(super) fn credited(mut answer: Reply, credit: Credit) -> Reply {
+    answer.extensions_mut().insert(credit);
+    answer
 }
 
 /// What is wanted of a body that is arriving.
@@ -142,13 +151,13 @@ pub(super) fn arriving(
         }
         _ => {
             let status = cache_status(Outcome::Collapsed, follower.is_stored());
-            let head = head(&meta, &portion, &status, outcome::Source::Mirror);
+            let head = head(&meta, &portion, &status, Origin::Mirror);
             let source = if head_only { Source::Empty } else { followed(follower, portion) };
             with_payload(head, source)
         }
     };
     answer.headers_mut().insert(HAVE, have.into());
-    answer
+    credited(answer, Credit::of(outcome::Source::Flight, Outcome::Collapsed))
 }
 
 /// What another site may ask again for, after this time.
@@ -177,9 +186,11 @@ pub(super) fn lent(
     let meta = meta_of(blob, Some(known.entry.size), known.entry.validators.last_modified);
     let portion = if head_only { Portion::Whole } else { portion(asked, &meta) };
     let status = cache_status(Outcome::Hit, true);
-    let head = head(&meta, &portion, &status, outcome::Source::Store);
+    let head = head(&meta, &portion, &status, Origin::Store);
     let source = if head_only { Source::Empty } else { stored(known, &portion) };
-    with_payload(head, source)
+    let place =
+        if known.small.is_some() { outcome::Source::Memory } else { outcome::Source::Store };
+    credited(with_payload(head, source), Credit::of(place, Outcome::Hit))
 }
 
 /// The head of what a fellow has, for another site, and the bytes that are to follow, if any are.
@@ -192,7 +203,7 @@ pub(super) fn passed_on(
     let meta = meta_of(&entry.blob, Some(entry.size), entry.validators.last_modified);
     let portion = if head_only { Portion::Whole } else { portion(asked, &meta) };
     let status = cache_status(Outcome::Miss, false);
-    let head = head(&meta, &portion, &status, outcome::Source::Replica);
+    let head = head(&meta, &portion, &status, Origin::Replica);
     let part = match portion {
         _ if head_only => None,
         Portion::Whole => Some(0..entry.size).filter(|part| !part.is_empty()),
@@ -202,7 +213,7 @@ pub(super) fn passed_on(
     (head, part)
 }
 
-fn head(meta: &Meta, portion: &Portion, status: &str, origin: outcome::Source) -> Response<()> {
+fn head(meta: &Meta, portion: &Portion, status: &str, origin: Origin) -> Response<()> {
     let mut head = Response::new(());
     let fields = head.headers_mut();
     let mut set = |name: HeaderName, value: &str| {
@@ -245,16 +256,15 @@ fn head(meta: &Meta, portion: &Portion, status: &str, origin: outcome::Source) -
     fields.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     fields.insert(SOURCE, told(origin));
     fields.insert(header::VIA, VIA);
-    head.extensions_mut().insert(origin);
     *head.status_mut() = code;
     head
 }
 
-fn told(origin: outcome::Source) -> HeaderValue {
+fn told(origin: Origin) -> HeaderValue {
     HeaderValue::from_static(match origin {
-        outcome::Source::Store => "store",
-        outcome::Source::Replica | outcome::Source::Peer => "peer",
-        outcome::Source::Mirror => "mirror",
+        Origin::Store => "store",
+        Origin::Replica | Origin::Peer => "peer",
+        Origin::Mirror => "mirror",
     })
 }
 
@@ -287,7 +297,7 @@ fn cache_status(outcome: Outcome, stored: bool) -> String {
         Outcome::Stale => "hit; detail=stale-mirror-away",
         Outcome::Revalidated => "hit; fwd=stale; fwd-status=304",
         Outcome::Miss if stored => "fwd=miss; stored",
-        Outcome::Miss => "fwd=miss",
+        Outcome::Miss | Outcome::Refused | Outcome::Error => "fwd=miss",
         Outcome::Collapsed if stored => "fwd=miss; collapsed; stored",
         Outcome::Collapsed => "fwd=miss; collapsed",
         Outcome::Relayed => "fwd=bypass",
@@ -324,14 +334,13 @@ fn relayed(mut answer: Box<Relayed>) -> warp::reply::Response {
         }
     }
     headers.append(header::VIA, VIA);
-    headers.insert(SOURCE, told(outcome::Source::Mirror));
+    headers.insert(SOURCE, told(Origin::Mirror));
     if let Ok(status) = HeaderValue::try_from(cache_status(Outcome::Relayed, false)) {
         headers.insert(CACHE_STATUS, status);
     }
     let mut head = Response::new(());
     *head.status_mut() = answer.status;
     *head.headers_mut() = headers;
-    head.extensions_mut().insert(outcome::Source::Mirror);
     with_payload(head, Source::relay(answer))
 }
 
@@ -345,34 +354,34 @@ static HOP_BY_HOP: [HeaderName; 7] = [
     HeaderName::from_static("keep-alive"),
 ];
 
+fn status_of(failure: &Failure) -> StatusCode {
+    match failure {
+        Failure::Upstream { status, .. } if status.as_u16() >= 400 => *status,
+        Failure::Mirror(error) => match error.kind {
+            MirrorErrorKind::Forbidden => StatusCode::FORBIDDEN,
+            MirrorErrorKind::Silent | MirrorErrorKind::Away => StatusCode::GATEWAY_TIMEOUT,
+            MirrorErrorKind::Unreachable
+            | MirrorErrorKind::Misdirected
+            | MirrorErrorKind::Unchecked
+            | MirrorErrorKind::Broken => StatusCode::SERVICE_UNAVAILABLE,
+        },
+        Failure::Upstream { .. } | Failure::Unusable { .. } | Failure::Internal(_) => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+    }
+}
+
 /// The answer to a request that came to nothing.
 pub(super) fn failed(failure: &Failure) -> warp::reply::Response {
+    let status = status_of(failure);
     let mut answer = match failure {
-        Failure::Upstream { status, .. } if status.as_u16() >= 400 => {
-            refusal(*status, status.canonical_reason().unwrap_or("Refused by the mirror"))
+        Failure::Upstream { status: refused, .. } if *refused == status => {
+            refusal(status, status.canonical_reason().unwrap_or("Refused by the mirror"))
         }
-        Failure::Upstream { status, host, .. } => {
-            trouble(StatusCode::SERVICE_UNAVAILABLE, &format!("{host} answered {status}"))
-        }
-        Failure::Mirror(error) => match error.kind {
-            MirrorErrorKind::Forbidden => refusal(StatusCode::FORBIDDEN, &error.to_string()),
-            MirrorErrorKind::Silent | MirrorErrorKind::Away => {
-                trouble(StatusCode::GATEWAY_TIMEOUT, &error.to_string())
-            }
-            MirrorErrorKind::Unreachable => {
-                let reason = format!("{} unreachable: {}", error.host, error.reason);
-                trouble(StatusCode::SERVICE_UNAVAILABLE, &reason)
-            }
-            MirrorErrorKind::Misdirected | MirrorErrorKind::Broken => {
-                trouble(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
-            }
-        },
-        Failure::Unusable { host, reason } => {
-            trouble(StatusCode::SERVICE_UNAVAILABLE, &format!("{host} {reason}"))
-        }
-        Failure::Internal(reason) => trouble(StatusCode::SERVICE_UNAVAILABLE, reason),
+        _ if status == StatusCode::FORBIDDEN => refusal(status, &failure.to_string()),
+        _ => trouble(status, &failure.to_string()),
     };
-    let mut cache_status = format!("{}; fwd=miss", crate::web::NAME);
+    let mut cache_status = cache_status(Outcome::Error, false);
     if let Failure::Upstream { status, retry_after, .. } = failure {
         cache_status.push_str("; fwd-status=");
         cache_status.push_str(status.as_str());
@@ -394,7 +403,12 @@ pub(super) fn bad_target(error: &TargetError) -> warp::reply::Response {
         TargetError::Host(_) => StatusCode::NOT_FOUND,
         TargetError::Path(_) | TargetError::Scheme(_) => StatusCode::BAD_REQUEST,
     };
-    refusal(status, &error.to_string())
+    let mut answer = refusal(status, &error.to_string());
+    if let TargetError::Host(_) = error {
+        // Who wrote it wrong may have written a password in its place.
+        answer.extensions_mut().insert(Reason("the target names no mirror".to_owned()));
+    }
+    answer
 }
 
 /// A trouble that may pass: apt tries again.

@@ -20,6 +20,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::watch;
+use tracing::Instrument as _;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 use warp::{Filter as _, Reply as _};
@@ -27,6 +28,7 @@ use warp::{Filter as _, Reply as _};
 use crate::content::digest::Sha256;
 use crate::dht::Dht;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::{self, span};
 use crate::web::admin;
 use crate::web::phase::Phase;
 
@@ -135,7 +137,11 @@ impl Sidecar {
 async fn look_up(sha256: String, how: LookUp, sidecar: Arc<Sidecar>) -> Response {
     let Some(blob) = Sha256::from_hex(&sha256) else { return no_digest(&sha256) };
     let budget = Duration::from_millis(how.budget_ms.unwrap_or(BUDGET));
-    let Some(found) = sidecar.dht.look_up(&blob, budget).await else { return silent() };
+    let span = span!("dht.look_up");
+    let looked_up = sidecar.dht.look_up(&blob, budget).instrument(span.clone()).await;
+    let Some(found) = looked_up else { return silent() };
+    traces::set(&span, "aptmesh.found", traces::number(found.peers.len() as u64));
+    drop(span);
     if how.trace == Some(true) {
         return warp::reply::json(&found).into_response();
     }

@@ -13,8 +13,9 @@ use tokio::time::timeout;
 
 use crate::archive::target::Authority;
 use crate::engine::Engine;
+use crate::web::access::Access;
 use crate::web::body::Source;
-use crate::web::connection::Visit;
+use crate::web::connection::{Passage, Visit};
 use crate::web::phase::{self, Phase};
 use crate::web::reply;
 
@@ -50,20 +51,18 @@ impl Tunnels {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             return reply::refusal(StatusCode::SERVICE_UNAVAILABLE, "too many tunnels are open");
         };
-        let Some(upgrade) = visit.take_upgrade() else {
+        let stream = match engine.connect(&authority.host, authority.port).await {
+            Ok(stream) => stream,
+            Err(failure) => return reply::failed(&failure),
+        };
+        let Some(Passage { upgrade, mut access }) = visit.take_passage() else {
             return reply::refusal(StatusCode::BAD_REQUEST, "CONNECT needs HTTP/1.1");
         };
-        match engine.connect(&authority.host, authority.port).await {
-            Ok(stream) => {
-                let phase = visit.phase.clone();
-                visit.tasks.spawn(carry(upgrade, stream, place, phase));
-                reply::with_payload(Response::new(()), Source::Empty)
-            }
-            Err(failure) => {
-                tracing::info!(host = authority.host, port = authority.port, ?failure, "no tunnel");
-                reply::failed(&failure)
-            }
-        }
+        let (head, ()) = Response::new(()).into_parts();
+        access.answer(&head);
+        let phase = visit.phase.clone();
+        visit.tasks.spawn(carry(upgrade, stream, place, phase, access));
+        reply::with_payload(Response::from_parts(head, ()), Source::Empty)
     }
 }
 
@@ -72,13 +71,14 @@ async fn carry(
     mirror: TcpStream,
     _place: OwnedSemaphorePermit,
     phase: watch::Receiver<Phase>,
+    mut access: Access,
 ) {
     let Ok(upgraded) = upgrade.await else { return };
     let (from_client, to_client) = tokio::io::split(TokioIo::new(upgraded));
     let (from_mirror, to_mirror) = mirror.into_split();
     let activity = watch::Sender::new(());
-    let up = one_way(from_client, to_mirror, &activity);
-    let down = one_way(from_mirror, to_client, &activity);
+    let up = one_way(from_client, to_mirror, &activity, |_| {});
+    let down = one_way(from_mirror, to_client, &activity, |bytes| access.send(bytes));
     let idle = |bound: Duration| {
         let mut seen = activity.subscribe();
         async move { while timeout(bound, seen.changed()).await.is_ok() {} }
@@ -92,12 +92,14 @@ async fn carry(
         () = stopped => tracing::debug!("closing a tunnel at the stop"),
         () = idle(IDLE_MAX) => tracing::debug!("closing an idle tunnel"),
     }
+    access.complete();
 }
 
 async fn one_way(
     mut from: impl tokio::io::AsyncRead + Unpin,
     mut to: impl tokio::io::AsyncWrite + Unpin,
     activity: &watch::Sender<()>,
+    mut carried: impl FnMut(u64),
 ) {
     let mut buffer = vec![0; BUFFER];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
@@ -106,6 +108,7 @@ async fn one_way(
         if to.write_all(bytes).await.is_err() || to.flush().await.is_err() {
             break;
         }
+        carried(read as u64);
     }
     // The other side learns of the end; if it is gone too, there is nobody to tell.
     drop(to.shutdown().await);

@@ -123,7 +123,8 @@ impl Uplink {
         }
     }
 
-    fn limit(&self) -> Option<u64> {
+    /// Bytes per second, if there is a limit.
+    pub(super) fn limit(&self) -> Option<u64> {
         Some(self.limit.load(Ordering::Relaxed)).filter(|limit| *limit > 0)
     }
 

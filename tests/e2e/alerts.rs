@@ -6,10 +6,12 @@ use crate::hostile::{self, Liar};
 use crate::kit::fleet::migrated;
 use crate::kit::prometheus::Prometheus;
 use crate::kit::*;
+use crate::observability;
 use crate::swarm::{PATIENCE, Swarm};
 use crate::volume::Volume;
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
 use std::time::Duration;
 
 const MB: usize = 1024 * 1024;
@@ -18,8 +20,12 @@ const NOBODY: &str = "127.0.0.1:9";
 const LOOKS: Duration = Duration::from_secs(2);
 /// What another site gives wrong.
 const LIES: [&str; 4] = ["tool", "tale", "toad", "tome"];
-/// It takes ten minutes.
-const NOT_PROVOKED: &str = "AptmeshAnnouncementsLate";
+/// Mirrors of which nobody answers.
+const GONE: &str = "gone http://127.0.0.1:9/debian http://127.0.0.2:9/debian";
+/// What a process may have open: a little more than it has when it is idle.
+const FILES_MAX: usize = 200;
+/// Longer than clients should wait for a first byte.
+const SLOW: Duration = Duration::from_secs(7);
 
 /// A Prometheus, and which of its alerts were seen.
 struct Watch {
@@ -78,8 +84,10 @@ fn ask(proxy: &Proxy, mirror: &Mirror, path: &str) -> Reply {
 struct Scene {
     mirror: Mirror,
     cache: Proxy,
-    /// With next to no quota.
+    /// With next to no quota, and an archive of which both mirrors are away.
     small: Proxy,
+    /// With few files to open.
+    narrow: Proxy,
     /// On a volume that takes nothing.
     full: Proxy,
     volume: Volume,
@@ -90,6 +98,8 @@ struct Scene {
     orphan: Site,
     /// With one of its own, and nobody else.
     site: Site,
+    /// The same; it has something to tell.
+    lone: Site,
     swarm: Swarm,
 }
 
@@ -99,23 +109,33 @@ impl Scene {
         let swarm = Swarm::of(&LIES.map(|name| (name, 3 * MB)));
         let orphan =
             Site::build(&swarm.key).env("PROXY_SIDECAR", format!("http://{NOBODY}")).start();
+        // Where nobody is.
+        let alone = || Site::build(&swarm.key).bootstrap(&[NOBODY.parse().unwrap()]).start();
+        let (site, lone) = (alone(), alone());
+        let files = ["prlimit", &format!("--nofile={FILES_MAX}")].map(str::to_owned);
         Self {
             mirror: Mirror::start(),
             cache: Proxy::start(),
-            small: Proxy::build().env("APTMESH_STORE_QUOTA", "1MB").start(),
+            small: Proxy::build()
+                .env("APTMESH_STORE_QUOTA", "1MB")
+                .env("APTMESH_ARCHIVE_GROUPS", GONE)
+                .start(),
+            narrow: Proxy::build().prefix(files.to_vec()).start(),
             full: Proxy::build().data(volume.path()).start(),
             volume,
             replica: Proxy::build().env("APTMESH_INDEX_URL", migrated(&server)).start(),
             server,
             orphan,
-            // Where nobody is.
-            site: Site::build(&swarm.key).bootstrap(&[NOBODY.parse().unwrap()]).start(),
+            site,
+            lone,
             swarm,
         }
     }
 
-    fn proxies(&self) -> [&Proxy; 6] {
-        [&self.cache, &self.small, &self.full, &self.replica, &self.orphan, &self.site]
+    fn proxies(&self) -> [&Proxy; 8] {
+        let swarm: [&Proxy; 3] = [&self.orphan, &self.site, &self.lone];
+        let [one, two, three] = swarm;
+        [&self.cache, &self.small, &self.narrow, &self.full, &self.replica, one, two, three]
     }
 
     fn targets(&self) -> Vec<SocketAddr> {
@@ -223,8 +243,40 @@ impl Scene {
         });
     }
 
+    /// Nobody is there to be told of what the first one has.
+    fn nobody_is_told(&self, watch: &mut Watch) {
+        watch.has("AptmeshAnnouncementsLate");
+    }
+
+    fn clients_wait(&self, watch: &mut Watch) {
+        let gone = "/gone/pool/g/gone_1.orig.tar.xz";
+        watch.sees("AptmeshArchiveAway", || assert!(get(self.small.addr(), gone).status >= 500));
+
+        // Those that come at the same time as others are one in twenty of all.
+        let mut rounds = 0;
+        watch.sees("AptmeshSlowFirstByte", || {
+            rounds += 1;
+            thread::scope(|scope| {
+                for client in 0..20 {
+                    let path = format!("/debian/pool/l/late{rounds}x{client}_1.orig.tar.xz");
+                    self.mirror.put(&path, File::new(noise(rounds, 1_000)));
+                    self.mirror.script(&path, vec![Fault::StallHead(SLOW)]);
+                    scope.spawn(move || ask(&self.cache, &self.mirror, &path));
+                }
+            });
+        });
+
+        let mut connections = Vec::new();
+        watch.sees("AptmeshFilesRunOut", || {
+            // They have asked for nothing yet.
+            connections.retain(|one: &TcpStream| one.peer_addr().is_ok());
+            connections.extend((0..20).map(|_| TcpStream::connect(self.narrow.addr()).unwrap()));
+        });
+    }
+
     /// Last.
-    fn processes_end(&self, watch: &mut Watch) {
+    fn processes_end(&mut self, watch: &mut Watch) {
+        watch.sees("AptmeshRestartsOften", || self.narrow.restart_in_place());
         watch.sees("AptmeshTargetDown", || self.cache.kill9());
         self.proxies().into_iter().for_each(Proxy::kill9);
         watch.has("AptmeshDown");
@@ -233,27 +285,41 @@ impl Scene {
 
 #[test]
 fn each_alert_sees_its_fault() {
-    let scene = Scene::new();
+    let mut scene = Scene::new();
+    scene.swarm.learn(&scene.lone);
+    scene.swarm.fetch(&scene.lone, LIES[0]);
     let targets = scene.targets();
     let mut watch = Watch::over("site/aptmesh-proxy", &targets);
     let all = targets.len().to_string();
     wait_until(PATIENCE, "a look at all", || {
         !watch.prometheus.query(&format!("sum(up) == {all}")).is_empty()
     });
-    watch.sees_nothing_but(&["AptmeshNoPeers", "AptmeshSidecarAway"]);
+    watch.sees_nothing_but(&["AptmeshNoPeers", "AptmeshSidecarAway", "AptmeshAnnouncementsLate"]);
     scene.requests_fail(&mut watch);
     scene.the_swarm_errs(&mut watch);
     scene.mirrors_err(&mut watch);
     scene.volumes_err(&mut watch);
+    scene.clients_wait(&mut watch);
     scene.indexes_err(&mut watch);
+    scene.nobody_is_told(&mut watch);
+    fleet_names_them(&watch.prometheus);
     scene.processes_end(&mut watch);
     // Somebody named his jobs otherwise.
     let mut elsewhere = Watch::over("cache", &targets);
     elsewhere.has("AptmeshNotWatched");
 
-    let mut seen: BTreeSet<String> = watch.seen.into_iter().chain(elsewhere.seen).collect();
-    seen.insert(NOT_PROVOKED.to_owned());
+    let seen: BTreeSet<String> = watch.seen.into_iter().chain(elsewhere.seen).collect();
     let all: BTreeSet<String> =
         watch.prometheus.alerts().into_iter().map(|(name, _)| name).collect();
     assert_eq!(seen, all);
+}
+
+/// The table of alerts, which is empty when all is well, has those that hold.
+fn fleet_names_them(prometheus: &Prometheus) {
+    let panels = observability::board::panels("fleet");
+    let table = panels.into_iter().find(|panel| panel.title == "Alerts").expect("the table");
+    let found = prometheus.query(&table.asks[0].1);
+    for alert in ["AptmeshVolumeTrouble", "AptmeshIndexAway", "AptmeshArchiveAway"] {
+        assert!(found.iter().any(|(labels, _)| labels["alertname"] == alert), "{alert}: {found:?}");
+    }
 }

@@ -21,7 +21,7 @@ fn fetches(site: &Proxy, outcome: &str) -> u64 {
     site.count(&format!("{FETCHES}{{outcome=\"{outcome}\"}}"))
 }
 
-fn wait_fetches(site: &Proxy, outcome: &str, count: u64) {
+pub fn wait_fetches(site: &Proxy, outcome: &str, count: u64) {
     wait_until(PATIENCE, outcome, || fetches(site, outcome) >= count);
     assert_eq!(fetches(site, outcome), count, "{outcome}");
 }
@@ -64,7 +64,7 @@ impl Clients {
 }
 
 /// A filter without entries but for these, which are ascending.
-fn filter(generation: u64, came: &[u64]) -> Vec<u8> {
+pub fn filter(generation: u64, came: &[u64]) -> Vec<u8> {
     let mut bytes = b"aptmeshF\x01".to_vec();
     bytes.extend(generation.to_be_bytes());
     bytes.extend(0u64.to_be_bytes());
@@ -88,7 +88,7 @@ fn patch(came: &[u64]) -> Vec<u8> {
 }
 
 /// What stands for a blob in filters: the beginning of `HMAC-SHA1(swarm key, sha256)`.
-fn entry(key: &str, blob: &[u8]) -> u64 {
+pub fn entry(key: &str, blob: &[u8]) -> u64 {
     let key: Vec<u8> =
         (0..32).map(|at| u8::from_str_radix(&key[2 * at..2 * at + 2], 16).unwrap()).collect();
     let mut mac = Hmac::<Sha1>::new_from_slice(&key).unwrap();
@@ -97,13 +97,13 @@ fn entry(key: &str, blob: &[u8]) -> u64 {
 }
 
 /// A site whose node is real, and whose peer port is what the test makes of it.
-struct Fake {
+pub struct Fake {
     port: Mirror,
     node: Node,
 }
 
 impl Fake {
-    fn start(key: &str, seeds: &[&Node]) -> Self {
+    pub fn start(key: &str, seeds: &[&Node]) -> Self {
         let port = Mirror::start();
         let url = format!("http://{}", port.host());
         Self::with_url(key, seeds, port, &url)
@@ -116,11 +116,11 @@ impl Fake {
     }
 
     /// Has others told that there is a filter of this generation.
-    fn tell(&self, generation: u64) {
+    pub fn tell(&self, generation: u64) {
         self.node.post(&format!("/filter/{generation}"), &json!({}));
     }
 
-    fn put(&self, etag: u64, bytes: Vec<u8>) {
+    pub fn put(&self, etag: u64, bytes: Vec<u8>) {
         self.port.put("/filter", File::new(bytes).no_validators().etag(&format!("\"{etag}\"")));
     }
 
@@ -130,7 +130,7 @@ impl Fake {
 }
 
 /// A proxy whose node is that one.
-fn proxy_of(key: &str, node: &Node) -> Proxy {
+pub fn proxy_of(key: &str, node: &Node) -> Proxy {
     proxy_at(key, &format!("http://{}", node.api()))
 }
 

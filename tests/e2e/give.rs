@@ -21,7 +21,7 @@ const SLOTS_USED: &str = "aptmesh_web_peer_slots_used";
 const LARGE: usize = 5_000_000;
 
 /// A site that gives, with a mirror of its own.
-struct Giver {
+pub struct Giver {
     site: Site,
     mirror: Mirror,
     /// `None`: the swarm is open.
@@ -42,7 +42,7 @@ impl Giver {
     }
 
     /// With these settings besides.
-    fn with(settings: &[(&str, &str)]) -> Self {
+    pub fn with(settings: &[(&str, &str)]) -> Self {
         let key = swarm_key();
         let build = settings.iter().fold(Site::build(&key), |build, (name, value)| {
             match name.strip_prefix("--") {
@@ -81,7 +81,7 @@ impl Giver {
     }
 
     /// With one package of so many bytes, which is stored.
-    fn with_package(self, size: usize) -> (Self, Vec<u8>) {
+    pub fn with_package(self, size: usize) -> (Self, Vec<u8>) {
         let archive = LocalArchive::new("demo").package("tool", "1.0", size);
         self.updated(&archive);
         self.fetched(&archive.deb_path("tool"));
@@ -108,7 +108,7 @@ impl Giver {
         connection.read_reply(method)
     }
 
-    fn ask_on(
+    pub fn ask_on(
         &self,
         connection: &mut Connection,
         method: &str,

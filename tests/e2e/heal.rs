@@ -329,6 +329,9 @@ fn a_volume_that_is_not_mounted_wipes_nothing_from_the_index() {
     fs::rename(&blobs, &aside).unwrap();
     stocked.proxy.restart();
     wait_until(PATIENCE, "a word about it", || stocked.proxy.log().contains("may not be mounted"));
+    let told = || String::from_utf8(get(stocked.proxy.admin(), "/readyz").body).unwrap();
+    assert!(told().contains("may not be mounted"), "{}", told());
+    assert_eq!(stocked.proxy.count("aptmesh_store_up"), 0);
     // Clients get what they ask for, though it has to be fetched.
     let asked = stocked.fetch(SMALL);
     assert!(asked.complete && asked.body == stocked.small);
@@ -340,11 +343,14 @@ fn a_volume_that_is_not_mounted_wipes_nothing_from_the_index() {
     assert_eq!(stored_blobs(&stocked.proxy), 8, "nothing is forgotten");
     assert_eq!(stocked.proxy.log().matches("may not be mounted").count(), 1);
 
-    stocked.proxy.signal("TERM");
-    stocked.proxy.wait_exit(PATIENCE);
+    // It is noticed when it is there again.
     fs::remove_dir_all(&blobs).unwrap();
     fs::rename(&aside, &blobs).unwrap();
+    wait_until(PATIENCE, "all to be well", || told() == "ready\n");
+    assert_eq!(stocked.proxy.count("aptmesh_store_up"), 1);
     stocked.proxy.restart();
+    // It ended well, and left nothing unfinished.
+    assert!(!stocked.proxy.log().contains("left unfinished"), "{}", stocked.proxy.log());
     stocked.mirror.clear_log();
     for path in [BIG, SMALL] {
         assert!(is_hit(&stocked.fetch(path)), "{path}");

@@ -9,6 +9,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, crypto::ring};
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 use tempfile::NamedTempFile;
@@ -132,6 +133,55 @@ fn a_mirror_with_an_unknown_certificate_is_not_asked() {
         assert!(reply.header("retry-after").is_some());
     }
     assert!(secure.mirror.log().is_empty());
+}
+
+/// What a proxy says of a system without certificate authorities.
+const WITHOUT_AUTHORITIES: &str = "no certificate authorities";
+
+#[test]
+fn without_certificate_authorities_all_but_https_works() {
+    let (secure, plain) = (Secure::start(), Mirror::start());
+    for mirror in [&secure.mirror, &plain] {
+        mirror.put(PACKAGE, File::new(noise(2, 1_000)));
+    }
+    let proxy = Proxy::build().authorities(Path::new("/nowhere")).start();
+    for _ in 0..4 {
+        let reply = get(proxy.addr(), &format!("/https/{}{PACKAGE}", secure.mirror.host()));
+        assert!(reply.complete && reply.status == 503, "{reply:?}");
+        assert!(reply.reason.contains(WITHOUT_AUTHORITIES), "{}", reply.reason);
+        assert!(reply.header("retry-after").is_some());
+    }
+    assert!(secure.mirror.log().is_empty());
+    let reply = get(proxy.addr(), &proxy.url_for(&plain, PACKAGE));
+    assert!(reply.complete && reply.body == noise(2, 1_000), "{}", reply.reason);
+    let log = proxy.log();
+    let warned = |line: &&str| line.contains("WARN") && line.contains("certificate authorities");
+    assert_eq!(log.lines().filter(warned).count(), 1);
+
+    // What the operator vouches for needs nobody else.
+    let proxy = Proxy::build()
+        .authorities(Path::new("/nowhere"))
+        .env("APTMESH_MIRROR_CA_FILE", secure.ca_file.path())
+        .start();
+    let reply = get(proxy.addr(), &format!("/https/{}{PACKAGE}", secure.mirror.host()));
+    assert!(reply.complete && reply.body == noise(2, 1_000), "{}", reply.reason);
+}
+
+#[test]
+fn certificate_authorities_that_are_installed_later_are_used() {
+    let secure = Secure::start();
+    secure.mirror.put(PACKAGE, File::new(noise(2, 1_000)));
+    let (folder, target) =
+        (tempfile::tempdir().unwrap(), format!("/https/{}{PACKAGE}", secure.mirror.host()));
+    let bundle = folder.path().join("ca-certificates.crt");
+    let proxy = Proxy::build().authorities(&bundle).start();
+    let reply = get(proxy.addr(), &target);
+    assert!(reply.reason.contains(WITHOUT_AUTHORITIES), "{}", reply.reason);
+    std::fs::copy(secure.ca_file.path(), &bundle).unwrap();
+    wait_until(Duration::from_secs(60), "https to be used", || {
+        get(proxy.addr(), &target).status == 200
+    });
+    assert_eq!(secure.mirror.bodies(PACKAGE), 1);
 }
 
 #[test]

@@ -1,110 +1,328 @@
-//! What operators see, with the programs that they see it with: a real Prometheus has data for every
-//! panel of the dashboards, and each alert's condition holds when its fault is there, and not before.
+//! What operators see, with the programs that they see it with: a real Prometheus that scraped two busy sites
+//! has data for every panel of the dashboards, and Chromium shows what they look like with it.
 
+pub mod board;
+mod drawing;
+
+use crate::groups;
 use crate::kit::fleet::migrated;
+use crate::kit::otlp::{Otlp, Way};
 use crate::kit::prometheus::Prometheus;
 use crate::kit::*;
 use crate::swarm::{FROM_PEERS, PATIENCE, Swarm};
-use serde_json::Value;
+use board::{Panel, View};
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write as _;
-use std::net::SocketAddr;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const MB: usize = 1024 * 1024;
-const DASHBOARDS: [&str; 2] = ["aptmesh-overview", "aptmesh-swarm"];
+const BOARDS: [&str; 4] = ["fleet", "site", "swarm", "mirrors"];
+/// Has the handbook's pictures drawn: `make pictures`.
+const WRITE: &str = "APTMESH_WRITE_PICTURES";
+/// What the handbook shows of each dashboard: the rows that a reader looks at first.
+const SHOWN: [(&str, &str, &[&str]); 4] = [
+    ("fleet", ".*", &["Savings", "Health", "Sites and instances"]),
+    ("site", "north", &["Savings", "Health", "Requests"]),
+    ("swarm", ".*", &["Savings", "Health", "Finding"]),
+    ("mirrors", ".*", &["Now", "Answers", "Verification"]),
+];
+/// Empty when all is well: `alerts.rs` sees it filled.
+const EMPTY: [&str; 1] = ["Alerts"];
+/// Small enough to be read over a telephone's line.
+const PICTURE_MAX: u64 = 200_000;
+/// Two looks of Prometheus.
+const LOOKS: Duration = Duration::from_secs(2);
 
-/// Two sites, each on a database, of which the second one has most of what it serves from the first.
+/// Two sites, each on an index of another make, with one archive that two mirrors have.
 struct Busy {
     swarm: Swarm,
-    sites: [Site; 2],
+    other: Mirror,
+    north: Site,
+    south: Site,
+    names: Vec<String>,
+    /// How long each act is.
+    act: Duration,
     _server: Postgres,
+    _collector: Otlp,
 }
 
 impl Busy {
-    fn new() -> Self {
-        let names = ["large", "larger", "small", "smaller"];
-        let swarm = Swarm::of(&[
-            (names[0], 5 * MB),
-            (names[1], 3 * MB),
-            (names[2], 9_000),
-            (names[3], 5_000),
-        ]);
+    fn new(act: Duration) -> Self {
+        let sizes = (0..48).map(|number| match number % 6 {
+            0 => 5 * MB / 2,
+            1 => 3 * MB / 2,
+            2 => 200_000,
+            _ => 9_000 + number * 100,
+        });
+        let packages: Vec<(String, usize)> =
+            sizes.enumerate().map(|(number, size)| (format!("tool{number}"), size)).collect();
+        let listed: Vec<(&str, usize)> =
+            packages.iter().map(|(name, size)| (name.as_str(), *size)).collect();
+        let (swarm, other) = (Swarm::of(&listed), Mirror::start_at("127.0.0.2"));
+        swarm.archive.publish(&other, "/debian");
+        // Mirrors that are not slow may be sooner than other sites.
+        swarm.publish(|file| file.rate(4 * MB as u64));
+        let mirrors =
+            [&swarm.mirror, &other].map(|mirror| format!("http://{}/debian", mirror.host()));
+        let group = format!("demo {} {}", mirrors[0], mirrors[1]);
         let server = Postgres::start();
-        let site = |seeds: &[&Site]| {
-            let url = migrated(&server);
-            swarm.site_with(seeds, &[("INDEX_URL", &url), ("STORE_QUOTA", "1GiB")])
+        let url = migrated(&server);
+        let settings = [
+            ("ARCHIVE_GROUPS", group.as_str()),
+            ("MIRROR_TIMEOUT", "2s"),
+            ("MIRROR_RECHECK_AFTER", "1s"),
+            ("STORE_QUOTA", "1GiB"),
+            ("SWARM_UPLOAD_LIMIT", "20MiB"),
+        ];
+        let collector = Otlp::start(Way::Http);
+        let set = |build: site::Build| {
+            settings.iter().fold(build, |build, (name, value)| build.env(name, *value))
         };
-        let one = site(&[]);
-        for name in names {
-            swarm.fetch(&one, name);
-        }
-        // On a busy machine a mirror that is not slow may be the sooner one.
-        swarm.publish(|file| file.rate(MB as u64));
-        let two = site(&[&one]);
-        swarm.wait_found(&two, names[0], &[&one]);
-        Self { swarm, sites: [one, two], _server: server }
+        let north = set(Site::build(&swarm.key)).env("INDEX_URL", url).start();
+        let south = set(Site::build(&swarm.key)).seeds(&[&north]);
+        let south = south.variables(collector.variables()).start();
+        let names = packages.into_iter().map(|(name, _)| name).collect();
+        Self { swarm, other, north, south, names, act, _server: server, _collector: collector }
     }
 
-    fn targets(&self) -> [SocketAddr; 2] {
-        [self.sites[0].admin(), self.sites[1].admin()]
+    /// Under the names that the handbook is to have.
+    fn targets(&self) -> Vec<(std::net::SocketAddr, String)> {
+        let target = |site: &Site, name: &str| {
+            (site.admin(), format!("site: {name}, instance: cache.{name}.example.org"))
+        };
+        vec![target(&self.north, "north"), target(&self.south, "south")]
     }
 
-    /// The second site's clients come.
-    fn serve(&self) {
-        let [one, two] = &self.sites;
-        for name in ["large", "larger", "small", "smaller"] {
-            self.swarm.fetch(two, name);
-            self.swarm.fetch(two, name);
-            self.swarm.fetch(one, name);
-        }
-        assert!(two.count(FROM_PEERS) > 4 * MB as u64);
+    /// What a day may bring, in five acts.
+    fn live(&self) {
+        let (first, rest) = self.names.split_at(30);
+        // A new site learns, and fetches.
+        self.swarm.learn(&self.north);
+        self.fetch(&self.north, first);
+        // What it has it gives, again and again.
+        self.serve(&self.north, first, 4);
+        // Another site comes, and takes it from the first.
+        self.swarm.learn(&self.south);
+        self.swarm.wait_found(&self.south, &first[0], &[&self.north]);
+        thread::scope(|scope| {
+            scope.spawn(|| self.serve(&self.north, first, 3));
+            self.fetch(&self.south, first);
+        });
+        // The first mirror is away; the second one has all, and the sites help each other.
+        self.swarm.mirror.stop();
+        thread::scope(|scope| {
+            scope.spawn(|| self.serve(&self.north, first, 3));
+            self.fetch(&self.south, &rest[..9]);
+        });
+        self.swarm.mirror.restart();
+        thread::scope(|scope| {
+            scope.spawn(|| self.fetch(&self.north, rest));
+            self.serve(&self.south, first, 3);
+        });
     }
 
-    fn metrics(&self, site: usize) -> String {
-        String::from_utf8(get(self.sites[site].admin(), "/metrics").body).unwrap()
-    }
-}
-
-fn read(dashboard: &str) -> Value {
-    let path = format!("{}/dashboards/{dashboard}.json", env!("CARGO_MANIFEST_DIR"));
-    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
-}
-
-/// What a variable of a dashboard offers to choose from.
-fn choices(dashboard: &str, variable: &str, prometheus: &Prometheus) -> Vec<String> {
-    let board = read(dashboard);
-    let mut variables = board["templating"]["list"].as_array().unwrap().iter();
-    let found = variables.find(|one| one["name"] == variable).expect(variable);
-    let query = filled_in(found["query"].as_str().unwrap());
-    let query = query.strip_prefix("label_values(").and_then(|query| query.strip_suffix(')'));
-    let (selector, label) = query.and_then(|query| query.rsplit_once(", ")).expect("a query");
-    prometheus.label_values(selector, label)
-}
-
-/// Titles of panels and the expressions that they draw.
-fn panels(dashboard: &str) -> Vec<(String, String)> {
-    let board = read(dashboard);
-    let mut drawn = Vec::new();
-    for panel in board["panels"].as_array().unwrap() {
-        for target in panel["targets"].as_array().into_iter().flatten() {
-            let text = |value: &Value| value.as_str().unwrap().to_owned();
-            drawn.push((text(&panel["title"]), text(&target["expr"])));
+    /// Clients of a site install what it does not have yet, spread over an act.
+    fn fetch(&self, site: &Site, names: &[String]) {
+        for (number, name) in names.iter().enumerate() {
+            self.install(site, name);
+            if number % 4 == 0 {
+                self.update(site);
+            }
+            thread::sleep(self.act / u32::try_from(names.len()).unwrap());
         }
     }
-    drawn
+
+    /// So many clients at a time install what it has, for an act; they come in waves.
+    fn serve(&self, site: &Site, names: &[String], clients: usize) {
+        let begun = Instant::now();
+        let client = |first: usize| {
+            for (number, name) in names.iter().cycle().skip(first).enumerate() {
+                self.install(site, name);
+                if number % 4 == 0 {
+                    self.update(site);
+                }
+                if begun.elapsed() >= self.act {
+                    break;
+                }
+                let wave = (begun.elapsed().as_secs_f64() / 3.0).sin() + 1.3;
+                thread::sleep(self.act.div_f64(100.0).mul_f64(wave));
+            }
+        };
+        thread::scope(|scope| {
+            for number in 0..clients {
+                scope.spawn(move || client(number * 7));
+            }
+        });
+    }
+
+    fn install(&self, site: &Site, name: &str) {
+        let url = site.url_for(&self.swarm.mirror, &self.swarm.path(name));
+        let reply = get(site.addr(), &url);
+        assert!(reply.status == 200 && reply.complete, "{name}: {}", reply.reason);
+        assert!(reply.body == self.swarm.archive.deb(name), "other bytes of {name}");
+    }
+
+    fn update(&self, site: &Site) {
+        let url = site.url_for(&self.swarm.mirror, groups::RELEASE);
+        let reply = request(site.addr(), "GET", &url, &[("Cache-Control", "max-age=0")]);
+        assert_eq!(reply.status, 200, "{}", reply.reason);
+    }
+
+    /// How the handbook calls what has an address of the test's.
+    fn pseudonyms(&self) -> Vec<(String, &'static str)> {
+        vec![
+            (self.swarm.mirror.host(), "ftp.example.org"),
+            (self.other.host(), "mirror.example.net"),
+        ]
+    }
 }
 
-/// As Grafana fills it in, with all jobs and instances, for a while in which something happened.
-fn filled_in(expression: &str) -> String {
-    let variables =
-        [("$__rate_interval", "5m"), ("$__range", "5m"), ("$job", ".+"), ("$instance", ".+")];
-    let filled = variables
-        .iter()
-        .fold(expression.to_owned(), |text, (name, value)| text.replace(name, value));
-    assert!(!filled.contains('$'), "{filled}");
-    filled
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64().floor()
+}
+
+fn title(board: &str) -> String {
+    board::read(board)["title"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn prometheus_has_data_for_every_panel_and_people_see_it() {
+    let is_written = std::env::var_os(WRITE).is_some();
+    let busy = Busy::new(Duration::from_secs(if is_written { 36 } else { 2 }));
+    let prometheus = Prometheus::start_with("aptmesh", &busy.targets());
+    wait_until(PATIENCE, "both are scraped", || prometheus.value("sum(up)") == Some(2.0));
+    // What counts from nothing is no increase to Prometheus: it must have seen it before.
+    thread::sleep(LOOKS);
+    let from = now();
+    busy.live();
+    assert!(busy.south.count(FROM_PEERS) > 4 * MB as u64);
+    thread::sleep(LOOKS);
+    let view = View { prometheus: &prometheus, from, to: now(), site: ".*" };
+
+    for board in BOARDS {
+        assert_there(&view, board);
+    }
+    assert_true(&view);
+    assert_variables(&prometheus);
+    alerts_have_what_they_look_at(&prometheus);
+
+    let mut chromium = Chromium::start();
+    let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    for (board, site, rows) in SHOWN {
+        let page = drawn(&busy, &view, board, &[]);
+        let all = scratch.path().join(format!("{board}.png"));
+        shoot(&mut chromium, &page, scratch.path(), &all);
+        assert!(page.empty.iter().all(|title| EMPTY.contains(&title.as_str())), "{:?}", page.empty);
+        assert_shown(&mut chromium, board, &all);
+        if is_written {
+            let page = drawn(&busy, &View { site, ..view }, board, rows);
+            let picture = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+                .join(format!("docs/pictures/dashboard-{board}.png"));
+            shoot(&mut chromium, &page, scratch.path(), &picture);
+            let size = fs::metadata(&picture).unwrap().len();
+            assert!(size < PICTURE_MAX, "{board}: {size} bytes");
+        }
+    }
+}
+
+/// Each expression has a number, and each panel something to show.
+fn assert_there(view: &View, board: &str) {
+    for panel in board::panels(board) {
+        let is_there = |(_, expression): &(String, String)| {
+            let expression = view.filled_in(expression);
+            let found = view.prometheus.query_range(&expression, view.from, view.to);
+            found.iter().any(|(_, values)| values.iter().any(|(_, value)| value.is_finite()))
+        };
+        for ask in panel.asks.iter().filter(|_| !EMPTY.contains(&panel.title.as_str())) {
+            assert!(
+                is_there(ask),
+                "{board}, {}: nothing for {}",
+                panel.title,
+                view.filled_in(&ask.1)
+            );
+        }
+        if panel.kind == "stat" {
+            assert!(view.number(&panel).is_some(), "{board}, {}", panel.title);
+        }
+    }
+}
+
+/// They tell what happened.
+fn assert_true(view: &View) {
+    let number = |board: &str, title: &str| {
+        let panel = board::panels(board).into_iter().find(|panel| panel.title == title);
+        view.number(&panel.expect(title)).expect(title)
+    };
+    for board in ["fleet", "site"] {
+        assert!(number(board, "Saved ratio") > 0.5, "{board}");
+        assert!(number(board, "Not fetched from mirrors") > 10.0 * MB as f64, "{board}");
+        let well = [("Targets up", 2.0), ("Targets down", 0.0)];
+        for (title, wanted) in well {
+            assert_eq!(number(board, title), wanted, "{board}: {title}");
+        }
+    }
+    let saved = number("fleet", "Not fetched from mirrors");
+    let worth = number("fleet", "Worth, at $price a GB");
+    assert!((worth - saved / 1e9 * 0.05).abs() < 1e-9, "{worth} for {saved} bytes");
+    assert!(number("fleet", "From other sites") > 4.0 * MB as f64);
+    assert_eq!(number("fleet", "Degraded parts"), 0.0);
+    assert_eq!((number("site", "Index"), number("site", "Volume")), (1.0, 1.0));
+    assert!(number("swarm", "Share from other sites") > 0.1);
+    assert!(number("mirrors", "Failed over") > 0.0);
+    assert!(number("mirrors", "Answers without a body") > 0.0);
+    let table = |title: &str| {
+        let panel = board::panels("fleet").into_iter().find(|panel| panel.title == title);
+        view.table(&panel.expect(title))
+    };
+    let sites = table("Sites");
+    assert_eq!(sites.labels, ["site"]);
+    let sites: Vec<&str> = sites.lines.iter().map(|(names, _)| names[0].as_str()).collect();
+    assert_eq!(sites, ["north", "south"]);
+    let lines = table("Instances").lines;
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    for (_, values) in lines {
+        assert!(values.iter().all(Option::is_some), "{values:?}");
+    }
+}
+
+/// What the variables offer to choose from.
+fn assert_variables(prometheus: &Prometheus) {
+    let view = View { prometheus, from: 0.0, to: 0.0, site: ".*" };
+    for board in BOARDS {
+        let json = board::read(board);
+        let offered = |name: &str| {
+            let mut variables = json["templating"]["list"].as_array().unwrap().iter();
+            let found = variables.find(|one| one["name"] == name).expect(name);
+            let query = view.filled_in(found["query"].as_str().unwrap());
+            let query =
+                query.strip_prefix("label_values(").and_then(|query| query.strip_suffix(')'));
+            let (selector, label) =
+                query.and_then(|query| query.rsplit_once(", ")).expect("a query");
+            prometheus.label_values(selector, label)
+        };
+        assert_eq!(offered("site"), ["north", "south"], "{board}");
+        assert_eq!(
+            offered("instance"),
+            ["cache.north.example.org", "cache.south.example.org"],
+            "{board}"
+        );
+    }
+}
+
+/// What alerts look at is there, with the labels by which they choose it.
+fn alerts_have_what_they_look_at(prometheus: &Prometheus) {
+    let alerts = prometheus.alerts();
+    assert!(alerts.len() > 15);
+    for (alert, expression) in &alerts {
+        for selector in selectors(expression) {
+            // Outcomes have their time.
+            let there = prometheus.query(&format!("last_over_time({selector}[5m])"));
+            let may_miss = selector.contains("outcome=~\"failed|late\"");
+            assert!(may_miss || !there.is_empty(), "{alert}: nothing is {selector}");
+        }
+    }
 }
 
 /// The selectors of our metrics within an expression, such as `aptmesh_store_up{job="a"}`.
@@ -123,74 +341,34 @@ fn selectors(expression: &str) -> BTreeSet<String> {
     found
 }
 
-#[test]
-fn prometheus_has_data_for_every_panel_and_alert() {
-    let busy = Busy::new();
-    let prometheus = Prometheus::start("aptmesh", &busy.targets());
-    wait_until(PATIENCE, "both are scraped", || prometheus.value("sum(up)") == Some(2.0));
-    busy.serve();
-    // What counts from nothing is no increase to Prometheus: it must have seen it before.
-    let hits = "sum(aptmesh_engine_served_total{outcome=\"hit\"})";
-    wait_until(PATIENCE, "their first hits", || prometheus.value(hits).is_some());
-    busy.serve();
-    for (title, expression) in DASHBOARDS.into_iter().flat_map(panels) {
-        let expression = filled_in(&expression);
-        let what = format!("data for the panel {title}: {expression}");
-        wait_until(PATIENCE, &what, || {
-            prometheus.query(&expression).iter().any(|(_, value)| !value.is_nan())
-        });
-    }
-    for dashboard in DASHBOARDS {
-        assert_eq!(choices(dashboard, "job", &prometheus), ["aptmesh"]);
-        let instances: BTreeSet<String> =
-            choices(dashboard, "instance", &prometheus).into_iter().collect();
-        assert_eq!(instances, busy.targets().map(|target| target.to_string()).into());
-    }
-    // They tell what happened.
-    let panel = |dashboard: &str, title: &str| {
-        let all = panels(dashboard);
-        let (_, expression) = all.iter().find(|(name, _)| name == title).expect(title);
-        prometheus.value(&filled_in(expression)).unwrap_or_else(|| panic!("{title}: {expression}"))
-    };
-    let (overview, swarm) = (DASHBOARDS[0], DASHBOARDS[1]);
-    assert!(panel(overview, "Not fetched from mirrors") > 0.5);
-    assert!(panel(overview, "Fetched from other sites") > 4.0 * MB as f64);
-    assert!(panel(swarm, "Share from other sites") > 0.5);
-    let well = [("Targets up", 2.0), ("Targets down", 0.0), ("Index", 1.0), ("Volume", 1.0)];
-    for (title, wanted) in well {
-        assert_eq!(panel(overview, title), wanted, "{title}");
-    }
-
-    // What alerts look at is there as well, with the labels by which they choose it; and all is well.
-    let alerts = prometheus.alerts();
-    assert!(alerts.len() > 15);
-    for (alert, expression) in &alerts {
-        for selector in selectors(expression) {
-            // Whoever runs his node elsewhere has the same metric, and outcomes have their time.
-            let there = prometheus.query(&format!("last_over_time({selector}[5m])"));
-            let may_miss = ["outcome=~\"failed|late\""].iter().any(|one| selector.contains(one));
-            assert!(may_miss || !there.is_empty(), "{alert}: nothing is {selector}");
-        }
-        let holds = prometheus.query(expression);
-        assert!(holds.is_empty(), "{alert}, though all is well: {holds:?}");
-    }
-    for site in 0..2 {
-        assert_well_formed(&busy.metrics(site));
-    }
+fn drawn(busy: &Busy, view: &View, board: &str, rows: &[&str]) -> drawing::Page {
+    let panels: Vec<Panel> = board::panels(board);
+    drawing::page(&title(board), &panels, rows, view, &busy.pseudonyms())
 }
 
-/// `promtool check metrics` has nothing to complain of.
-fn assert_well_formed(metrics: &str) {
-    let mut promtool = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("Debian's package prometheus");
-    promtool.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
-    let run = promtool.wait_with_output().unwrap();
-    let said = [run.stdout, run.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    assert!(run.status.success() && said.trim().is_empty(), "{said}");
+fn shoot(chromium: &mut Chromium, page: &drawing::Page, folder: &Path, picture: &Path) {
+    let file = folder.join("page.html");
+    fs::write(&file, &page.html).unwrap();
+    let (width, height) =
+        (u32::try_from(drawing::WIDTH).unwrap(), u32::try_from(page.height).unwrap());
+    chromium.open(&format!("file://{}", file.display()), width, height, true);
+    chromium.screenshot(picture);
+}
+
+/// What Chromium shows has a curve in each chart, of which some go up and down, and names nobody of this machine.
+fn assert_shown(chromium: &mut Chromium, board: &str, picture: &Path) {
+    let charts = chromium.evaluate("document.querySelectorAll('svg').length").as_u64().unwrap();
+    let lively = chromium
+        .evaluate(
+            "[...document.querySelectorAll('svg')].filter(chart => [...chart.querySelectorAll('.curve')]
+                .some(curve => curve.getBBox().width > 100 && curve.getBBox().height > 10)).length",
+        )
+        .as_u64()
+        .unwrap();
+    assert!(charts > 5 && lively * 3 > charts, "{board}: {lively} of {charts} charts have curves");
+    assert!(fs::metadata(picture).unwrap().len() > 30_000, "{board}: it is empty");
+    let text = chromium.text();
+    assert!(text.contains("cache.north.example.org") || text.contains("north"), "{board}: {text}");
+    assert!(!text.contains("127.0.0"), "{board}: {text}");
+    assert!(chromium.complaints().is_empty(), "{:?}", chromium.complaints());
 }

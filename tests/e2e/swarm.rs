@@ -5,6 +5,7 @@ use crate::kit::site::Site;
 use crate::kit::*;
 use std::fs;
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -136,6 +137,22 @@ fn a_large_package_comes_from_the_site_that_has_it() {
     // It is stored, and is served like anything that is.
     let again = swarm.fetch(&two, "tool");
     assert_eq!(again.header("x-aptmesh-source"), Some("store"));
+}
+
+#[test]
+fn sites_without_certificate_authorities_share_too() {
+    let swarm = Swarm::of(&[("tool", 5 * MB)]);
+    let start = |seeds: &[&Site]| {
+        let site = Site::build(&swarm.key).seeds(seeds).authorities(Path::new("/nowhere")).start();
+        swarm.learn(&site);
+        site
+    };
+    let one = start(&[]);
+    swarm.fetch(&one, "tool");
+    let two = start(&[&one]);
+    swarm.wait_found(&two, "tool", &[&one]);
+    swarm.fetch(&two, "tool");
+    assert!(two.count(FROM_PEERS) + MORSELS >= swarm.size("tool"));
 }
 
 #[test]

@@ -29,7 +29,7 @@ thread_local! {
 }
 
 /// A replica that tells in the end whether the machine was too busy for it.
-struct Replica(Proxy);
+pub struct Replica(Proxy);
 
 impl Deref for Replica {
     type Target = Proxy;
@@ -64,25 +64,25 @@ fn on_time(test: impl Fn()) {
 }
 
 /// A database, and a mirror with files.
-struct Site {
+pub struct Site {
     server: Postgres,
     url: String,
     mirror: Mirror,
 }
 
 impl Site {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let server = Postgres::start();
         let url = fleet::migrated(&server);
         Self { server, url, mirror: Mirror::start() }
     }
 
     /// A replica with a volume of its own.
-    fn replica(&self) -> Replica {
+    pub fn replica(&self) -> Replica {
         self.replica_with(&[])
     }
 
-    fn replica_with(&self, settings: &[(&str, &str)]) -> Replica {
+    pub fn replica_with(&self, settings: &[(&str, &str)]) -> Replica {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let peer = listener.local_addr().unwrap().to_string();
         drop(listener);
@@ -109,7 +109,7 @@ impl Site {
     }
 
     /// A package at the mirror; its path there.
-    fn package(&self, number: u64, size: usize) -> (String, Vec<u8>) {
+    pub fn package(&self, number: u64, size: usize) -> (String, Vec<u8>) {
         let path = format!("/debian/pool/p{number}_1_all.deb");
         let bytes = [b"!<arch>\n".as_slice(), &noise(number, size)].concat();
         self.mirror.put(&path, File::new(bytes.clone()));
@@ -140,7 +140,7 @@ impl Site {
     }
 
     /// The whole, and right.
-    fn fetch(&self, from: &Proxy, path: &str, bytes: &[u8]) -> Reply {
+    pub fn fetch(&self, from: &Proxy, path: &str, bytes: &[u8]) -> Reply {
         let reply = self.get(from, path);
         assert_eq!((reply.status, reply.complete), (200, true), "{path}: {}", reply.reason);
         assert!(reply.body == bytes, "{path}: other bytes");

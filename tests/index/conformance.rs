@@ -290,7 +290,10 @@ async fn believes_lists_only_where_they_agree(index: &impl Index) {
 
 async fn a_list_counts_as_learnt_only_when_finished(index: &impl Index) {
     assert_eq!(index.learnt("http://m/list").await.unwrap(), None);
+    let before = index.knowledge().await.unwrap();
     learn(index, "http://m/list", &[("http://m/a", "a")], 1).await;
+    let now = index.knowledge().await.unwrap();
+    assert!(now.version > before.version && !now.may_lack(&before) && before.may_lack(&now));
     assert_eq!(index.learnt("http://m/list").await.unwrap(), Some(Sha256::of(b"list 1")));
     leases::learn(index, "http://m/list", Change::default(), 2).await.unwrap();
     assert_eq!(index.learnt("http://m/list").await.unwrap(), None);

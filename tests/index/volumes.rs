@@ -138,11 +138,12 @@ fn fellows_tell_who_holds_a_blob() {
     let one = Sha256::of(b"one");
     wait(async {
         let first = a.meet(&at("http://a")).await.unwrap().unwrap();
-        assert!(!first.has_fellows);
+        assert!(!first.has_fellows && first.others.is_empty());
         let other = Presence { new_secret: vec![8; 32], ..at("http://b") };
         let second = b.meet(&other).await.unwrap().unwrap();
         assert!(second.has_fellows && second.secret == first.secret && second.now >= first.now);
-        beside_b.meet(&at("http://b2")).await.unwrap().unwrap();
+        let third = beside_b.meet(&at("http://b2")).await.unwrap().unwrap();
+        assert_eq!(third.others, ["http://a", "http://b"]);
         let nobody = Holders::default();
         assert_eq!(a.holders(&one).await.unwrap(), nobody);
 
@@ -267,5 +268,25 @@ fn who_comes_back_is_not_lost() {
         assert_eq!(stored(&on(&url, 2)).await, (1, 1), "it says that it is there");
         assert!(a.forget_lost_volumes(9).await.unwrap());
         assert_eq!(a.look_up("m/b").await.unwrap(), Some(entry("b")));
+    });
+}
+
+#[test]
+fn what_a_database_took_before_it_knew_the_volume_may_be_lost() {
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    let index = on(&url, 1);
+    wait(async {
+        let first = index.knowledge().await.unwrap();
+        server.sql(database_of(&url), "DELETE FROM volumes");
+        index.add_blob(&Sha256::of(b"one"), 3, 50).await.unwrap();
+        let second = index.knowledge().await.unwrap();
+        index.meet(&at("http://a")).await.unwrap();
+        assert_eq!(stored(&index).await, (0, 0), "it was taken by nobody");
+        let third = index.knowledge().await.unwrap();
+        assert!(second.may_lack(&first) && third.may_lack(&second), "{second:?}, {third:?}");
+        index.add_blob(&Sha256::of(b"one"), 3, 50).await.unwrap();
+        assert_eq!(stored(&index).await, (1, 3));
+        assert!(!index.knowledge().await.unwrap().may_lack(&third));
     });
 }

@@ -62,6 +62,11 @@ impl Announcing {
         self.announcer.lag(now)
     }
 
+    /// Keys that have been due for so long.
+    pub(super) fn due_for(&self, time: Duration, now: Instant) -> usize {
+        self.announcer.due_for(time, now)
+    }
+
     /// A node came, or came back: what it had may be lost.
     pub(super) fn joined(&mut self, peer: PeerId, now: Instant) {
         if let Some(search) = &mut self.search {

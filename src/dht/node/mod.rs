@@ -43,6 +43,9 @@ const TICK: Duration = Duration::from_millis(100);
 const SWEEP: Duration = Duration::from_secs(5);
 /// How often it looks for nodes close to it, and in the far corners of the swarm.
 const EXPLORE: Duration = Duration::from_mins(5);
+/// For how long an announcement may be due before it is late: a pass over all that a node may announce takes 26
+/// seconds.
+const LATE: Duration = Duration::from_secs(30);
 /// How often it writes down where others are.
 const SAVE: Duration = Duration::from_mins(1);
 /// For how long it waits for an address to listen on.
@@ -458,6 +461,8 @@ impl Node {
         metrics.records.set(gauge(status.records));
         metrics.announced.set(gauge(status.announced));
         metrics.records_evicted.inc_by(records.saturating_sub(metrics.records_evicted.get()));
+        metrics.due.set(gauge(self.announcing.due_for(Duration::ZERO, now)));
+        metrics.late.set(gauge(self.announcing.due_for(LATE, now)));
         metrics.announce_lag.set(i64::try_from(status.announce_lag).unwrap_or(i64::MAX));
     }
 

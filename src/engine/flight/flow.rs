@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::archive::kind::Kind;
 use crate::engine::flight::borrowed::Incoming;
@@ -14,6 +15,7 @@ use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::{Stopped, Writer};
 use crate::engine::flight::{Flight, Flow};
 use crate::engine::suites::admission::RELEASE_MAX;
+use crate::telemetry::traces::{self, span};
 
 /// How often in a row a transfer is resumed without having come further.
 const RESUMES_MAX: u32 = 3;
@@ -37,6 +39,23 @@ pub(super) enum Beginning {
 impl Transfer {
     /// Takes the whole body, resuming it when it breaks off; no further than the leash reaches.
     pub(super) async fn flow(
+        &self,
+        flight: &Flight,
+        flow: &Flow,
+        writer: &Writer,
+        beginning: Beginning,
+        leash: &mut Leash,
+    ) -> Result<(), String> {
+        let span = span!("engine.receive", aptmesh.origin = &*flow.origin);
+        let flowed = self.flow_on(flight, flow, writer, beginning, leash);
+        let flowed = flowed.instrument(span.clone()).await;
+        if let Err(reason) = &flowed {
+            traces::fail(&span, reason);
+        }
+        flowed
+    }
+
+    async fn flow_on(
         &self,
         flight: &Flight,
         flow: &Flow,

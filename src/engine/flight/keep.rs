@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tracing::Instrument as _;
+
 use crate::engine::flight::Flow;
 use crate::engine::flight::transfer::{Arrived, Transfer};
 use crate::engine::leases::Tenure;
@@ -9,6 +11,7 @@ use crate::engine::memory::{Known, now_seconds};
 use crate::engine::volume::promise::Staged;
 use crate::index::Entry;
 use crate::store::{COMMIT_PATIENCE, StoreError};
+use crate::telemetry::traces::{self, span};
 
 impl Transfer {
     /// Commits what was written and remembers it. A volume or index that fails costs the storing,
@@ -44,7 +47,9 @@ impl Transfer {
             let known = Known::load_new(entry, blob).map_err(StoreError::interrupted)?;
             Ok((known, arriving, promise))
         };
-        match self.engine.store.within(COMMIT_PATIENCE, committing).await {
+        let span = span!("store.commit", aptmesh.bytes = traces::number(size));
+        let committed = self.engine.store.within(COMMIT_PATIENCE, committing);
+        match committed.instrument(span).await {
             Ok((known, arriving, promise)) => {
                 self.engine.metrics.stored_bytes.inc_by(size);
                 self.engine.learner.offer(&self.target.key, &known);

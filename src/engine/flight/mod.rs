@@ -4,6 +4,7 @@
 mod abroad;
 mod ask;
 pub mod borrowed;
+pub mod ended;
 mod flow;
 pub mod follower;
 mod gather;
@@ -11,6 +12,7 @@ mod keep;
 mod note;
 pub(super) mod pace;
 mod resume;
+pub mod running;
 pub(super) mod transfer;
 pub(super) mod writer;
 
@@ -20,6 +22,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::Span;
 
 use crate::archive::target::Target;
 use crate::content::digest::Sha256;
@@ -27,6 +31,8 @@ use crate::engine::flight::borrowed::Borrowed;
 use crate::engine::memory::Known;
 use crate::engine::outcome::{Failure, Meta};
 use crate::store::Blob;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::{self, Origin, span};
 
 /// For how long a flight goes on when nobody wants it any more: apt comes back after a second when
 /// its connection broke.
@@ -42,6 +48,9 @@ pub struct Flight {
     interest: watch::Sender<usize>,
     /// Held while other replicas want it.
     interest_abroad: Mutex<Option<Interest>>,
+    /// Where its part of a trace is.
+    origin: Option<Origin>,
+    begun_at: Instant,
 }
 
 /// What became of the question to the mirror.
@@ -149,8 +158,10 @@ impl Progress {
 }
 
 impl Flight {
-    pub(super) fn new() -> Self {
+    /// One whose doings are in `span`.
+    pub(super) fn new(span: &Span) -> Self {
         Self {
+            origin: traces::origin(span),
             landing: watch::Sender::new(None),
             progress: watch::Sender::new(Progress {
                 readable: 0,
@@ -161,7 +172,14 @@ impl Flight {
             }),
             interest: watch::Sender::new(0),
             interest_abroad: Mutex::default(),
+            begun_at: Instant::now(),
         }
+    }
+
+    /// Where it is traced: in the trace of the request that began it.
+    #[must_use]
+    pub fn origin(&self) -> Option<&Origin> {
+        self.origin.as_ref()
     }
 
     /// Waits until it is known what became of the question.
@@ -258,6 +276,25 @@ impl Flight {
         self.is_cut() || matches!(*self.landing.borrow(), Some(Landing::Failed(_)))
     }
 
+    /// What [`Flight::outcome`] tells, and of one that nobody wanted any more: `given_up`.
+    pub(in crate::engine) const OUTCOMES: [&str; 7] =
+        ["whole", "confirmed", "refused", "failed", "cut", "not_stored", "given_up"];
+
+    /// How it ended; the word for metric labels.
+    fn outcome(&self) -> &'static str {
+        match &*self.landing.borrow() {
+            Some(Landing::Unchanged(_) | Landing::Settled(_)) => "confirmed",
+            Some(Landing::Failed(Failure::Upstream { .. })) => "refused",
+            Some(Landing::Failed(_)) | None => "failed",
+            Some(Landing::Unstorable) => "not_stored",
+            Some(Landing::Flowing(_)) => match self.progress.borrow().state {
+                State::Whole => "whole",
+                State::Spilled => "not_stored",
+                State::Cut(_) | State::Running => "cut",
+            },
+        }
+    }
+
     /// Waits until nothing more will come of it.
     pub async fn over(&self) {
         let mut progress = self.progress.subscribe();
@@ -322,6 +359,7 @@ impl Drop for Interest {
 #[derive(Default)]
 pub struct Flights {
     table: Mutex<HashMap<Arc<str>, Arc<Flight>>>,
+    ended: ended::Memory,
 }
 
 /// Why there is no place in a flight.
@@ -342,6 +380,18 @@ pub struct Boarding {
 }
 
 impl Flights {
+    /// None so far.
+    pub(in crate::engine) fn new(metrics: &Metrics) -> Arc<Self> {
+        let flights = Arc::<Self>::default();
+        let looked_at = Arc::clone(&flights);
+        metrics.gauge_of(
+            "aptmesh_engine_waiters",
+            "Clients that wait for downloads under way, or follow them; all of another replica count as one.",
+            move || i64::try_from(looked_at.waiters()).unwrap_or(i64::MAX),
+        );
+        flights
+    }
+
     /// Joins the flight for `key`, or begins it.
     ///
     /// # Errors
@@ -363,9 +413,13 @@ impl Flights {
             return Err(NotBoarded::Full);
         }
         let key: Arc<str> = key.into();
-        let flight = Arc::new(Flight::new());
+        // It may outlive the request that begins it.
+        let span = span!(parent: None, "engine.flight");
+        traces::belong_to_current(&span);
+        let flight = Arc::new(Flight::new(&span));
         table.insert(Arc::clone(&key), Arc::clone(&flight));
-        let departure = Departure { flights: Arc::clone(self), key, flight: Arc::clone(&flight) };
+        let (flights, of_it) = (Arc::clone(self), Arc::clone(&flight));
+        let departure = Departure { flights, key, flight: of_it, span };
         Ok(Boarding { interest: Interest::new(&flight), departure: Some(departure) })
     }
 
@@ -385,6 +439,11 @@ impl Flights {
         })
     }
 
+    /// How many want one of them, be it that they wait for its beginning or follow it.
+    fn waiters(&self) -> usize {
+        self.table().values().map(|flight| *flight.interest.borrow()).sum()
+    }
+
     /// How many are under way.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -401,9 +460,16 @@ pub struct Departure {
     flights: Arc<Flights>,
     key: Arc<str>,
     flight: Arc<Flight>,
+    span: Span,
 }
 
 impl Departure {
+    /// In which it is traced.
+    #[must_use]
+    pub fn span(&self) -> &Span {
+        &self.span
+    }
+
     /// The flight to be run.
     #[must_use]
     pub fn flight(&self) -> &Arc<Flight> {

@@ -31,7 +31,7 @@ impl Paces {
         }
     }
 
-    pub(super) fn of(&self, host: &str) -> Option<u64> {
+    pub(in crate::engine) fn of(&self, host: &str) -> Option<u64> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(host).copied()
     }
 }

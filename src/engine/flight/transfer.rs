@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::header::HeaderValue;
 use tokio::time::{Instant, timeout_at};
+use tracing::{Instrument as _, Span};
 
 use crate::archive::kind::Kind;
 use crate::archive::target::Target;
@@ -25,6 +26,7 @@ use crate::engine::volume::promise::Staged;
 use crate::index::{Expectation, budget};
 use crate::mirror::HEAD_BUDGET;
 use crate::store::StoreError;
+use crate::telemetry::traces::{self, span};
 
 /// How long the index may take to hear of what is kept: after that, it is told later. Nobody waits for
 /// it, but flights are counted.
@@ -58,6 +60,17 @@ pub(in crate::engine) struct Transfer {
     pub(in crate::engine) via: Vec<HeaderValue>,
 }
 
+/// What verification came to, for its span.
+fn note_verdict(span: &Span, ended: &Result<Written, End>) {
+    match ended {
+        Ok(written) => {
+            traces::set(span, "aptmesh.bytes", traces::number(written.staged.stage.size()));
+        }
+        Err(End::Cut(reason)) => traces::fail(span, reason),
+        Err(End::Spilled(error)) => traces::fail(span, error),
+    }
+}
+
 /// Why a flow ended early.
 enum End {
     /// The mirror, or what it sent.
@@ -70,6 +83,7 @@ impl Transfer {
     /// Runs the flight to its end, or until nobody has wanted it for a while.
     pub(in crate::engine) async fn run(mut self, departure: Departure) {
         let flight = Arc::clone(departure.flight());
+        let begun = Instant::now();
         let is_confirming = self.known.is_some();
         let abandoned = async {
             if is_confirming {
@@ -79,13 +93,16 @@ impl Transfer {
             }
             flight.abandoned().await;
         };
-        let arrived = tokio::select! {
-            arrived = self.fly_for_all(&flight) => arrived,
+        let (arrived, outcome) = tokio::select! {
+            arrived = self.fly_for_all(&flight) => (arrived, flight.outcome()),
             () = abandoned => {
                 tracing::debug!(url = self.target.url, "nobody waits for it any more");
-                None
+                (None, "given_up")
             }
         };
+        let seconds = &self.engine.metrics.flight_seconds;
+        seconds.with_label_values(&[outcome]).observe(begun.elapsed().as_secs_f64());
+        self.engine.flights.note_end(&self.target.key, &flight, outcome);
         // Whole by now: it is kept whether somebody still waits or not.
         if let Some((arrived, tenure)) = arrived {
             budget::for_at_most(KEEP_PATIENCE, self.keep(arrived, tenure.as_ref())).await;
@@ -118,6 +135,7 @@ impl Transfer {
                 }
                 Ok(Asked::Unchanged(known)) => {
                     known.confirm();
+                    self.engine.suites.shown.accept(&self.target.key);
                     flight.land(Landing::Unchanged(Arc::clone(&known)));
                     self.confirm(&known).await;
                     self.refresh_signature(&known).await;
@@ -130,8 +148,10 @@ impl Transfer {
                 return Some(arrived);
             }
             let digest = arrived.written.verdict.sha256;
-            match self.admit(flight, digest, deadline).await {
+            let admitting = self.admit(flight, digest, deadline).instrument(span!("engine.admit"));
+            match admitting.await {
                 Admission::Admitted(signature) => {
+                    self.engine.suites.shown.accept(&self.target.key);
                     // Its clients ask for it at once.
                     if let Some(signature) = signature {
                         self.keep_signature(&digest, signature).await;
@@ -144,6 +164,8 @@ impl Transfer {
                 Admission::Older(known) => {
                     let url = &self.target.url;
                     tracing::warn!(url, "the mirror went back: serving the newer one");
+                    let reason = "went back to an older release file";
+                    self.engine.suites.shown.refuse(&self.target.key, reason);
                     known.confirm();
                     flight.land(Landing::Unchanged(known));
                     return None;
@@ -274,11 +296,14 @@ impl Transfer {
         flowed: Result<(), String>,
         writer: Writer,
     ) -> Option<Arrived> {
-        let ended = match (flowed, writer.finish().await) {
+        let span = span!("engine.verify");
+        let ended = match (flowed, writer.finish().instrument(span.clone()).await) {
             (_, Err(error)) => Err(End::Spilled(error)),
             (Err(reason), Ok(_)) => Err(End::Cut(reason)),
             (Ok(()), Ok(written)) => self.check(&flow, written),
         };
+        note_verdict(&span, &ended);
+        drop(span);
         match ended {
             Ok(written) => {
                 if !self.is_for_admission() {

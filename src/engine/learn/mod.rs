@@ -5,8 +5,8 @@
 mod difference;
 pub(super) mod doubt;
 mod reading;
+mod seen;
 
-use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use prometheus::IntCounterVec;
 use rustix::process::setpriority_process;
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::task::TaskTracker;
 
@@ -25,16 +25,16 @@ use crate::archive::release::ReleaseError;
 use crate::content::digest::{Expected, Sha256};
 use crate::engine::duties::{Duties, Duty};
 use crate::engine::learn::difference::{BATCH, Difference, NAME_BYTES_MAX, NAMES_MAX, Said};
+use crate::engine::learn::seen::{Seen, Version};
 use crate::engine::memory::{Known, now_seconds};
 use crate::engine::prefetch::{NEWS_MAX, Prefetcher};
-use crate::index::{Change, Expectation, Index, IndexError, Lease};
+use crate::engine::volume::inspect::Inspector;
+use crate::index::{Change, Entry, Expectation, Index, IndexError, Lease};
 use crate::store::Blob;
 use crate::telemetry::metrics::Metrics;
 
 /// Lists that may wait to be learnt. One beyond is learnt when it is asked for again.
 const WAITING_MAX: usize = 256;
-/// Blobs of which it is remembered that they were looked at; then they are looked at anew.
-const SEEN_MAX: usize = 4096;
 /// Lists kept for another look, each with its file open.
 const EARLY_MAX: usize = 32;
 /// Lists that the index could not remember, each with its file open.
@@ -66,6 +66,7 @@ const FORGOTTEN_MAX: usize = 64;
 #[derive(Clone)]
 pub(super) struct Learner {
     jobs: mpsc::Sender<Job>,
+    again: Arc<Notify>,
 }
 
 #[derive(Clone)]
@@ -73,15 +74,21 @@ struct Job {
     /// What it is stored as.
     key: String,
     list: List,
-    digest: Sha256,
+    entry: Entry,
     blob: Blob,
-    /// When its mirror gave it, in seconds since 1970; 0: not known.
-    given_at: i64,
 }
 
 impl Job {
+    fn digest(&self) -> Sha256 {
+        self.entry.blob
+    }
+
     fn is_same(&self, other: &Self) -> bool {
-        self.list.key == other.list.key && self.digest == other.digest
+        self.list.key == other.list.key && self.digest() == other.digest()
+    }
+
+    fn version(&self) -> Version {
+        Version { key: self.key.clone(), list: self.list.clone(), entry: self.entry.clone() }
     }
 }
 
@@ -89,6 +96,7 @@ impl Learner {
     /// Starts learning into `index`; `knowledge` counts what changed something.
     pub(super) fn start(
         index: Arc<dyn Index>,
+        inspector: Arc<Inspector>,
         duties: Arc<Duties>,
         knowledge: Arc<AtomicU64>,
         prefetcher: Arc<Prefetcher>,
@@ -96,12 +104,14 @@ impl Learner {
         tasks: &TaskTracker,
     ) -> Self {
         let (jobs, waiting) = mpsc::channel(WAITING_MAX);
+        let again = Arc::<Notify>::default();
         let student = Student {
             index,
+            inspector,
             duties,
             knowledge,
             prefetcher,
-            seen: HashSet::new(),
+            seen: Seen::default(),
             early: Vec::new(),
             failed: Vec::new(),
             with_fellows: Vec::new(),
@@ -112,24 +122,31 @@ impl Learner {
                 "outcome",
                 &["learnt", "known", "not_current", "superseded", "refused", "failed", "forgotten"],
             ),
+            files: metrics.counters_of(
+                "aptmesh_engine_learnt_files_total",
+                "Files of which a list that was learnt says what it did not say before (set), or says nothing any \
+                 more (unset).",
+                "change",
+                &["set", "unset"],
+            ),
         };
-        tasks.spawn(student.run(waiting));
-        Self { jobs }
+        tasks.spawn(student.run(waiting, Arc::clone(&again)));
+        Self { jobs, again }
     }
 
     /// Has what is stored at `url` learnt, if it is a list. Never waits.
     pub(super) fn offer(&self, url: &str, known: &Known) {
         let Some(list) = List::at(url) else { return };
-        let job = Job {
-            key: url.to_owned(),
-            list,
-            digest: known.entry.blob,
-            blob: known.blob.clone(),
-            given_at: known.entry.checked_at,
-        };
+        let job =
+            Job { key: url.to_owned(), list, entry: known.entry.clone(), blob: known.blob.clone() };
         if self.jobs.try_send(job).is_err() {
             tracing::debug!(url, "too many lists wait to be learnt: this one is left for later");
         }
+    }
+
+    /// The index may have lost what was learnt: all of it is looked at again.
+    pub(super) fn learn_again(&self) {
+        self.again.notify_one();
     }
 }
 
@@ -200,10 +217,11 @@ impl From<IndexError> for Refusal {
 
 struct Student {
     index: Arc<dyn Index>,
+    inspector: Arc<Inspector>,
     duties: Arc<Duties>,
     knowledge: Arc<AtomicU64>,
     prefetcher: Arc<Prefetcher>,
-    seen: HashSet<(String, Sha256)>,
+    seen: Seen,
     /// Lists that came before their release file was learnt, oldest first.
     early: Vec<Job>,
     /// Lists that the index could not remember, oldest first.
@@ -213,10 +231,11 @@ struct Student {
     /// The state of knowledge in which those that came early were last looked at.
     heard: u64,
     learnt: IntCounterVec,
+    files: IntCounterVec,
 }
 
 impl Student {
-    async fn run(mut self, mut waiting: mpsc::Receiver<Job>) {
+    async fn run(mut self, mut waiting: mpsc::Receiver<Job>, all_again: Arc<Notify>) {
         let (mut forgetting, mut once_more) = (interval(FORGET_EVERY), interval(FAILED_EVERY));
         once_more.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut again = interval(LOOK_AGAIN_EVERY);
@@ -234,6 +253,7 @@ impl Student {
                     }
                 }
                 _ = again.tick() => self.look_again().await,
+                () = all_again.notified() => self.look_at_all_again().await,
                 _ = forgetting.tick() => {
                     if let Err(error) = self.forget_disused().await {
                         tracing::warn!(%error, source = %error.source, "could not forget old lists");
@@ -268,6 +288,24 @@ impl Student {
         }
     }
 
+    /// At all that was seen, as far as it lies on the volume still. Who else has seen a later version tells
+    /// the index so first.
+    async fn look_at_all_again(&mut self) {
+        let seen = self.seen.take_all();
+        tracing::info!(lists = seen.len(), "the index may have lost something: learning all again");
+        for Version { key, entry, .. } in &seen {
+            if let Err(error) = self.inspector.record_late(key, entry).await {
+                tracing::debug!(key, %error, "not recorded again");
+            }
+        }
+        for version in seen {
+            let Version { key, list, entry } = version;
+            if let Ok(Some(blob)) = self.inspector.open(&entry.blob).await {
+                self.look_at_all(Job { key, list, entry, blob }).await;
+            }
+        }
+    }
+
     /// Forgets lists of suites that nobody uses any more: what they name is not worth more than other
     /// things then.
     async fn forget_disused(&mut self) -> Result<(), IndexError> {
@@ -278,7 +316,7 @@ impl Student {
             let Some(on_duty) = self.duties.take(Duty::Learn, &list).await? else { continue };
             while !self.index.unlearn(on_duty.lease(), &list, BATCH, now_seconds()).await? {}
             tracing::info!(list, "forgot a list that nobody asks for any more");
-            self.seen.retain(|(key, _)| *key != list);
+            self.seen.forget(&list);
             self.knowledge.fetch_add(1, Ordering::Release);
             self.learnt.with_label_values(&["forgotten"]).inc();
         }
@@ -286,8 +324,8 @@ impl Student {
     }
 
     async fn look_at(&mut self, job: Job) {
-        let looked_at = (job.list.key.clone(), job.digest);
-        if self.seen.contains(&looked_at) {
+        let looked_at = job.version();
+        if self.seen.has(&looked_at) {
             return;
         }
         let key = job.list.key.clone();
@@ -331,14 +369,9 @@ impl Student {
 
     /// A list that is not current may become so, when its release file is learnt; and a fault of
     /// ours passes.
-    fn remember(&mut self, looked_at: (String, Sha256), outcome: &str) {
-        if self.seen.len() == SEEN_MAX {
-            self.seen.clear();
-        }
+    fn remember(&mut self, looked_at: Version, outcome: &str) {
         if !matches!(outcome, "not_current" | "superseded" | "failed") {
-            // What else was seen of this list may come back.
-            self.seen.retain(|(key, _)| *key != looked_at.0);
-            self.seen.insert(looked_at);
+            self.seen.put(looked_at);
         }
     }
 
@@ -359,13 +392,13 @@ impl Student {
     /// The number of changes; `None` if this very file was learnt before.
     async fn learn(&self, job: &Job) -> Result<Option<usize>, Refusal> {
         let list = &job.list.key;
-        if self.index.learnt(list).await? == Some(job.digest) {
+        if self.index.learnt(list).await? == Some(job.digest()) {
             return Ok(None);
         }
         let on_duty = self.duties.take(Duty::Learn, list).await?.ok_or(Refusal::WithFellow)?;
         // A fellow may have been about it until just now.
         let learnt = self.index.learnt(list).await?;
-        if learnt == Some(job.digest) {
+        if learnt == Some(job.digest()) {
             return Ok(None);
         }
         if job.list.kind != ListKind::Release && !self.is_current(job).await? {
@@ -386,7 +419,7 @@ impl Student {
             outcome => outcome?,
         };
         changes += self.unsay(under, list, &said).await?;
-        self.index.finish(under, list, &job.digest, now_seconds()).await?;
+        self.index.finish(under, list, &job.digest(), now_seconds()).await?;
         if changes > 0 {
             self.knowledge.fetch_add(1, Ordering::Release);
         }
@@ -425,9 +458,11 @@ impl Student {
         let Job { list, blob, .. } = job.clone();
         let reading = on_idle_thread(move || reading::read(&list, &blob, difference))?;
         while let Some(change) = written.recv().await {
-            *changes += change.set.len();
+            let count = change.set.len();
+            *changes += count;
             self.note_news(&change, news);
             self.index.learn(under, &job.list.key, change, now_seconds()).await?;
+            self.files.with_label_values(&["set"]).inc_by(count as u64);
         }
         reading.await.unwrap_or(Err(Refusal::Interrupted))
     }
@@ -463,16 +498,19 @@ impl Student {
         let count = unset.len();
         let change = Change { set: Vec::new(), unset };
         self.index.learn(under, list, change, now_seconds()).await?;
+        self.files.with_label_values(&["unset"]).inc_by(count as u64);
         Ok(count)
     }
 
     /// Whether the site was given another version since: jobs wait, and fellows have later ones.
     async fn is_superseded(&self, job: &Job) -> Result<bool, Refusal> {
-        if job.given_at == 0 {
+        let Job { key, entry, .. } = job;
+        // When its mirror gave it is not known.
+        if entry.checked_at == 0 {
             return Ok(false);
         }
-        let stored = self.index.look_up(&job.key).await?;
-        Ok(stored.is_some_and(|now| now.blob != job.digest && now.checked_at > job.given_at))
+        let stored = self.index.look_up(key).await?;
+        Ok(stored.is_some_and(|now| now.blob != entry.blob && now.checked_at > entry.checked_at))
     }
 
     /// Whether the release file that was learnt last names this content for the list. An older one,
@@ -485,7 +523,7 @@ impl Student {
             let Some(Expectation { digest: Expected::Sha256(digest), .. }) = expectation else {
                 continue;
             };
-            if digest == job.digest {
+            if digest == job.digest() {
                 return Ok(true);
             }
             is_named = true;

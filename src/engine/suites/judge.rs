@@ -93,6 +93,17 @@ impl Judge {
         self.config.verify != Verify::Off
     }
 
+    /// What a file's signature is worth.
+    pub(in crate::engine) fn verdict(
+        &self,
+        key: &str,
+        file: &[u8],
+        detached: Option<&[u8]>,
+        now: i64,
+    ) -> Verdict {
+        check(self.keyring_for(key), file, detached, now)
+    }
+
     pub(in crate::engine) fn judge(&self, case: &Case<'_>) -> Judgement {
         let (verdict, judgement) = self.examine(case);
         if self.is_in_session() {

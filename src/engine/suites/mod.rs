@@ -7,6 +7,7 @@
 
 pub(super) mod admission;
 pub mod judge;
+pub mod shown;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -28,8 +29,9 @@ use crate::content::digest::{Expected, Sha256};
 use crate::engine::flight::{Landing, State};
 use crate::engine::known::Finding;
 use crate::engine::memory::now_seconds;
-use crate::engine::outcome::{Content, Failure, Served};
+use crate::engine::outcome::{Failure, Served};
 use crate::engine::plan::Freshness;
+use crate::engine::suites::shown::Shown;
 use crate::engine::{Ask, Client, Engine, Sharing, without_index};
 use crate::store::Blob;
 
@@ -65,6 +67,7 @@ pub(super) struct Suites {
     wanted: Cache<Arc<str>, Arc<Mutex<BTreeSet<String>>>>,
     /// Release files that their mirror said it does not have, by key.
     refused: Cache<Arc<str>, ()>,
+    pub(super) shown: Shown,
 }
 
 /// A mirror between two states.
@@ -93,7 +96,10 @@ pub(super) struct Generation {
     /// By canonical path below the release file's folder.
     files: HashMap<String, Listed>,
     by_hash: bool,
-    /// Seconds since 1970.
+    suite: Option<String>,
+    codename: Option<String>,
+    /// Seconds since 1970, both.
+    date: Option<i64>,
     pub(super) valid_until: Option<i64>,
 }
 
@@ -115,6 +121,7 @@ impl Default for Suites {
             behind: Cache::new(SUITES_MAX),
             wanted: Cache::new(SUITES_MAX),
             refused: Cache::new(SUITES_MAX),
+            shown: Shown::default(),
         }
     }
 }
@@ -204,9 +211,10 @@ impl Suites {
 impl Generation {
     pub(super) fn read(file: &[u8]) -> Option<Self> {
         let release = Release::parse(&release::content(file).ok()?.text).ok()?;
-        let (by_hash, valid_until) = (release.acquire_by_hash, release.valid_until);
+        let Release { suite, codename, date, valid_until, .. } = release;
+        let by_hash = release.acquire_by_hash;
         let files = release.files.into_iter().map(|file| (canonical_path(&file.path), file));
-        Some(Self { files: files.collect(), by_hash, valid_until })
+        Some(Self { files: files.collect(), by_hash, suite, codename, date, valid_until })
     }
 
     /// How the file at `path` below `folder` is asked for: under its digest.
@@ -245,12 +253,7 @@ impl Engine {
             return;
         };
         let Some((folder, _)) = ask.target.key.rsplit_once('/') else { return };
-        let release = match &served.content {
-            Content::Known(known) => Some(known.entry.blob),
-            Content::Flight(follower) => follower.digest(),
-            Content::Relay(_) => None,
-        };
-        match release {
+        match served.digest() {
             Some(release) => self.suites.give(client, folder, release),
             None => self.suites.take_back(client, folder),
         }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use prometheus::IntCounter;
+use prometheus::{IntCounter, IntGauge};
 use thiserror::Error;
 
 use crate::content::digest::Sha256;
@@ -34,7 +34,8 @@ pub struct Inspector {
     pub(super) unadopted: Arc<Unadopted>,
     /// Each with the state of its file: another one under that name is none of them.
     condemned: Mutex<HashMap<Sha256, Stamp>>,
-    is_volume_missing: AtomicBool,
+    is_volume_missing: Arc<AtomicBool>,
+    pub(super) scrubbed_at: IntGauge,
     checked_bytes: IntCounter,
     bad_blobs: IntCounter,
 }
@@ -81,13 +82,29 @@ impl Inspector {
         unadopted: &Arc<Unadopted>,
         metrics: &Metrics,
     ) -> Self {
+        let is_volume_missing = Arc::<AtomicBool>::default();
+        let (volume, is_missing) = (Arc::clone(store), Arc::clone(&is_volume_missing));
+        metrics.gauge_of(
+            "aptmesh_store_up",
+            "1 if the volume takes new blobs and has those that the index knows, 0 while it is in trouble or \
+             seems not to be mounted.",
+            move || {
+                let is_well = volume.health().trouble().is_none();
+                (is_well && !is_missing.load(Ordering::Relaxed)).into()
+            },
+        );
         Self {
             index: Arc::clone(index),
             store: Arc::clone(store),
             moves: Arc::clone(moves),
             unadopted: Arc::clone(unadopted),
             condemned: Mutex::default(),
-            is_volume_missing: AtomicBool::new(false),
+            is_volume_missing,
+            scrubbed_at: metrics.gauge(
+                "aptmesh_store_scrubbed_at_seconds",
+                "All that is stored was hashed since then, in seconds since 1970, as told by the process that \
+                 checks it; 0 at others.",
+            ),
             checked_bytes: metrics.counter(
                 "aptmesh_store_checked_bytes_total",
                 "Bytes of stored and shared files hashed to check them.",
@@ -182,11 +199,23 @@ impl Inspector {
         let is_missing = missing.len() > known.len() / 2 || known.iter().any(is_elsewhere);
         let was_missing = self.is_volume_missing.swap(is_missing, Ordering::Relaxed);
         match (is_missing, was_missing) {
-            (false, _) => return Ok(()),
+            (false, false) => return Ok(()),
+            (false, true) => {
+                tracing::info!("the volume is there again");
+                // What lay on it meanwhile was not looked at.
+                self.unadopted.look_again();
+                return Ok(());
+            }
             (true, true) => {}
             (true, false) => tracing::error!("{}", InspectError::NoVolume),
         }
         Err(InspectError::NoVolume)
+    }
+
+    /// Whether it was not, at the last look.
+    #[must_use]
+    pub fn is_volume_missing(&self) -> bool {
+        self.is_volume_missing.load(Ordering::Relaxed)
     }
 
     async fn missing(&self, mut digests: Vec<Sha256>) -> Result<Vec<Sha256>, StoreError> {
@@ -198,7 +227,11 @@ impl Inspector {
         looking.await
     }
 
-    async fn open(&self, digest: &Sha256) -> Result<Option<Blob>, StoreError> {
+    /// The blob on the volume, whether the index knows it or not.
+    pub(in crate::engine) async fn open(
+        &self,
+        digest: &Sha256,
+    ) -> Result<Option<Blob>, StoreError> {
         let (store, digest) = (Arc::clone(&self.store), *digest);
         blocking(move || store.read(&digest)).await
     }

@@ -105,13 +105,7 @@ pub(super) struct RoomMetrics {
 }
 
 impl RoomMetrics {
-    fn new(store: &Arc<Store>, metrics: &Metrics) -> Self {
-        let store = Arc::clone(store);
-        metrics.gauge_of(
-            "aptmesh_store_up",
-            "1 if the volume takes new blobs, 0 while it is in trouble.",
-            move || store.health().trouble().is_none().into(),
-        );
+    fn new(metrics: &Metrics) -> Self {
         Self {
             bytes: metrics.gauge("aptmesh_store_bytes", "Bytes of stored blobs."),
             blobs: metrics.gauge("aptmesh_store_blobs", "Stored blobs."),
@@ -172,7 +166,7 @@ impl Room {
             making: tokio::sync::Mutex::default(),
             duties: Arc::clone(duties),
             sharers: Sharers::new(index, duties),
-            metrics: RoomMetrics::new(store, metrics),
+            metrics: RoomMetrics::new(metrics),
         })
     }
 
@@ -517,7 +511,7 @@ impl Room {
     }
 
     /// With what is owed; `None` where the volume can not tell.
-    async fn space(&self) -> Option<Space> {
+    pub async fn space(&self) -> Option<Space> {
         let owed = lock(&self.owed).bytes().saturating_add(self.sharers.told().owed);
         let space = self.space_now().await?;
         Some(Space { free: space.free.saturating_add(owed), ..space })

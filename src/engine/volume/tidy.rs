@@ -10,12 +10,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::engine::Engine;
 use crate::engine::duties::{Duties, Duty};
+use crate::engine::learn::Learner;
 use crate::engine::learn::doubt::Doubts;
 use crate::engine::leases::Sureness;
 use crate::engine::memory::Memory;
 use crate::engine::volume::room::Room;
 use crate::engine::volume::uses::Uses;
-use crate::index::{Index, IndexError};
+use crate::index::{Index, IndexError, Knowledge};
 
 /// How often there is a look at the room: a line of 1 GB/s takes as long for the largest headroom.
 const ROOM_EVERY: Duration = Duration::from_secs(1);
@@ -32,6 +33,9 @@ const USES_EVERY: Duration = Duration::from_secs(3);
 /// How often it is looked up whether another process learnt something: a client that was told of a
 /// new list by that process, and asks this one, came through a network.
 const KNOWLEDGE_EVERY: Duration = Duration::from_secs(1);
+/// How often an index may be told all that it may have lost: where two servers answer by turns, as in the
+/// midst of a failover, it is not told at each turn.
+const RESTORE_EVERY: Duration = Duration::from_secs(10);
 /// How often it is told which lists were asked for: it is days that count there.
 const ASKED_EVERY: Duration = Duration::from_mins(10);
 
@@ -43,6 +47,17 @@ pub(in crate::engine) struct Tidying {
     uses: Arc<Uses>,
     knowledge: Arc<AtomicU64>,
     doubts: Arc<Doubts>,
+    learner: Learner,
+}
+
+/// What was heard of the index last.
+#[derive(Default)]
+struct Heard {
+    last: Option<Knowledge>,
+    /// It could not be asked since.
+    was_away: bool,
+    /// When it was told last what it may have lost.
+    restored_at: Option<Instant>,
 }
 
 impl Engine {
@@ -54,6 +69,7 @@ impl Engine {
             uses: Arc::clone(&self.uses),
             knowledge: Arc::clone(&self.knowledge),
             doubts: Arc::clone(&self.doubts),
+            learner: self.learner.clone(),
         }
     }
 }
@@ -71,7 +87,7 @@ impl Tidying {
         };
         let (mut room, mut uses, mut asked) =
             (every(ROOM_EVERY), every(USES_EVERY), every(ASKED_EVERY));
-        let (mut news, mut heard) = (every(KNOWLEDGE_EVERY), None);
+        let (mut news, mut heard) = (every(KNOWLEDGE_EVERY), Heard::default());
         loop {
             tokio::select! {
                 _ = room.tick() => {
@@ -89,7 +105,7 @@ impl Tidying {
                     });
                     drop(looking.await);
                 }
-                _ = news.tick() => heard = self.hear_news(heard).await,
+                _ = news.tick() => self.hear_news(&mut heard).await,
                 _ = asked.tick() => note(self.uses.tell_asked(&*self.index).await),
             }
         }
@@ -132,14 +148,26 @@ impl Tidying {
     }
 
     /// What was checked against lists has to be checked again when any process learnt something since
-    /// `heard`, or may have, since the index was away: then lists may be left to learn, too. What is
-    /// heard now.
-    async fn hear_news(&self, heard: Option<u64>) -> Option<u64> {
-        let now = self.index.knowledge().await.ok();
-        if now.is_some() && now != heard {
+    /// `heard`, or may have, since the index was away: then lists may be left to learn, too. In an index that
+    /// is another one, or was set back, lists are learnt and blobs are adopted again.
+    async fn hear_news(&self, heard: &mut Heard) {
+        let Ok(now) = self.index.knowledge().await else {
+            heard.was_away = true;
+            return;
+        };
+        let is_new = heard.last.as_ref() != Some(&now);
+        if std::mem::take(&mut heard.was_away) || is_new {
             self.knowledge.fetch_add(1, Ordering::Release);
         }
-        now
+        if heard.last.as_ref().is_some_and(|before| now.may_lack(before)) {
+            if heard.restored_at.is_some_and(|at| at.elapsed() < RESTORE_EVERY) {
+                return;
+            }
+            heard.restored_at = Some(Instant::now());
+            self.learner.learn_again();
+            self.room.unadopted().look_again();
+        }
+        heard.last = Some(now);
     }
 
     /// Tells the index all that it should know before the process ends.

@@ -21,6 +21,8 @@ const PAGE: usize = 100;
 const IDLE: Duration = Duration::from_secs(5);
 /// For how long a volume or an index that failed is left alone.
 const PAUSE: Duration = Duration::from_mins(1);
+/// How often it is looked whether a volume that was not there is.
+const MISSING_LOOK: Duration = Duration::from_secs(2);
 /// How often the volume is walked over: blobs appear on it when it is restored or moved, seldom.
 const ADOPT_EVERY: Duration = Duration::from_hours(24);
 /// How fast unknown blobs are hashed, in bytes per second: somebody waits for them, so faster than
@@ -80,7 +82,10 @@ async fn scrub_page(
 ) -> Result<Checked, InspectError> {
     let due = now_seconds().saturating_sub(i64::try_from(interval.as_secs()).unwrap_or(i64::MAX));
     let mut checked = Checked::default();
-    for blob in inspector.index.blobs_to_check(PAGE).await? {
+    let blobs = inspector.index.blobs_to_check(PAGE).await?;
+    // Where there is nothing, nothing is unchecked.
+    inspector.scrubbed_at.set(blobs.first().map_or_else(now_seconds, |oldest| oldest.checked_at));
+    for blob in blobs {
         if blob.checked_at > due {
             break;
         }
@@ -90,6 +95,18 @@ async fn scrub_page(
         checked.unreadable += usize::from(finding == Finding::Unreadable);
     }
     Ok(checked)
+}
+
+/// Looks again at a volume that was found not to be there, for ever.
+pub(in crate::engine) async fn look_for_volume(inspector: Arc<Inspector>) -> Infallible {
+    loop {
+        sleep(MISSING_LOOK).await;
+        if inspector.is_volume_missing()
+            && let Err(error) = inspector.ensure_volume().await
+        {
+            tracing::trace!(%error, "the volume is not there yet");
+        }
+    }
 }
 
 /// Adopts what is found on the volume, in one of its processes, for ever.
@@ -119,16 +136,20 @@ async fn adopt_on(inspector: &Inspector, sureness: Sureness) -> Infallible {
             }
             Err(error) => {
                 tracing::warn!(%error, "could not compare index and volume");
-                sleep(PAUSE).await;
+                sleep_unless_due(inspector, PAUSE).await;
                 continue;
             }
         }
-        tokio::select! {
-            () = sleep(ADOPT_EVERY) => {}
-            () = inspector.unadopted.is_due() => {}
-        }
+        sleep_unless_due(inspector, ADOPT_EVERY).await;
         let store = Arc::clone(&inspector.store);
         // It ends well, or says why itself.
         drop(tokio::task::spawn_blocking(move || store.remove_leftovers()).await);
+    }
+}
+
+async fn sleep_unless_due(inspector: &Inspector, time: Duration) {
+    tokio::select! {
+        () = sleep(time) => {}
+        () = inspector.unadopted.is_due() => {}
     }
 }

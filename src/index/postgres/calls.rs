@@ -15,9 +15,10 @@ use tokio::time::{Instant, timeout};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use crate::index::budget::Budget;
-use crate::index::metrics::{IndexMetrics, Outcome};
+use crate::index::metrics::{self, IndexMetrics, Outcome};
 use crate::index::postgres::gauges::Gauges;
 use crate::index::postgres::health::{Condition, Health};
 use crate::index::postgres::hosts::Hosts;
@@ -28,6 +29,7 @@ use crate::index::postgres::url::Config;
 use crate::index::postgres::volumes::Own;
 use crate::index::{FencedOff, IndexError};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces;
 
 /// How often a call is tried where others were in its way: deadlocks, which the order of locks should
 /// rule out, and serialization failures.
@@ -194,14 +196,19 @@ impl Calls {
         F: Future<Output = Result<T, Trouble>> + Send,
     {
         let begun = Instant::now();
+        let span = metrics::span("postgresql", purpose.operation);
         let outcome = match Budget::current() {
             Some(budget) => {
-                let outcome = self.run_on_account(purpose, &budget, attempt).await;
+                let running = self.run_on_account(purpose, &budget, attempt);
+                let outcome = running.instrument(span.clone()).await;
                 budget.spend(begun.elapsed());
                 outcome
             }
-            None => self.run_in_background(purpose, attempt).await,
+            None => self.run_in_background(purpose, attempt).instrument(span.clone()).await,
         };
+        if let Err(trouble) = &outcome {
+            traces::fail(&span, trouble);
+        }
         if let Some(metrics) = &self.metrics {
             let outcome = outcome.as_ref().map_or_else(Trouble::outcome, |_| Outcome::Answered);
             metrics.count(purpose.operation, outcome, begun.elapsed());

@@ -12,9 +12,9 @@ use tokio_postgres::{Client, Row};
 use crate::content::digest::{Expected, Sha256};
 use crate::index::postgres::blobs::REFERRED;
 use crate::index::postgres::calls::{Calls, Parameter, Purpose, Statement, transact};
-use crate::index::postgres::rows::{column, corrupt, expectation, limit_of, signed};
+use crate::index::postgres::rows::{column, corrupt, expectation, limit_of, signed, unsigned};
 use crate::index::postgres::trouble::Trouble;
-use crate::index::{Change, Expectation, IndexError, Lease, bounds_of};
+use crate::index::{Change, Expectation, IndexError, Knowledge, Lease, bounds_of};
 
 /// Begins a change of what lists say: who else wants to waits. It is known again soon what a crash of
 /// the server loses of it, so that nobody has to wait for its disk.
@@ -211,12 +211,23 @@ pub(super) async fn disused(
     .await
 }
 
-/// How often lists were learnt or forgotten.
-pub(super) async fn knowledge(calls: &Calls) -> Result<u64, IndexError> {
+/// How often lists were learnt or forgotten; and in which database (recreated ones have another number),
+/// in which file of it (restored tables have another one) of which server since when (no backup of files, and
+/// no standby, takes its place without a start), as which volume (a database that was not ready yet when we
+/// came has heard of it later, and took nothing until then).
+pub(super) async fn knowledge(calls: &Calls) -> Result<Knowledge, IndexError> {
     let purpose = Purpose::read("look up what is new");
-    let rows = calls.rows(purpose, "SELECT version FROM knowledge", &[]).await?;
+    let sql = format!(
+        "SELECT version, concat_ws(' ',
+            (SELECT oid FROM pg_database WHERE datname = current_database()),
+            pg_relation_filenode('knowledge'), extract(epoch FROM pg_postmaster_start_time()), {})
+        FROM knowledge",
+        calls.volume()
+    );
+    let rows = calls.rows(purpose, &sql, &[]).await?;
     let row = rows.first().ok_or(Trouble::Corrupt("no version")).map_err(corrupt(purpose))?;
-    super::rows::unsigned(row, 0).map_err(corrupt(purpose))
+    let read = || Ok(Knowledge { version: unsigned(row, 0)?, place: column(row, 1)? });
+    read().map_err(corrupt(purpose))
 }
 
 async fn keys(

@@ -5,6 +5,8 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntGauge, IntGaugeVec, Opts};
 
+use crate::index::metrics::{UP, UP_HELP};
+
 pub(super) struct Gauges<U> {
     pool: Pool,
     /// Whether all is well.
@@ -25,7 +27,7 @@ impl<U: Fn() -> bool + Send + Sync> Gauges<U> {
         Self {
             pool,
             is_up,
-            up: gauge("aptmesh_index_up", "1 if the index's server can be used by all."),
+            up: gauge(UP, UP_HELP),
             connections: IntGaugeVec::new(connections, &["state"]).expect("a valid name"),
             waiting: gauge(
                 "aptmesh_index_waiting",

@@ -32,8 +32,8 @@ pub use self::url::Config;
 use crate::content::digest::Sha256;
 use crate::index::{
     Change, Changes, Class, Entry, Errand, Expectation, Found, HashedFile, Holders, Holding, Index,
-    IndexError, KeptFilter, Lease, Names, NewFilter, Presence, Renewal, Renewed, Site, Stored,
-    Taken, Tellable, Totals, Traffic, Use, Volume,
+    IndexError, KeptFilter, Knowledge, Lease, Names, NewFilter, Presence, Renewal, Renewed, Site,
+    Stored, Taken, Tellable, Totals, Traffic, Use, Volume,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -269,7 +269,7 @@ impl Index for PostgresIndex {
         files::forget(&self.calls, paths).await
     }
 
-    async fn knowledge(&self) -> Result<u64, IndexError> {
+    async fn knowledge(&self) -> Result<Knowledge, IndexError> {
         expectations::knowledge(&self.calls).await
     }
 

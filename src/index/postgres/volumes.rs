@@ -84,7 +84,10 @@ pub(super) async fn meet(calls: &Calls, here: &Presence) -> Result<Option<Site>,
     let site = format!(
         "SELECT secret, extract(epoch FROM clock_timestamp())::FLOAT8, EXISTS (
              SELECT 1 FROM fellows WHERE volume <> {own}
-                 AND seen_at > clock_timestamp() - make_interval(secs => $1))
+                 AND seen_at > clock_timestamp() - make_interval(secs => $1)),
+             ARRAY(SELECT url FROM fellows WHERE url IS DISTINCT FROM $2
+                 AND seen_at > clock_timestamp() - make_interval(secs => $1)
+                 ORDER BY url LIMIT {FELLOWS_MAX})
          FROM site"
     );
     let statements = [
@@ -96,7 +99,10 @@ pub(super) async fn meet(calls: &Calls, here: &Presence) -> Result<Option<Site>,
             parameters: &[(&here.url, Type::TEXT), (&here.process, Type::TEXT)],
         },
         Statement { sql: founded, parameters: &[(&here.new_secret, Type::BYTEA)] },
-        Statement { sql: &site, parameters: &[(&SILENT_SECONDS, Type::FLOAT8)] },
+        Statement {
+            sql: &site,
+            parameters: &[(&SILENT_SECONDS, Type::FLOAT8), (&here.url, Type::TEXT)],
+        },
     ];
     let rows = calls.rows_of_last(purpose, &statements).await?;
     let row = rows.first().ok_or(Trouble::Corrupt("no secret")).map_err(corrupt(purpose))?;
@@ -104,7 +110,12 @@ pub(super) async fn meet(calls: &Calls, here: &Presence) -> Result<Option<Site>,
 }
 
 fn site_from(row: &Row) -> Result<Site, Trouble> {
-    Ok(Site { secret: column(row, 0)?, now: column(row, 1)?, has_fellows: column(row, 2)? })
+    Ok(Site {
+        secret: column(row, 0)?,
+        now: column(row, 1)?,
+        has_fellows: column(row, 2)?,
+        others: column(row, 3)?,
+    })
 }
 
 /// With those that died long ago.

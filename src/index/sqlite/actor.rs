@@ -1,11 +1,16 @@
 //! A connection on a thread of its own: SQLite blocks, the request path must not.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::index::IndexError;
-use crate::index::metrics::{IndexMetrics, Outcome};
+use crate::index::metrics::{self, IndexMetrics, Outcome};
+use crate::telemetry::traces;
 
 /// Calls that may wait for the connection; more wait for a place.
 const WAITING_MAX: usize = 1024;
@@ -17,6 +22,8 @@ type Call = Box<dyn FnOnce(&mut Connection) + Send>;
 pub(super) struct Actor {
     calls: mpsc::Sender<Call>,
     metrics: Option<IndexMetrics>,
+    /// Whether the last call was not answered.
+    has_failed: Arc<AtomicBool>,
 }
 
 impl Actor {
@@ -33,12 +40,17 @@ impl Actor {
                 operation: "start the index's thread",
                 source: source.into(),
             })?;
-        Ok(Self { calls, metrics: None })
+        Ok(Self { calls, metrics: None, has_failed: Arc::default() })
     }
 
     /// Counts its calls from now on.
     pub(super) fn observed(self, metrics: &IndexMetrics) -> Self {
         Self { metrics: Some(metrics.clone()), ..self }
+    }
+
+    /// Whether its last call was answered.
+    pub(super) fn is_well(&self) -> bool {
+        !self.has_failed.load(Ordering::Relaxed)
     }
 
     /// Runs `work` on the connection. `operation` completes "could not …".
@@ -48,7 +60,12 @@ impl Actor {
         work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, IndexError> {
         let begun = Instant::now();
-        let answer = self.answer(operation, work).await;
+        let span = metrics::span("sqlite", operation);
+        let answer = self.answer(operation, work).instrument(span.clone()).await;
+        if let Err(error) = &answer {
+            traces::fail(&span, &error.source);
+        }
+        self.has_failed.store(answer.is_err(), Ordering::Relaxed);
         if let Some(metrics) = &self.metrics {
             let outcome = if answer.is_ok() { Outcome::Answered } else { Outcome::Failed };
             metrics.count(operation, outcome, begun.elapsed());

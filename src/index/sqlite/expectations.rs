@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 
 use crate::content::digest::{Expected, Sha256};
 use crate::index::sqlite::{blobs, signed, unsigned};
-use crate::index::{Change, Expectation, bounds_of};
+use crate::index::{Change, Expectation, Knowledge, bounds_of};
 
 /// Lists that are half learnt do not count; and where lists disagree, one of them is out of date, and
 /// it can not be told which.
@@ -164,11 +164,10 @@ fn learnt_anew(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
     transaction.prepare_cached("UPDATE knowledge SET version = version + 1")?.execute([]).map(drop)
 }
 
-/// How often lists were learnt or forgotten.
-pub(super) fn knowledge(connection: &Connection) -> rusqlite::Result<u64> {
-    connection
-        .prepare_cached("SELECT version FROM knowledge")?
-        .query_row([], |row| unsigned(row, 0))
+/// How often lists were learnt or forgotten. Nobody replaces an open file.
+pub(super) fn knowledge(connection: &Connection) -> rusqlite::Result<Knowledge> {
+    let mut query = connection.prepare_cached("SELECT version FROM knowledge")?;
+    query.query_row([], |row| Ok(Knowledge { place: String::new(), version: unsigned(row, 0)? }))
 }
 
 pub(super) fn asked(

@@ -20,11 +20,11 @@ use self::actor::Actor;
 use self::leases::Leases;
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
-use crate::index::metrics::IndexMetrics;
+use crate::index::metrics::{IndexMetrics, UP, UP_HELP};
 use crate::index::{
     Change, Changes, Class, Entry, Errand, Expectation, Found, HashedFile, Holders, Holding, Index,
-    IndexError, KeptFilter, Lease, Names, NewFilter, Presence, Renewal, Renewed, Site, Stored,
-    Taken, Tellable, Totals, Traffic, Use, Volume, bounds_of,
+    IndexError, KeptFilter, Knowledge, Lease, Names, NewFilter, Presence, Renewal, Renewed, Site,
+    Stored, Taken, Tellable, Totals, Traffic, Use, Volume, bounds_of,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -127,6 +127,9 @@ impl SqliteIndex {
     /// Tells `metrics` of its calls.
     #[must_use]
     pub fn observed(self, metrics: &Metrics) -> Self {
+        let actors = [&self.reader, &self.writer, &self.counter].map(Actor::clone);
+        let is_up = move || actors.iter().all(Actor::is_well).into();
+        metrics.gauge_of(UP, UP_HELP, is_up);
         let metrics = IndexMetrics::new(metrics);
         Self {
             reader: self.reader.observed(&metrics),
@@ -424,7 +427,7 @@ impl Index for SqliteIndex {
         self.writer.call("finish a list", move |c| expectations::finish(c, &list, blob, now)).await
     }
 
-    async fn knowledge(&self) -> Result<u64, IndexError> {
+    async fn knowledge(&self) -> Result<Knowledge, IndexError> {
         self.reader.call("look up what is new", |c| expectations::knowledge(c)).await
     }
 

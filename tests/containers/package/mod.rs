@@ -241,6 +241,8 @@ fn it_installs_where_no_systemd_runs() {
     ));
     assert_eq!(sh("stat -c '%U:%G %a' /var/lib/aptmesh").trim(), "aptmesh:aptmesh 750");
     assert!(!bare.exec(&["sh", "-c", "command -v systemctl"]).ok, "systemd is not drawn in");
+    let authorities = ["test", "-e", "/etc/ssl/certs/ca-certificates.crt"];
+    assert!(!bare.exec(&authorities).ok, "it serves without ca-certificates, too");
     let started = bare.exec_with(&["--detach"], &["runuser", "-u", "aptmesh", "--", "aptmesh"]);
     assert!(started.ok, "{}", started.output);
     wait_until(PATIENCE, "it to serve", || bare.exec(&["aptmesh", "health"]).ok);

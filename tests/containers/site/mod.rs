@@ -198,7 +198,7 @@ fn grafana_has_the_dashboards(site: &Site) {
     if site.grafana("/api/health").is_none() {
         return;
     }
-    for (path, count) in [("/api/search?type=dash-db", 2), ("/api/datasources", 1)] {
+    for (path, count) in [("/api/search?type=dash-db", 4), ("/api/datasources", 1)] {
         wait_until(PATIENCE, &format!("{count} at Grafana's {path}"), || {
             let told = site.grafana(path).unwrap_or_default();
             told.as_array().is_some_and(|found| found.len() == count)

@@ -58,6 +58,7 @@ impl Chromium {
             .arg(format!("--user-data-dir={}", profile.path().display()))
             // Its crash reports and caches go there, too.
             .env("HOME", profile.path())
+            .env("TMPDIR", profile.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(fs::File::create(profile.path().join("log")).expect("a log"))

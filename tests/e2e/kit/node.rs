@@ -44,6 +44,12 @@ impl Build {
         self
     }
 
+    /// Other variables, such as those of a receiver of traces.
+    pub fn variables(mut self, variables: Vec<(&'static str, String)>) -> Self {
+        self.env.extend(variables.into_iter().map(|(name, value)| (name.to_owned(), value)));
+        self
+    }
+
     /// Listens for nodes there.
     pub fn listen(mut self, address: &str) -> Self {
         self.listen = Some(address.to_owned());

@@ -22,12 +22,21 @@ pub struct Prometheus {
 impl Prometheus {
     /// Scrapes these for a job of this name, and has the repository's alerts.
     pub fn start(job: &str, targets: &[SocketAddr]) -> Self {
+        let labelled: Vec<_> = targets.iter().map(|target| (*target, String::new())).collect();
+        Self::start_with(job, &labelled)
+    }
+
+    /// The same; series of each target have these labels, such as `site: north`.
+    pub fn start_with(job: &str, targets: &[(SocketAddr, String)]) -> Self {
         let folder = TempDir::new().expect("a folder");
-        let targets: Vec<String> = targets.iter().map(|target| format!("'{target}'")).collect();
+        let target = |(target, labels): &(SocketAddr, String)| {
+            format!("{{targets: ['{target}'], labels: {{{labels}}}}}")
+        };
+        let targets: Vec<String> = targets.iter().map(target).collect();
         let config = format!(
             "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n\
              rule_files: ['{}/dashboards/alerts.yaml']\n\
-             scrape_configs:\n- job_name: {job}\n  static_configs: [{{targets: [{}]}}]\n",
+             scrape_configs:\n- job_name: {job}\n  static_configs: [{}]\n",
             env!("CARGO_MANIFEST_DIR"),
             targets.join(", ")
         );
@@ -56,14 +65,38 @@ impl Prometheus {
 
     /// What it has for an expression now: labels and values.
     pub fn query(&self, expression: &str) -> Vec<(Value, f64)> {
+        self.results(expression, "/api/v1/query?", |one| sample(&one["value"]).1)
+    }
+
+    /// What it had at a time, in seconds since 1970.
+    pub fn query_at(&self, expression: &str, time: f64) -> Vec<(Value, f64)> {
+        let way = format!("/api/v1/query?time={time}&");
+        self.results(expression, &way, |one| sample(&one["value"]).1)
+    }
+
+    /// What it had within that time, every second: labels, and times with values.
+    pub fn query_range(
+        &self,
+        expression: &str,
+        from: f64,
+        to: f64,
+    ) -> Vec<(Value, Vec<(f64, f64)>)> {
+        let way = format!("/api/v1/query_range?start={from}&end={to}&step=1&");
+        let values =
+            |one: &Value| one["values"].as_array().expect("values").iter().map(sample).collect();
+        self.results(expression, &way, values)
+    }
+
+    fn results<V>(
+        &self,
+        expression: &str,
+        way: &str,
+        value: impl Fn(&Value) -> V,
+    ) -> Vec<(Value, V)> {
         let encoded = utf8_percent_encode(expression, NON_ALPHANUMERIC);
-        let found = self.api(&format!("/api/v1/query?query={encoded}"));
+        let found = self.api(&format!("{way}query={encoded}"));
         let found = found["result"].as_array().unwrap_or_else(|| panic!("{expression}: {found}"));
-        let sample = |one: &Value| {
-            let value = one["value"][1].as_str().expect("a value").parse().expect("a number");
-            (one["metric"].clone(), value)
-        };
-        found.iter().map(sample).collect()
+        found.iter().map(|one| (one["metric"].clone(), value(one))).collect()
     }
 
     /// The value of an expression that has only one; `None`: it has none, or it is no number.
@@ -100,6 +133,12 @@ impl Prometheus {
     fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
+}
+
+/// A time and its value.
+fn sample(pair: &Value) -> (f64, f64) {
+    let value = pair[1].as_str().expect("a value").parse().expect("a number");
+    (pair[0].as_f64().expect("a time"), value)
 }
 
 impl Drop for Prometheus {

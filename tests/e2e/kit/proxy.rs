@@ -22,7 +22,8 @@ const STOP_TIME: Duration = Duration::from_secs(40);
 pub fn aptmesh() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aptmesh"));
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("APTMESH_") {
+        let text = name.to_string_lossy();
+        if text.starts_with("APTMESH_") || text.starts_with("OTEL_") {
             command.env_remove(name);
         }
     }
@@ -65,6 +66,11 @@ impl Build {
         self
     }
 
+    /// Settings and other variables, such as those of a receiver of traces.
+    pub fn variables(self, variables: Vec<(&'static str, String)>) -> Self {
+        variables.into_iter().fold(self, |build, (name, value)| build.env(name, value))
+    }
+
     /// Listens on another loopback address.
     pub fn at(mut self, ip: IpAddr) -> Self {
         self.addresses = [SocketAddr::from((ip, 0)); 2];
@@ -86,6 +92,11 @@ impl Build {
     pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
         self.args.push(arg.into());
         self
+    }
+
+    /// As on a system whose certificate authorities are in this file only, which need not be there.
+    pub fn authorities(self, file: &Path) -> Self {
+        self.env("SSL_CERT_FILE", file).env("SSL_CERT_DIR", "")
     }
 
     /// Starts the proxy and waits until it is ready.

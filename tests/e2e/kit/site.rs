@@ -7,6 +7,7 @@ use super::proxy::{self, Proxy};
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
+use std::path::Path;
 
 /// How a site is to be started.
 pub struct Build {
@@ -36,8 +37,25 @@ impl Build {
         Self { proxy: self.proxy.env(&format!("APTMESH_{name}"), value), ..self }
     }
 
+    /// Other variables, such as those of a receiver of traces.
+    pub fn variables(self, variables: Vec<(&'static str, String)>) -> Self {
+        Self { proxy: self.proxy.variables(variables), ..self }
+    }
+
+    /// Has a machine's name of its own, which other sites call it by.
+    pub fn named(self, name: &str) -> Self {
+        let script = "hostname \"$0\" && exec \"$@\"";
+        let prefix = ["unshare", "--uts", "sh", "-c", script, name].map(str::to_owned);
+        Self { proxy: self.proxy.prefix(prefix.into()), ..self }
+    }
+
     pub fn arg(self, arg: impl Into<OsString>) -> Self {
         Self { proxy: self.proxy.arg(arg), ..self }
+    }
+
+    /// See [`proxy::Build::authorities`].
+    pub fn authorities(self, file: &Path) -> Self {
+        Self { proxy: self.proxy.authorities(file), ..self }
     }
 
     pub fn start(self) -> Site {

@@ -30,6 +30,19 @@ pub(super) enum Stand {
     Failed,
 }
 
+impl Stand {
+    /// The word for traces, at the end of what it was asked for.
+    pub(super) const fn label(self) -> &'static str {
+        match self {
+            Self::Idle | Self::Busy => "given",
+            Self::Rests(_) => "busy",
+            Self::Fetching(_) => "not_yet",
+            Self::Gone => "absent",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// Whether its bytes are believed to be right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trust {

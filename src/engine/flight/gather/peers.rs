@@ -1,5 +1,6 @@
 //! The peers' part of a download: who is asked, for what, and what comes of it.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tracing::Instrument as _;
 
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
@@ -21,6 +23,7 @@ use crate::engine::outcome::Meta;
 use crate::swarm::Swarm;
 use crate::swarm::discovery::Holder;
 use crate::swarm::peers::Refused;
+use crate::telemetry::traces::{self, span};
 
 /// How often it is looked how far the mirror is to go.
 const TICK: Duration = Duration::from_millis(25);
@@ -336,7 +339,16 @@ impl<'a> Gathering<'a> {
     /// One request, to its end.
     async fn bring(&self, giver: Giver, holder: Holder, assigned: Assigned) -> Ended {
         let number = assigned.number;
-        let stand = self.brought(giver, &holder, assigned).await;
+        let Range { start, end } = assigned.range;
+        let span = span!(
+            "swarm.fetch",
+            otel.kind = "client",
+            aptmesh.peer = &*holder.node,
+            aptmesh.from = traces::number(start),
+            aptmesh.until = traces::number(end),
+        );
+        let stand = self.brought(giver, &holder, assigned).instrument(span.clone()).await;
+        traces::set(&span, "aptmesh.outcome", stand.label());
         Ended { giver, number, stand }
     }
 

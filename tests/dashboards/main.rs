@@ -2,23 +2,35 @@
 //! Grafana can draw, metrics that the source declares, and a section of the handbook for each alert.
 //! What a running Prometheus makes of it is in `tests/e2e/observability.rs`.
 
+mod source;
+
 use serde_json::Value;
+use source::{BOARDS, COLUMNS, HERE, made};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-const DASHBOARDS: [&str; 2] = ["aptmesh-overview", "aptmesh-swarm"];
-/// Grafana's grid.
-const COLUMNS: u64 = 24;
+/// Has the dashboards written, rather than compared: `make dashboards`.
+const WRITE: &str = "APTMESH_WRITE_DASHBOARDS";
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-fn dashboards() -> Vec<(&'static str, Value)> {
-    let parse = |name| serde_json::from_str(&read(&format!("dashboards/{name}.json"))).unwrap();
-    DASHBOARDS.into_iter().map(|name| (name, parse(name))).collect()
+fn file(board: &str) -> String {
+    format!("dashboards/aptmesh-{board}.json")
+}
+
+/// Names and contents.
+fn dashboards() -> Vec<(String, Value)> {
+    let parse = |board| serde_json::from_str(&read(&file(board))).unwrap();
+    BOARDS.into_iter().map(|board| (format!("aptmesh-{board}"), parse(board))).collect()
+}
+
+fn panels(board: &Value) -> impl Iterator<Item = &Value> {
+    let all = board["panels"].as_array().unwrap().iter();
+    all.filter(|panel| panel["type"] != "row")
 }
 
 /// The values of a key in the rules: one a line.
@@ -109,7 +121,7 @@ fn they_name_metrics_that_there_are() {
         let mut bases = parts.iter().filter_map(|part| name.strip_suffix(part));
         bases.any(|base| declared.contains(base))
     };
-    let files = DASHBOARDS.map(|name| format!("dashboards/{name}.json"));
+    let files = BOARDS.map(file);
     let files = files.iter().map(String::as_str);
     for file in files.chain(["dashboards/alerts.yaml", "docs/operations.md"]) {
         for name in metrics_in(&read(file)) {
@@ -119,34 +131,95 @@ fn they_name_metrics_that_there_are() {
 }
 
 #[test]
+fn they_are_what_their_sources_make() {
+    for board in BOARDS {
+        if std::env::var_os(WRITE).is_some() {
+            fs::write(file(board), made(board)).unwrap();
+        }
+        assert!(
+            read(&file(board)) == made(board),
+            "{} is out of date: make dashboards",
+            file(board)
+        );
+    }
+    let there = fs::read_dir("dashboards").unwrap().map(|entry| entry.unwrap().path());
+    let count = there.filter(|path| path.extension().is_some_and(|end| end == "json")).count();
+    assert_eq!(count, BOARDS.len(), "a dashboard has no source");
+}
+
+#[test]
 fn grafana_can_draw_them() {
-    let mut uids = BTreeSet::new();
     for (name, board) in dashboards() {
-        assert_eq!(board["uid"], name);
-        assert!(uids.insert(name), "{name} is not the only one");
-        let variables: Vec<&str> = board["templating"]["list"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|variable| variable["name"].as_str().unwrap())
-            .collect();
-        assert_eq!(variables, ["datasource", "job", "instance"], "{name}");
-        let panels = board["panels"].as_array().unwrap();
-        let ids: BTreeSet<u64> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
-        assert_eq!(ids.len(), panels.len(), "{name}: panels share an id");
-        assert_nothing_overlaps(name, panels);
-        for panel in panels.iter().filter(|panel| panel["type"] != "row") {
+        assert_eq!(board["uid"], *name);
+        let variables = variables(&board);
+        assert_eq!(variables[..4], ["datasource", "by", "site", "instance"], "{name}");
+        let all = board["panels"].as_array().unwrap();
+        let ids: BTreeSet<u64> = all.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
+        assert_eq!(ids.len(), all.len(), "{name}: panels share an id");
+        assert_nothing_overlaps(&name, all);
+        for panel in panels(&board) {
             let title = panel["title"].as_str().unwrap();
             let targets = panel["targets"].as_array().unwrap();
             assert!(!targets.is_empty(), "{name}: {title} draws nothing");
             for target in targets {
                 assert_eq!(target["datasource"]["uid"], "$datasource", "{name}: {title}");
                 let expression = target["expr"].as_str().unwrap();
-                let chosen = "job=~\"$job\",instance=~\"$instance\"";
-                assert!(expression.contains(chosen), "{name}: {title} shows all targets");
+                // Alerts of the whole fleet: some have no site.
+                let is_chosen = expression.contains(HERE) || expression.contains("ALERTS{");
+                assert!(is_chosen, "{name}: {title} shows all targets");
             }
         }
     }
+}
+
+#[test]
+fn each_panel_says_what_it_shows_and_what_is_bad() {
+    for (name, board) in dashboards() {
+        let mut titles = BTreeSet::new();
+        for panel in panels(&board) {
+            let title = panel["title"].as_str().unwrap();
+            assert!(titles.insert(title), "{name} has two panels {title}");
+            let about = panel["description"].as_str().unwrap();
+            assert!(about.contains("Bad: "), "{name}, {title}: {about}");
+        }
+    }
+    let alerts = in_rules("- alert: ");
+    for (name, board) in dashboards() {
+        let text = board.to_string();
+        let words = text.split(|letter: char| !letter.is_ascii_alphanumeric());
+        for word in words.filter(|word| word.starts_with("Aptmesh") && *word != "Aptmesh") {
+            assert!(alerts.iter().any(|alert| alert == word), "{name}: there is no alert {word}");
+        }
+    }
+}
+
+#[test]
+fn each_leads_to_the_others() {
+    let boards = dashboards();
+    for (name, board) in &boards {
+        let link = &board["links"][0];
+        assert!(link["type"] == "dashboards" && link["includeVars"] == true, "{name}");
+        // Which is how that link finds them.
+        assert_eq!(board["tags"], link["tags"], "{name}");
+        for panel in panels(board) {
+            for link in panel["fieldConfig"]["defaults"]["links"].as_array().into_iter().flatten() {
+                let url = link["url"].as_str().unwrap();
+                let (target, query) = url.split_once('?').unwrap();
+                let target = target.strip_prefix("/d/").unwrap();
+                let there = boards.iter().find(|(name, _)| name == target).expect(target);
+                let variables = variables(&there.1);
+                for named in query.split('&').filter_map(|one| one.strip_prefix("var-")) {
+                    let variable = named.split_once('=').unwrap().0;
+                    assert!(variables.contains(&variable), "{url}: {target} has no {variable}");
+                }
+            }
+        }
+    }
+}
+
+fn variables(board: &Value) -> Vec<&str> {
+    let list = board["templating"]["list"].as_array().unwrap().iter();
+    list.map(|variable| variable["name"].as_str().unwrap()).collect()
 }
 
 fn assert_nothing_overlaps(name: &str, panels: &[Value]) {

@@ -1,0 +1,50 @@
+//! What traces cost a hit: aptmesh without them, with them where no request is sampled, and where all are.
+//! Without them is as it was before there were any, if it is as fast as in `hits`.
+
+use crate::hits::{contender, measure};
+use crate::kit::otlp::{Otlp, Way};
+use crate::kit::{Proxy, proxy};
+use crate::rivals::{Server, open_to_workers};
+use crate::table::Table;
+use crate::{SIZES, write_files};
+
+pub fn run() {
+    let files = tempfile::tempdir().unwrap();
+    open_to_workers(files.path());
+    write_files(files.path());
+    let origin = Server::origin(files.path());
+    let receiver = Otlp::start(Way::Http);
+    let sampled = |ratio: &str| -> proxy::Build {
+        let build = Proxy::build().variables(receiver.variables());
+        build
+            .env("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+            .env("OTEL_TRACES_SAMPLER_ARG", ratio)
+    };
+    let proxies = [
+        ("off", Proxy::start()),
+        ("on, none sampled", sampled("0").start()),
+        ("on, 1 % sampled", sampled("0.01").start()),
+        ("on, all sampled", sampled("1").start()),
+    ];
+    let through = format!("/{}", origin.address);
+    let contenders = proxies
+        .each_ref()
+        .map(|(name, proxy)| contender(name, proxy.addr(), &through, vec![proxy.pid()]));
+
+    let head = ["size", "traces", "requests/s", "of off", "CPU s/10k"];
+    let mut table = Table::new("Traces: hits as above", &head);
+    for (name, size) in SIZES.into_iter().take(2) {
+        let measured = measure(&contenders, size);
+        let off = measured[0].requests_per_second;
+        for ((traces, _), measured) in proxies.iter().zip(&measured) {
+            table.row(&[
+                name.to_owned(),
+                (*traces).to_owned(),
+                format!("{:.0}", measured.requests_per_second),
+                format!("{:.3}", measured.requests_per_second / off),
+                format!("{:.3}", measured.cpu_per_10k_requests),
+            ]);
+        }
+    }
+    table.print();
+}

@@ -1,0 +1,425 @@
+//! Traces: what a request was waited for, from its acceptance to its last byte, across processes and
+//! sites; and a receiver that is of no use keeps nobody waiting.
+
+use crate::kit::otlp::{Otlp, Span, Way};
+use crate::kit::*;
+use crate::swarm::Swarm;
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A process that nobody waits for stops in a second or two; one whose last traces nobody takes, two later.
+const STOP_MAX: Duration = Duration::from_secs(10);
+const MB: usize = 1 << 20;
+/// A file of which nobody checks how it begins.
+const TOOL: &str = "/debian/pool/main/t/tool/tool_1.orig.tar.xz";
+const SPANS: &str = "aptmesh_telemetry_spans_total";
+/// A trace that a client has begun, and its span of it.
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const PARENT: &str = "b7ad6b7169203331";
+
+/// A mirror with [`TOOL`], a receiver, and a proxy that sends its spans there.
+fn scene(way: Way, variables: &[(&str, &str)]) -> (Mirror, Otlp, Proxy) {
+    let receiver = Otlp::start(way);
+    let mirror = mirror();
+    let build = Proxy::build().variables(receiver.variables());
+    let proxy = variables.iter().fold(build, |build, (name, value)| build.env(name, *value));
+    (mirror, receiver, proxy.start())
+}
+
+fn mirror() -> Mirror {
+    let mirror = Mirror::start();
+    mirror.put(TOOL, File::new(noise(1, MB)));
+    mirror
+}
+
+fn fetch(proxy: &Proxy, mirror: &Mirror, path: &str) {
+    let reply = get(proxy.addr(), &proxy.url_for(mirror, path));
+    assert_eq!((reply.status, reply.complete), (200, true), "{}", reply.reason);
+    proxy.wait_landed();
+}
+
+/// As one whose client traces it.
+fn fetch_traced(proxy: &Proxy, mirror: &Mirror, path: &str, flags: &str) {
+    let traceparent = format!("00-{TRACE}-{PARENT}-{flags}");
+    let headers = [("traceparent", traceparent.as_str()), ("tracestate", "vendor=mark")];
+    let reply = request(proxy.addr(), "GET", &proxy.url_for(mirror, path), &headers);
+    assert_eq!((reply.status, reply.complete), (200, true), "{}", reply.reason);
+    proxy.wait_landed();
+}
+
+fn requests(receiver: &Otlp, path: &str) -> Vec<Span> {
+    let is_it = |span: &Span| span.name == "web.request" && span.get("url.path").ends_with(path);
+    receiver.spans().into_iter().filter(is_it).collect()
+}
+
+/// Nothing of a trace comes to a mirror: whom we ask for whom is not its matter.
+fn assert_untraced(mirror: &Mirror) {
+    for seen in mirror.log() {
+        for header in ["traceparent", "tracestate", "baggage"] {
+            assert_eq!(seen.header(header), None, "{seen:#?}");
+        }
+    }
+}
+
+/// It is told to stop, and does.
+fn stop(proxy: &Proxy) {
+    let begun = Instant::now();
+    proxy.signal("TERM");
+    assert!(proxy.wait_exit(PATIENCE).success());
+    assert!(begun.elapsed() < STOP_MAX, "it took {:?}", begun.elapsed());
+}
+
+#[test]
+fn a_miss_and_a_hit_are_a_trace_each() {
+    for way in [Way::Http, Way::Grpc] {
+        let (mirror, receiver, proxy) = scene(way, &[("OTEL_SERVICE_NAME", "cache")]);
+        // For a second.
+        mirror.put(TOOL, File::new(noise(1, MB)).rate(MB as u64));
+        fetch(&proxy, &mirror, TOOL);
+        let cold = receiver.wait_request("proxy", TOOL);
+        assert_eq!((cold.kind, cold.parent.as_str()), (2, ""));
+        assert_eq!(cold.get("http.request.method"), "GET");
+        assert_eq!(cold.get("http.response.status_code"), "200");
+        assert_eq!((cold.get("aptmesh.source"), cold.get("aptmesh.outcome")), ("mirror", "miss"));
+        assert_eq!(cold.get("aptmesh.bytes"), MB.to_string());
+        assert!(cold.end - cold.start > 500_000_000, "it lasts until the last byte");
+        assert!(proxy.log().contains(&format!("trace_id={}", cold.trace)), "{}", proxy.log());
+        for (name, path) in [
+            ("index.call", "index.call < engine.plan < web.request"),
+            ("mirror.request", "mirror.request < mirror.ask < engine.flight < web.request"),
+            ("engine.receive", "engine.receive < engine.flight < web.request"),
+            ("engine.verify", "engine.verify < engine.flight < web.request"),
+            ("store.commit", "store.commit < engine.flight < web.request"),
+        ] {
+            assert_eq!(receiver.wait_path(&cold, name), path);
+        }
+        let asked = receiver.wait_for("the mirror", |span| span.name == "mirror.request");
+        assert_eq!(asked.get("http.response.status_code"), "200");
+        assert_eq!((asked.get("url.path"), asked.kind), (TOOL, 3));
+        assert_eq!(cold.resource["service.name"], "cache");
+        assert_eq!(cold.resource["service.version"], env!("CARGO_PKG_VERSION"));
+        assert!(!cold.process().is_empty());
+
+        fetch(&proxy, &mirror, TOOL);
+        wait_until(PATIENCE, "the hit", || requests(&receiver, TOOL).len() == 2);
+        let warm = requests(&receiver, TOOL).into_iter().find(|it| it.id != cold.id).unwrap();
+        assert_ne!(warm.trace, cold.trace);
+        receiver.wait_path(&warm, "engine.plan");
+        let names: Vec<String> = receiver.trace(&warm).into_iter().map(|span| span.name).collect();
+        assert!(!names.iter().any(|name| name.starts_with("mirror.")), "{names:?}");
+        assert!(proxy.count(&format!("{SPANS}{{outcome=\"exported\"}}")) >= 7);
+        assert_untraced(&mirror);
+    }
+}
+
+#[test]
+fn what_is_opened_on_the_volume_is_seen() {
+    let (mirror, receiver, mut proxy) = scene(Way::Http, &[]);
+    fetch(&proxy, &mirror, TOOL);
+    proxy.restart();
+    fetch(&proxy, &mirror, TOOL);
+    wait_until(PATIENCE, "the hit", || requests(&receiver, TOOL).len() == 2);
+    let warm = requests(&receiver, TOOL).remove(1);
+    assert_eq!(receiver.wait_path(&warm, "store.open"), "store.open < engine.plan < web.request");
+}
+
+#[test]
+fn who_joins_a_flight_points_at_it() {
+    let (mirror, receiver, proxy) = scene(Way::Http, &[]);
+    mirror
+        .put(TOOL, File::new(noise(1, MB)).rate(MB as u64).head_delay(Duration::from_millis(500)));
+    let url = proxy.url_for(&mirror, TOOL);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| assert_eq!(get(proxy.addr(), &url).status, 200));
+        }
+    });
+    let flight = receiver.wait_for("the flight", |span| span.name == "engine.flight");
+    let follow = receiver.wait_for("who joined", |span| span.name == "engine.follow");
+    assert_eq!(follow.links, [flight.id]);
+    assert_ne!(follow.trace, flight.trace);
+}
+
+#[test]
+fn one_trace_shows_a_download_across_two_sites() {
+    let swarm = Swarm::of(&[("tool", 5 * MB)]);
+    let receiver = Otlp::start(Way::Grpc);
+    let one = Site::build(&swarm.key).variables(receiver.variables()).start();
+    swarm.learn(&one);
+    swarm.fetch(&one, "tool");
+    let two = Site::build(&swarm.key).seeds(&[&one]).variables(receiver.variables()).start();
+    swarm.learn(&two);
+    swarm.wait_found(&two, "tool", &[&one]);
+
+    fetch_traced(&two, &swarm.mirror, &swarm.path("tool"), "01");
+    let root = receiver.wait_for("the client's request", |span| span.parent == PARENT);
+    assert_eq!((root.trace.as_str(), root.get("aptmesh.surface")), (TRACE, "proxy"));
+    let path = receiver.wait_path(&root, "swarm.fetch");
+    assert_eq!(path, "swarm.fetch < engine.flight < web.request");
+    assert!(
+        receiver.wait_path(&root, "swarm.look_up").starts_with("swarm.look_up < engine.flight")
+    );
+
+    let at_peer = |span: &&Span| span.trace == TRACE && span.get("aptmesh.surface") == "peer";
+    wait_until(PATIENCE, "the other site", || receiver.spans().iter().any(|span| at_peer(&span)));
+    let spans = receiver.trace(&root);
+    let given = spans.iter().find(at_peer).unwrap();
+    assert_ne!(given.process(), root.process());
+    assert_eq!(given.state, "vendor=mark");
+    let fetch = spans.iter().find(|span| span.id == given.parent).expect("its question");
+    assert_eq!((fetch.name.as_str(), fetch.get("aptmesh.outcome")), ("swarm.fetch", "given"));
+    assert_untraced(&swarm.mirror);
+}
+
+#[test]
+fn a_node_in_a_process_of_its_own_is_part_of_the_trace() {
+    let swarm = Swarm::of(&[("tool", 5 * MB)]);
+    let receiver = Otlp::start(Way::Http);
+    let node = Node::build(&swarm.key).variables(receiver.variables()).start();
+    let proxy = Proxy::build()
+        .env("APTMESH_SWARM_KEY", &swarm.key)
+        .env("APTMESH_SWARM_ANNOUNCE", "false")
+        .env("APTMESH_PROXY_SIDECAR", format!("http://{}", node.api()))
+        .variables(receiver.variables())
+        .start();
+    swarm.learn(&proxy);
+    swarm.fetch(&proxy, "tool");
+    let root = receiver.wait_request("proxy", &swarm.path("tool"));
+    let path = receiver.wait_path(&root, "dht.look_up");
+    assert!(path.starts_with("dht.look_up < web.request < swarm.ask_node < "), "{path}");
+    assert!(path.ends_with(" < engine.flight < web.request"), "{path}");
+    let looked_up = receiver.wait_for("the look-up", |span| span.name == "dht.look_up");
+    assert_ne!(looked_up.process(), root.process());
+}
+
+#[test]
+fn a_replica_that_lends_is_part_of_the_trace() {
+    let (server, receiver, mirror) = (Postgres::start(), Otlp::start(Way::Http), mirror());
+    let url = fleet::migrated(&server);
+    let replica = || {
+        let peer = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        Proxy::build()
+            .env("APTMESH_INDEX_URL", &url)
+            .env("APTMESH_INDEX_PATIENCE", "20s")
+            .env("APTMESH_LISTEN_PEER", peer.to_string())
+            .env("APTMESH_PROXY_ADVERTISE", format!("http://{peer}"))
+            .variables(receiver.variables())
+            .start()
+    };
+    let path = "/debian/pool/tool_1_all.deb";
+    mirror.put(path, File::new([b"!<arch>\n".as_slice(), &noise(2, 2 * MB)].concat()));
+    let first = replica();
+    fetch(&first, &mirror, path);
+    let second = replica();
+    fetch_traced(&second, &mirror, path, "01");
+    let root = receiver.wait_for("the client's request", |span| span.parent == PARENT);
+    receiver.wait_path(&root, "index.call");
+    let calls = receiver.trace(&root);
+    let mut calls = calls.iter().filter(|span| span.name == "index.call");
+    assert!(calls.all(|call| call.get("db.system.name") == "postgresql"));
+    let path = receiver.wait_path(&root, "swarm.borrow");
+    assert_eq!(path, "swarm.borrow < engine.flight < web.request");
+    let lent = receiver.wait_for("the lender", |span| {
+        span.trace == TRACE && span.get("aptmesh.surface") == "peer"
+    });
+    assert_ne!(lent.process(), root.process());
+    assert_untraced(&mirror);
+}
+
+#[test]
+fn only_what_is_sampled_is_sent() {
+    let ratio = |ratio| {
+        [("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", ratio)]
+    };
+    let (mirror, receiver, proxy) = scene(Way::Http, &ratio("0"));
+    fetch(&proxy, &mirror, TOOL);
+    // Who sampled it himself has it traced.
+    fetch_traced(&proxy, &mirror, TOOL, "01");
+    receiver.wait_for("the client's request", |span| span.parent == PARENT);
+    assert!(receiver.spans().iter().all(|span| span.trace == TRACE), "{:#?}", receiver.spans());
+
+    let (mirror, receiver, proxy) = scene(Way::Http, &ratio("1"));
+    fetch_traced(&proxy, &mirror, TOOL, "00");
+    fetch(&proxy, &mirror, TOOL);
+    receiver.wait_request("proxy", TOOL);
+    assert!(receiver.spans().iter().all(|span| span.trace != TRACE), "{:#?}", receiver.spans());
+}
+
+#[test]
+fn what_is_switched_off_connects_to_nobody() {
+    for off in [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")] {
+        let (mirror, receiver, proxy) = scene(Way::Http, &[off]);
+        fetch(&proxy, &mirror, TOOL);
+        stop(&proxy);
+        assert_eq!(receiver.connections(), 0, "{off:?}");
+    }
+}
+
+#[test]
+fn a_receiver_that_is_of_no_use_keeps_nobody_waiting() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let abyss = Abyss::open();
+    for address in [nobody, silent.local_addr().unwrap(), abyss.addr()] {
+        for protocol in ["grpc", "http/protobuf"] {
+            let mirror = mirror();
+            let proxy = Proxy::build()
+                .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}"))
+                .env("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+                .env("OTEL_EXPORTER_OTLP_TIMEOUT", "1000")
+                .env("OTEL_BSP_SCHEDULE_DELAY", "10")
+                .env("OTEL_BSP_MAX_QUEUE_SIZE", "20")
+                .env("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "5")
+                .start();
+            for _ in 0..50 {
+                fetch(&proxy, &mirror, TOOL);
+            }
+            let lost = |outcome| proxy.count(&format!("{SPANS}{{outcome=\"{outcome}\"}}"));
+            wait_until(PATIENCE, "what is not taken is counted", || {
+                lost("failed") >= 10 && lost("dropped") > 0
+            });
+            assert_eq!(lost("exported"), 0);
+            stop(&proxy);
+            let log = proxy.log();
+            let told = log.matches("the receiver of traces does not take them").count();
+            assert_eq!(told, 1, "{address} {protocol}: {log}");
+        }
+    }
+}
+
+#[test]
+fn a_receiver_that_comes_to_its_senses_is_heard_of() {
+    let (mirror, receiver, proxy) = scene(Way::Http, &[]);
+    receiver.talk_nonsense(true);
+    fetch(&proxy, &mirror, TOOL);
+    let failed = format!("{SPANS}{{outcome=\"failed\"}}");
+    wait_until(PATIENCE, "nonsense is noticed", || proxy.count(&failed) > 0);
+    receiver.talk_nonsense(false);
+    wait_until(PATIENCE, "it is back", || {
+        fetch(&proxy, &mirror, TOOL);
+        proxy.log().contains("the receiver of traces is back")
+    });
+}
+
+#[test]
+fn headers_come_to_the_receiver() {
+    for way in [Way::Http, Way::Grpc] {
+        let headers = ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20key,x-tenant=site");
+        let (mirror, receiver, proxy) = scene(way, &[headers]);
+        fetch(&proxy, &mirror, TOOL);
+        receiver.wait_request("proxy", TOOL);
+        let heard = receiver.headers().remove(0);
+        assert_eq!(heard["authorization"], "Bearer key");
+        assert_eq!(heard["x-tenant"], "site");
+        assert!(!proxy.log().contains("Bearer"), "{}", proxy.log());
+    }
+}
+
+#[test]
+fn a_receiver_may_speak_tls() {
+    let ca = Ca::new();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ca.pem");
+    std::fs::write(&file, ca.pem()).unwrap();
+    for way in [Way::Http, Way::Grpc] {
+        let (mirror, receiver) = (mirror(), Otlp::start_tls(way, &ca));
+        let build = Proxy::build().variables(receiver.variables());
+        let proxy = build.env("OTEL_EXPORTER_OTLP_CERTIFICATE", &file).start();
+        fetch(&proxy, &mirror, TOOL);
+        receiver.wait_request("proxy", TOOL);
+
+        // Whom nobody vouches for gets nothing.
+        let heard = receiver.spans().len();
+        let wary = Proxy::build().variables(receiver.variables()).start();
+        fetch(&wary, &mirror, TOOL);
+        let failed = format!("{SPANS}{{outcome=\"failed\"}}");
+        wait_until(PATIENCE, "that it is not trusted", || wary.count(&failed) > 0);
+        drop(wary);
+        let spans = receiver.spans();
+        assert!(spans[heard..].iter().all(|span| span.process() == spans[0].process()));
+    }
+}
+
+#[test]
+fn what_is_compressed_is_read() {
+    let (mirror, receiver, proxy) = scene(Way::Http, &[("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")]);
+    fetch(&proxy, &mirror, TOOL);
+    receiver.wait_request("proxy", TOOL);
+    assert_eq!(receiver.headers()[0]["content-encoding"], "gzip");
+}
+
+#[test]
+fn no_credential_is_in_a_span_nor_a_trace_at_a_mirror() {
+    let (mirror, receiver, proxy) = scene(Way::Http, &[]);
+    let host = mirror.host();
+    let traceparent = format!("00-{TRACE}-{PARENT}-01");
+    for target in [
+        format!("http://user:secret@{host}{TOOL}"),
+        format!("/user:secret@{host}{TOOL}"),
+        format!("/{host}{TOOL}?token=secret"),
+    ] {
+        let headers = [
+            ("authorization", "Basic c2VjcmV0"),
+            ("traceparent", traceparent.as_str()),
+            ("tracestate", "vendor=mark"),
+            ("baggage", "of=client"),
+        ];
+        request(proxy.addr(), "GET", &target, &headers);
+    }
+    wait_until(PATIENCE, "three requests", || requests(&receiver, TOOL).len() == 3);
+    wait_until(PATIENCE, "the mirror's part", || {
+        receiver.spans().iter().any(|span| span.name == "mirror.request")
+    });
+    stop(&proxy);
+    let told = format!("{:?}", receiver.spans());
+    assert!(!told.contains("secret") && !told.contains("c2VjcmV0"), "{told}");
+    assert!(!mirror.log().is_empty());
+    assert_untraced(&mirror);
+}
+
+#[test]
+fn the_log_is_as_without_traces() {
+    for variables in [true, false] {
+        let (mirror, receiver) = (mirror(), Otlp::start(Way::Http));
+        let build = Proxy::build().env("APTMESH_LOG_LEVEL", "trace");
+        let traced = variables.then(|| receiver.variables()).unwrap_or_default();
+        let proxy = build.variables(traced).start();
+        fetch(&proxy, &mirror, TOOL);
+        if variables {
+            receiver.wait_request("proxy", TOOL);
+        }
+        let log = proxy.log();
+        assert!(log.contains("TRACE") && log.contains(" aptmesh::"), "{log}");
+        for name in ["web.request", "engine.plan", "engine.flight", "aptmesh::trace"] {
+            assert!(!log.contains(name), "{name} in {log}");
+        }
+    }
+}
+
+#[test]
+fn the_last_spans_are_sent_before_the_end() {
+    let (mirror, receiver, proxy) = scene(Way::Grpc, &[("OTEL_BSP_SCHEDULE_DELAY", "60000")]);
+    fetch(&proxy, &mirror, TOOL);
+    stop(&proxy);
+    assert_eq!(requests(&receiver, TOOL).len(), 1);
+
+    let receiver = Otlp::start(Way::Http);
+    let later = vec![("OTEL_BSP_SCHEDULE_DELAY", "60000".to_owned())];
+    let build = Node::build(&node::swarm_key()).variables(receiver.variables());
+    let mut node = build.variables(later).start();
+    node.look_up(&sha256_hex(b"anything"));
+    node.stop();
+    receiver.wait_for("the look-up", |span| span.name == "dht.look_up");
+}
+
+#[test]
+fn what_can_not_be_followed_is_said() {
+    let (mirror, receiver, proxy) = scene(Way::Http, &[("OTEL_TRACES_SAMPLER", "xray")]);
+    fetch(&proxy, &mirror, TOOL);
+    receiver.wait_request("proxy", TOOL);
+    assert!(proxy.log().contains("OTEL_TRACES_SAMPLER is not followed"), "{}", proxy.log());
+
+    let (_, _, proxy) = scene(Way::Http, &[("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere")]);
+    assert!(proxy.log().contains("no traces: could not read /nowhere"), "{}", proxy.log());
+}
