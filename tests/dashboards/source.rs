@@ -133,7 +133,7 @@ struct Panel {
     /// Units of a table's columns.
     #[serde(default)]
     units: Vec<String>,
-    /// The dashboard with more about a table's row.
+    /// The dashboard with more about a table's row, and how that is chosen there.
     more: Option<String>,
 }
 
@@ -370,7 +370,7 @@ fn defaults(panel: &Panel) -> Value {
     }
     if let Some(more) = &panel.more {
         let url = format!(
-            "/d/aptmesh-{more}?var-datasource=${{datasource}}&var-by=${{by}}&var-site=${{__data.fields[0]}}&${{__url_time_range}}"
+            "/d/aptmesh-{more}&var-datasource=${{datasource}}&var-by=${{by}}&${{__url_time_range}}"
         );
         defaults["links"] = json!([{ "title": "More about it", "url": url }]);
     }
