@@ -508,8 +508,8 @@ mod tests {
     fn a_log_shows_no_credentials() {
         let table = [
             (
-                "/deb.debian.org/debian/dists/sid/InRelease",
-                "/deb.debian.org/debian/dists/sid/InRelease",
+                "/mirror.example.org/debian/dists/sid/InRelease",
+                "/mirror.example.org/debian/dists/sid/InRelease",
             ),
             ("http://user:pass@m.org/x", "http://m.org/x"),
             ("http://user:p%40ss@m.org:80/x", "http://m.org:80/x"),

@@ -237,7 +237,7 @@ fn mirrors_that_are_away_or_not_to_be_asked_are_told_of() {
     proxy.signal("HUP");
     wait_until(PATIENCE, "it is offline", || would(&index()).1.contains("(mirror.offline)"));
 
-    let picky = Proxy::build().env("APTMESH_MIRROR_ALLOW", "deb.debian.org").start();
+    let picky = Proxy::build().env("APTMESH_MIRROR_ALLOW", "mirror.example.org").start();
     let forbidden = explained(&picky, "http://other.example.org/debian/pool/n/no_1_all.deb");
     assert!(would(&forbidden).1.contains("not in mirror.allow"), "{forbidden}");
     assert!(forbidden["mirrors"][0]["forbidden"].is_string(), "{forbidden}");

@@ -188,6 +188,8 @@ fn a_first_hit_asks_the_database_once_and_a_warm_one_not_at_all() {
     let storing = replica(&url, volume.path());
     install(&client(&storing, &mirror, &archive));
     storing.wait_landed();
+    // What is learnt after that is told to others, who then ask again.
+    wait_until(PATIENCE, "the lists are learnt", || storing.count(LEARNT) >= 2);
 
     let serving = replica(&url, volume.path());
     for (number, package) in ["tool", "toy"].into_iter().enumerate() {

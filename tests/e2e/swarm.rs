@@ -335,22 +335,30 @@ fn two_machines_share_by_three_lines() {
         let proxy = (host.ip.as_str(), 9977);
         wait_until(PATIENCE, "it is there", || TcpStream::connect(proxy).is_ok());
     }
-    let apt_at = |host: &lan::Host| {
+    let updated = |host: &lan::Host| {
         let apt = Apt::new(None);
         let base = format!("http://{}:9977/{}/debian", host.ip, mirror.host());
         apt.sources(&archive.source_line(&base));
-        for run in [apt.update(), apt.download(&["tool"])] {
-            assert!(run.ok, "{}", run.output);
-        }
-        apt.archives()
+        let run = apt.update();
+        assert!(run.ok, "{}", run.output);
+        apt
+    };
+    let download = |apt: &Apt| {
+        let run = apt.download(&["tool"]);
+        assert!(run.ok, "{}", run.output);
     };
     let path = format!("/debian/{}", archive.deb_path("tool"));
-    apt_at(&hosts[0]);
+    download(&updated(&hosts[0]));
     let size = archive.deb("tool").len() as u64;
     assert_eq!(mirror.bytes(&path), size);
-    // Until the second one has heard of it: it has nothing stored before.
-    std::thread::sleep(Duration::from_secs(10));
-    apt_at(&hosts[1]);
+    let second = updated(&hosts[1]);
+    let url = format!("http://{}{path}", mirror.host());
+    wait_until(PATIENCE, "the second one has heard of it", || {
+        let run = hosts[1].prefix();
+        let asked = Command::new(&run[0]).args(&run[1..]).args([program, "explain", &url]).output();
+        String::from_utf8_lossy(&asked.expect("ip").stdout).contains("Claimed by")
+    });
+    download(&second);
     let again = mirror.bytes(&path) - size;
     assert!(again <= MORSELS, "the mirror gave {again} bytes of it again");
 }

@@ -131,7 +131,7 @@ pub(in crate::web) fn form() -> Html {
     let mut html = Html::default();
     html.raw("<section>\n<h2>What of this file?</h2>\n");
     html.raw("<form class=\"look-up\" action=\"/explain\"><input name=\"url\" aria-label=\"URL\" ");
-    html.raw("placeholder=\"http://deb.debian.org/debian/dists/stable/InRelease\" required ");
+    html.raw("placeholder=\"http://ftp.debian.org/debian/dists/stable/InRelease\" required ");
     html.raw(
         "autocomplete=\"off\" spellcheck=\"false\"><button>Explain</button></form>\n</section>\n",
     );
