@@ -1,5 +1,5 @@
-//! What traces cost a hit: aptmesh without them, with them where no request is sampled, and where all are.
-//! Without them is as it was before there were any, if it is as fast as in `hits`.
+//! What it costs a hit that it is seen: aptmesh without traces, with them where no request is sampled, and where
+//! all are; beside the binary of another version that `APTMESH_BENCH_BESIDE` names, such as one without any of it.
 
 use crate::hits::{contender, measure};
 use crate::kit::otlp::{Otlp, Way};
@@ -20,16 +20,20 @@ pub fn run() {
             .env("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
             .env("OTEL_TRACES_SAMPLER_ARG", ratio)
     };
-    let proxies = [
+    let mut proxies = vec![
         ("off", Proxy::start()),
         ("on, none sampled", sampled("0").start()),
         ("on, 1 % sampled", sampled("0.01").start()),
         ("on, all sampled", sampled("1").start()),
     ];
+    if let Ok(binary) = std::env::var("APTMESH_BENCH_BESIDE") {
+        proxies.push(("the other binary", Proxy::build().prefix(instead(&binary)).start()));
+    }
     let through = format!("/{}", origin.address);
-    let contenders = proxies
-        .each_ref()
-        .map(|(name, proxy)| contender(name, proxy.addr(), &through, vec![proxy.pid()]));
+    let contenders: Vec<_> = proxies
+        .iter()
+        .map(|(name, proxy)| contender(name, proxy.addr(), &through, vec![proxy.pid()]))
+        .collect();
 
     let head = ["size", "traces", "requests/s", "of off", "CPU s/10k"];
     let mut table = Table::new("Traces: hits as above", &head);
@@ -47,4 +51,10 @@ pub fn run() {
         }
     }
     table.print();
+}
+
+/// What runs that binary instead of this version's.
+fn instead(binary: &str) -> Vec<String> {
+    let exec = format!("shift; exec '{binary}' \"$@\"");
+    ["sh", "-c", &exec, "sh"].map(str::to_owned).to_vec()
 }
