@@ -27,11 +27,12 @@ pub struct Group {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum GroupError {
     /// Nothing, or no name where one belongs.
-    #[error("{0:?} is no name for an archive: letters, digits and dashes, and not https")]
-    Name(String),
-    /// Not the URL of an archive's root.
-    #[error("{0:?} is no URL of a mirror: write http://HOST/PATH")]
-    Url(String),
+    #[error("begin with a name for the archive: letters, digits and dashes, and not https")]
+    Name,
+    /// So many words after the name there is something else than the URL of an archive's root. It may hold a
+    /// password.
+    #[error("word {0} after the name is no URL of a mirror: write http://HOST/PATH")]
+    Url(usize),
     /// Neither a URL nor `signed-by=`.
     #[error("no mirror is named: write NAME http://HOST/PATH …")]
     NoMirror,
@@ -50,13 +51,13 @@ impl FromStr for Group {
         // A name with a dot, or one that means a scheme, would hide a host.
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
         if name.is_empty() || !name.bytes().all(plain) || name.eq_ignore_ascii_case("https") {
-            return Err(GroupError::Name(name.to_owned()));
+            return Err(GroupError::Name);
         }
         let (mut mirrors, mut signed_by) = (Vec::new(), Vec::new());
-        for word in words {
+        for (number, word) in (1..).zip(words) {
             match word.strip_prefix("signed-by=").filter(|key| !key.is_empty()) {
                 Some(key) => signed_by.push(key.to_owned()),
-                None => mirrors.push(root(word).ok_or_else(|| GroupError::Url(word.to_owned()))?),
+                None => mirrors.push(root(word).ok_or(GroupError::Url(number))?),
             }
         }
         match mirrors.len() {

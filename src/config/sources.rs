@@ -79,7 +79,12 @@ impl Sources {
         let parsed = std::fs::read_to_string(path)
             .map_err(|error| format!("could not read {path_text}: {error}"))
             .and_then(|text| {
-                text.parse::<toml::Table>().map_err(|error| format!("{path_text}: {error}"))
+                text.parse::<toml::Table>().map_err(|error| {
+                    // Its own words repeat the line, which may hold a secret.
+                    let before = error.span().and_then(|span| text.get(..span.start));
+                    let line = before.unwrap_or_default().matches('\n').count() + 1;
+                    format!("{path_text}: line {line}: {}", error.message())
+                })
             });
         match parsed {
             Ok(table) => known_only(flatten(&table, faults), faults),

@@ -54,8 +54,9 @@ impl Reader<'_> {
         self.texts.get(key).map(|text| text.trim().to_owned()).unwrap_or_default()
     }
 
+    /// Notes a fault of this `text`, of which credentials are not repeated.
     pub(super) fn fault(&mut self, key: &str, text: &str, why: impl Display) {
-        self.faults.push(format!("{key}: {text:?}: {why}"));
+        self.faults.push(format!("{key}: {:?}: {why}", without_credentials(text)));
     }
 
     pub(super) fn value<T: FromStr<Err: Display> + StandIn>(&mut self, key: &str) -> T {
@@ -306,7 +307,50 @@ impl Reader<'_> {
     }
 }
 
+/// What may be shown of a setting: of URLs neither the user's name nor the password, nor what may be half of one,
+/// since lists are parted at commas.
+fn without_credentials(text: &str) -> String {
+    let word = |word: &str| {
+        let (scheme, rest) = word.rfind("://").map_or(("", word), |at| word.split_at(at + 3));
+        if let Some((_, rest)) = rest.rsplit_once('@') {
+            return format!("{scheme}…@{rest}");
+        }
+        let host = rest.split('/').next().unwrap_or_default();
+        let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+        match host.rsplit_once(':') {
+            Some((host, port))
+                if !scheme.is_empty() && !host.starts_with('[') && !is_port(port) =>
+            {
+                format!("{scheme}{host}:…")
+            }
+            _ => word.to_owned(),
+        }
+    };
+    text.split(' ').map(word).collect::<Vec<_>>().join(" ")
+}
+
 /// A name that no other process has: random enough to tell caches apart in `Via`.
 pub(super) fn pseudonym() -> String {
     format!("aptmesh-{:08x}", RandomState::new().hash_one(std::process::id()) >> 32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_repeats_no_credentials() {
+        let table = [
+            ("http://me:secret@127.0.0.1:9981/", "http://…@127.0.0.1:9981/"),
+            ("int http://ci:se/c@ret@r/debian ftp://x", "int http://…@r/debian ftp://x"),
+            // Halves of `http://ci:sec,ret@r/debian`.
+            ("int http://ci:sec", "int http://ci:…"),
+            ("ret@r/debian", "…@r/debian"),
+            ("http://[::1]:9981/x http://h:80/x:y", "http://[::1]:9981/x http://h:80/x:y"),
+            ("12 parsecs", "12 parsecs"),
+        ];
+        for (text, shown) in table {
+            assert_eq!(without_credentials(text), shown);
+        }
+    }
 }

@@ -237,6 +237,7 @@ fn the_settings_of_the_node_are_checked() {
         let text = String::from_utf8_lossy(&run.stderr);
         assert_eq!(run.status.code(), Some(78), "{name}: {text}");
         assert!(text.contains(why), "{name}: {text}");
+        assert!(!text.contains("secret"), "{name}: {text}");
     }
 }
 
