@@ -187,6 +187,37 @@ fn wrong_bytes_of_one_mirror_are_had_right_from_the_next() {
 }
 
 #[test]
+fn the_mirror_that_lied_is_named() {
+    let (mirrors, archive) = (pair(), demo());
+    let [one, two] = &mirrors;
+    publish(&archive, &mirrors);
+    let proxy = build(&mirrors).start();
+    teach(&proxy, &archive);
+    let (large, small) = (pool(&archive, "tool"), pool(&archive, "toy"));
+    let mut wrong = archive.deb("tool").to_vec();
+    wrong[500_000] ^= 1;
+    two.put(&large, File::new(wrong));
+    two.put(&small, File::new(archive.deb("toy")[1..].to_vec()));
+    one.stop();
+    assert!(!fetch(&proxy, one, &large).complete);
+    let told = |path: &str, word: &str| {
+        let is_it = |line: &&str| line.contains(path) && line.contains(word);
+        wait_until(PATIENCE, word, || proxy.log().lines().any(|line| is_it(&line)));
+        proxy.log().lines().find(is_it).unwrap().to_owned()
+    };
+    let broke = told(&large, "a download broke off");
+    let origin = format!("origin=\"http://{}\"", two.host());
+    assert!(broke.contains("127.0.0.2 sent bytes that are not what"), "{broke}");
+    assert!(broke.contains(&origin), "{broke}");
+    let access = told(&large, "end=cut");
+    assert!(access.contains("127.0.0.2 sent bytes"), "{access}");
+    let refused = fetch(&proxy, one, &small);
+    assert!(refused.status >= 500 && refused.reason.contains("127.0.0.2 has"), "{refused:?}");
+    let access = told(&small, " status=5");
+    assert!(access.contains("reason=\"127.0.0.2 has"), "{access}");
+}
+
+#[test]
 fn a_mirror_that_lags_behind_is_not_followed() {
     let (mirrors, signer) = (pair(), Signer::new("ed25519"));
     let [one, two] = &mirrors;

@@ -113,7 +113,7 @@ impl Transfer {
         let asked = until.filter(|_| answer.status == 206);
         let mut answer = self.usable(source, answer, asked.is_some())?;
         let first = timeout_at(deadline, answer.body.chunk()).await;
-        let silent = || Err(MirrorError::silent(&self.target.authority.host));
+        let silent = || Err(MirrorError::silent(&self.host_of(&answer.origin)));
         let first = first.unwrap_or_else(|_| silent()).map_err(Failure::Mirror)?;
         self.begin(source, answer, first.unwrap_or_default(), asked)
     }
@@ -122,23 +122,24 @@ impl Transfer {
     fn usable(&self, source: &Target, answer: Answer, is_part: bool) -> Result<Answer, Failure> {
         if answer.status != 200 && !is_part {
             let retry_after = answer.headers.get(header::RETRY_AFTER).cloned();
-            let host = self.target.authority.host.clone();
+            let host = self.host_of(&answer.origin);
             return Err(Failure::Upstream { status: answer.status, host, retry_after });
         }
         if let Some(coding) = answer.unasked_coding() {
             let reason = format!("sent the file {coding}-encoded, which was not asked for");
-            return Err(self.unusable(reason));
+            return Err(self.unusable(&answer.origin, reason));
         }
         let kind = answer.content_type().unwrap_or_default().to_ascii_lowercase();
         if kind.starts_with("text/html") {
-            return Err(self.unusable(WEB_PAGE.to_owned()));
+            return Err(self.unusable(&answer.origin, WEB_PAGE.to_owned()));
         }
         // apt would refuse it for good, before its first byte; so it hears of a trouble that passes.
         let promised = self.expectation.and_then(|expectation| expectation.size);
         let size = match (is_part, answer.framing(), answer.part()) {
             (true, _, Some((0, Some(whole)))) => Some(whole),
             (true, ..) => {
-                return Err(self.unusable("sent another part than was asked for".to_owned()));
+                return Err(self
+                    .unusable(&answer.origin, "sent another part than was asked for".to_owned()));
             }
             (false, Framing::Length(size), _) => Some(size),
             (false, ..) => None,
@@ -152,7 +153,7 @@ impl Transfer {
             } else {
                 format!("has {size} bytes where the archive lists {promised}")
             };
-            return Err(self.unusable(reason));
+            return Err(self.unusable(&answer.origin, reason));
         }
         Ok(answer)
     }
@@ -166,7 +167,7 @@ impl Transfer {
     ) -> Result<Asked, Failure> {
         if !self.kind.can_begin_with(self.target.file_name(), &first) {
             let reason = if first.is_empty() { "sent an empty file" } else { WEB_PAGE };
-            return Err(self.unusable(reason.to_owned()));
+            return Err(self.unusable(&answer.origin, reason.to_owned()));
         }
         let framing = answer.framing();
         let meta = Meta {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::header::HeaderValue;
 use tokio::time::{Instant, timeout_at};
 use tracing::{Instrument as _, Span};
+use url::Url;
 
 use crate::archive::kind::Kind;
 use crate::archive::target::Target;
@@ -210,8 +211,16 @@ impl Transfer {
         }
     }
 
-    pub(super) fn unusable(&self, reason: String) -> Failure {
-        Failure::Unusable { host: self.target.authority.host.clone(), reason }
+    /// What `origin` gave is of no use.
+    pub(super) fn unusable(&self, origin: &str, reason: String) -> Failure {
+        Failure::Unusable { host: self.host_of(origin), reason }
+    }
+
+    /// Whom to name: of several mirrors, or replicas, that one which gave it.
+    pub(super) fn host_of(&self, origin: &str) -> String {
+        let url = Url::parse(origin).ok();
+        let host = url.as_ref().and_then(Url::host_str);
+        host.unwrap_or(&self.target.authority.host).to_owned()
     }
 
     /// Takes a whole body into a staged file. Clients follow it there, unless it is a release file:
@@ -313,9 +322,10 @@ impl Transfer {
                 return Some(Arrived { flow, written });
             }
             Err(End::Cut(reason)) => {
-                tracing::warn!(url = self.target.url, reason, "a download broke off");
+                let origin = &*flow.origin;
+                tracing::warn!(url = self.target.url, origin, reason, "a download broke off");
                 // Heard only where nothing has landed yet.
-                flight.land(Landing::Failed(self.unusable(reason.clone())));
+                flight.land(Landing::Failed(self.unusable(origin, reason.clone())));
                 flight.end(State::Cut(reason.into()));
             }
             Err(End::Spilled(error)) => {
@@ -346,7 +356,7 @@ impl Transfer {
             return Err(End::Cut("another replica sent wrong bytes".to_owned()));
         }
         self.blame(&flow.source, &flow.origin);
-        let host = &self.target.authority.host;
+        let host = self.host_of(&flow.origin);
         Err(End::Cut(if self.has_moved_on(&flow.source) {
             format!("{host} {MOVED_ON}")
         } else {
