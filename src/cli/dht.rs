@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::cli::manager;
-use crate::cli::serve::{LEAVE_MAX, Signals, observe, raise_file_limit, read_again};
+use crate::cli::serve::{LEAVE_MAX, Signals, ended, observe, raise_file_limit, read_again};
 use crate::cli::surfaces::open;
 use crate::cli::wiring;
 use crate::config::{Config, Sources};
@@ -24,11 +24,13 @@ pub(super) fn run(config: Config, sources: &Sources) -> anyhow::Result<()> {
     let telemetry = observe(&config);
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let format = config.log.format;
     let served = runtime.block_on(serve(config, sources, &telemetry));
     // A resolver holds nobody up any more.
     runtime.shutdown_background();
+    let ended = ended(served, format);
     telemetry.stop();
-    served
+    ended
 }
 
 async fn serve(config: Config, sources: &Sources, telemetry: &Telemetry) -> anyhow::Result<()> {
@@ -41,7 +43,7 @@ async fn serve(config: Config, sources: &Sources, telemetry: &Telemetry) -> anyh
     let mut signals = Signals::listen()?;
     let node = wiring::node(config.dht.clone(), index, &metrics, &phases, &background).await?;
     let sidecar = &node.sidecar;
-    let measured = AccessMetrics::new(&metrics);
+    let measured = AccessMetrics::new(&metrics, config.listen.connections_max);
     let at_sidecar = measured.at(Door::Sidecar, None);
     let api = Surface::inner(Arc::clone(sidecar).api_routes(), at_sidecar, &connections);
     let api = open(api, config.listen.sidecar, "listen.sidecar", &config, &phases)?;

@@ -233,6 +233,7 @@ fn execute(verb: Verb, config: Config, sources: Sources) -> anyhow::Result<()> {
 fn report(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<serve::Logged>() => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("aptmesh: {error:#}");
             ExitCode::FAILURE

@@ -4,8 +4,9 @@ use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use crate::telemetry::metrics::Metrics;
 
-/// From within a site to far across the world.
-const LOOK_UP_BUCKETS: [f64; 10] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.3, 1.0];
+/// From within a site to far across the world, and to one that nobody answers.
+const LOOK_UP_BUCKETS: [f64; 12] =
+    [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.3, 1.0, 3.0, 10.0];
 
 /// From nobody to far more than a look-up asks in a large swarm.
 const HOPS: [f64; 9] = [0.0, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 48.0];

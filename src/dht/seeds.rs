@@ -10,6 +10,8 @@ use tokio::net::lookup_host;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
+use crate::telemetry::edge::Edge;
+
 /// The port that is meant when none is named.
 const PORT: u16 = 9980;
 /// How often names are resolved by a node that has found others.
@@ -66,10 +68,11 @@ pub(super) async fn resolve_all(
     found: mpsc::Sender<Vec<SocketAddr>>,
 ) {
     let mut pause = ALONE.0;
+    let seeds: Vec<_> = seeds.into_iter().map(|seed| (seed, Edge::default())).collect();
     loop {
         let mut addresses = Vec::new();
-        for seed in &seeds {
-            addresses.extend(resolve(seed).await);
+        for (seed, trouble) in &seeds {
+            addresses.extend(resolve(seed, trouble).await);
         }
         if found.send(addresses).await.is_err() {
             return;
@@ -87,18 +90,21 @@ pub(super) async fn resolve_all(
     }
 }
 
-async fn resolve(seed: &Seed) -> Vec<SocketAddr> {
-    match timeout(RESOLVER_MAX, lookup_host((seed.host.as_str(), seed.port))).await {
-        Ok(Ok(addresses)) => addresses.take(ADDRESSES_MAX).collect(),
-        Ok(Err(error)) => {
-            tracing::warn!(%seed, %error, "could not resolve the name of a seed");
-            Vec::new()
+async fn resolve(seed: &Seed, trouble: &Edge) -> Vec<SocketAddr> {
+    let error = match timeout(RESOLVER_MAX, lookup_host((seed.host.as_str(), seed.port))).await {
+        Ok(Ok(addresses)) => {
+            if trouble.ends() {
+                tracing::info!(%seed, "the name of a seed is known again");
+            }
+            return addresses.take(ADDRESSES_MAX).collect();
         }
-        Err(_) => {
-            tracing::warn!(%seed, "the resolver does not answer");
-            Vec::new()
-        }
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "the resolver does not answer".to_owned(),
+    };
+    if trouble.begins() {
+        tracing::warn!(%seed, error, "could not resolve the name of a seed");
     }
+    Vec::new()
 }
 
 #[cfg(test)]

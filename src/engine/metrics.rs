@@ -62,7 +62,7 @@ impl EngineMetrics {
             served_bytes: Arc::new(ServedCounters::new(served_bytes)),
             given_bytes: metrics.counters(
                 "aptmesh_engine_given_bytes_total",
-                "Bytes of bodies handed to other replicas and to other sites (peers), by source.",
+                "Bytes of blobs handed to other replicas and to other sites (peers), by source.",
                 &["to", "source"],
             ),
             flights: metrics

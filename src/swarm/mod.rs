@@ -70,7 +70,7 @@ impl Swarm {
         let (claims, ranking) = (Arc::new(Claims::new(metrics)), Arc::new(Ranking::new(metrics)));
         let received = metrics.counters_of(
             "aptmesh_swarm_received_bytes_total",
-            "Bytes of bodies received from other replicas and other sites (peers).",
+            "Bytes of blobs received from other replicas and other sites (peers).",
             "from",
             &["replica", "peer"],
         );

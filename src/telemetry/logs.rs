@@ -1,12 +1,14 @@
 //! Logs: text for people, JSON lines for machines; on standard error. A thread writes them, so that who does
 //! not read them keeps nobody waiting.
 
-use std::io::{self, BufWriter, IsTerminal as _};
-use std::sync::mpsc;
+use std::io::{self, IsTerminal as _, Write};
+use std::panic;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use tracing::Subscriber;
+use tracing::{Subscriber, field};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{FilterExt as _, filter_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -20,6 +22,8 @@ use crate::telemetry::traces;
 /// Lines that wait to be written, of 300 bytes or so: a quarter of a second of requests at full speed. More are
 /// lost.
 const WAITING_MAX: usize = 8192;
+/// Bytes that are written together, and somewhat more.
+const TOGETHER_MAX: usize = 8 * 1024;
 /// For how long the last lines are written when the process ends.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
 /// Whose words are not ours to pass on. The `OpenPGP` library tells about each odd packet, the database's about
@@ -59,7 +63,10 @@ impl Config {
 
 /// The writing of logs. What is still to be written is, when it is dropped.
 pub struct Logs {
+    /// Lines that came when too many waited.
     lost: ErrorCounter,
+    /// Lines that were not taken.
+    unwritten: Arc<AtomicU64>,
     writing: Option<WorkerGuard>,
 }
 
@@ -67,11 +74,63 @@ pub struct Logs {
 #[must_use]
 pub fn start(config: &Config, traces: Option<traces::Layer<Registry>>) -> Logs {
     let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING_MAX);
-    // Lines that come together go out together.
-    let (writer, writing) = builder.thread_name("logs").finish(BufWriter::new(io::stderr()));
+    let unwritten = Arc::new(AtomicU64::new(0));
+    let (writer, writing) = builder.thread_name("logs").finish(Lines {
+        to: io::stderr(),
+        waiting: Vec::new(),
+        count: 0,
+        unwritten: Arc::clone(&unwritten),
+    });
     let lost = writer.error_counter();
     tracing_subscriber::registry().with(traces).with(lines(config, writer)).init();
-    Logs { lost, writing: Some(writing) }
+    if config.format == Format::Json {
+        // Programs that read the log get a panic as an object, too.
+        panic::set_hook(Box::new(|panic| {
+            let words = panic.payload_as_str().unwrap_or("for no reason that it tells");
+            tracing::error!(at = panic.location().map(field::display), "panicked: {words}");
+        }));
+    }
+    Logs { lost, unwritten, writing: Some(writing) }
+}
+
+/// Writes lines, those that come together at once. What is not taken is counted, and does not stop what comes
+/// after it.
+struct Lines<W> {
+    to: W,
+    waiting: Vec<u8>,
+    /// Lines in `waiting`.
+    count: u64,
+    unwritten: Arc<AtomicU64>,
+}
+
+impl<W: Write> Write for Lines<W> {
+    /// Takes a line. What would break it, in somebody else's words, is shown as it is written in programs.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let (text, end) = line.split_at(line.len() - usize::from(line.ends_with(b"\n")));
+        for &byte in text {
+            match byte {
+                b'\n' => self.waiting.extend_from_slice(b"\\n"),
+                b'\r' => self.waiting.extend_from_slice(b"\\r"),
+                byte => self.waiting.push(byte),
+            }
+        }
+        self.waiting.extend_from_slice(end);
+        self.count += 1;
+        if self.waiting.len() >= TOGETHER_MAX {
+            self.flush()?;
+        }
+        Ok(line.len())
+    }
+
+    /// Never fails: who calls it could only tell standard error.
+    fn flush(&mut self) -> io::Result<()> {
+        if self.to.write_all(&self.waiting).is_err() {
+            self.unwritten.fetch_add(self.count, Ordering::Relaxed);
+        }
+        self.waiting.clear();
+        self.count = 0;
+        Ok(())
+    }
 }
 
 fn lines<S>(config: &Config, writer: NonBlocking) -> impl Layer<S>
@@ -96,11 +155,14 @@ where
 impl Logs {
     /// Has it counted what is lost.
     pub fn declare(&self, metrics: &Metrics) {
-        let lost = self.lost.clone();
+        let (lost, unwritten) = (self.lost.clone(), Arc::clone(&self.unwritten));
         metrics.counter_of(
             "aptmesh_telemetry_log_lines_lost_total",
             "Lines of the log that were lost, since standard error did not take them.",
-            move || u32::try_from(lost.dropped_lines()).unwrap_or(u32::MAX).into(),
+            move || {
+                let lost = lost.dropped_lines() as u64 + unwritten.load(Ordering::Relaxed);
+                u32::try_from(lost).unwrap_or(u32::MAX).into()
+            },
         );
     }
 }
@@ -119,5 +181,30 @@ impl Drop for Logs {
             // Who does not read by then has no use for the rest.
             let _is_written = is_written.recv_timeout(FLUSH_MAX);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_stays_one_and_what_is_not_taken_is_counted() {
+        let unwritten = Arc::new(AtomicU64::new(0));
+        let counting = || Arc::clone(&unwritten);
+        let mut lines =
+            Lines { to: Vec::new(), waiting: Vec::new(), count: 0, unwritten: counting() };
+        lines.write_all(b"one\nDETAIL: two\r\n").unwrap();
+        lines.write_all(b"three\n").unwrap();
+        lines.flush().unwrap();
+        assert_eq!(lines.to, b"one\\nDETAIL: two\\r\nthree\n");
+        let mut taken = [0; 8];
+        let mut lines =
+            Lines { to: &mut taken[..], waiting: Vec::new(), count: 0, unwritten: counting() };
+        for line in ["first\n", "second\n", "third\n"] {
+            lines.write_all(line.as_bytes()).unwrap();
+            lines.flush().unwrap();
+        }
+        assert_eq!(unwritten.load(Ordering::Relaxed), 2);
     }
 }

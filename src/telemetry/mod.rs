@@ -1,5 +1,6 @@
 //! What operators see: logs, traces and the metric registry. Metrics are declared beside what they measure.
 
+pub mod edge;
 pub mod logs;
 pub mod metrics;
 pub mod process;

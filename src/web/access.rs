@@ -63,17 +63,24 @@ pub struct AccessMetrics {
     answers: IntCounterVec,
     connections: IntGaugeVec,
     requests: IntGaugeVec,
+    tunnel_bytes: IntCounterVec,
 }
 
 impl AccessMetrics {
-    /// Declares it.
+    /// Declares it, and that there may be so many connections at an address.
     #[must_use]
-    pub fn new(metrics: &Metrics) -> Self {
+    pub fn new(metrics: &Metrics, connections_max: usize) -> Self {
+        metrics
+            .gauge(
+                "aptmesh_web_connections_max",
+                "Connections that may be open at each address (listen.connections).",
+            )
+            .set(connections_max.try_into().unwrap_or(i64::MAX));
         let by_source = ["surface", "source"];
         Self {
             seconds: metrics.histograms(
                 "aptmesh_web_request_seconds",
-                "Time from a request's head to the end of its answer, by source of the bytes.",
+                "Time from a request's head to the end of its answer, by source of the bytes; without tunnels.",
                 &by_source,
                 &REQUEST_BUCKETS,
             ),
@@ -85,7 +92,7 @@ impl AccessMetrics {
             ),
             answers: metrics.counters(
                 "aptmesh_web_answers_total",
-                "Answers by class of status; cut: the body broke off; left: the client did not wait for a head.",
+                "Answers by class of status; cut: the rest of the body could not be had; left: the client did not wait for the head, or take all of the body.",
                 &["surface", "class"],
             ),
             connections: metrics.gauges(
@@ -97,6 +104,12 @@ impl AccessMetrics {
                 "aptmesh_web_requests",
                 "Requests that are being answered.",
                 &["surface"],
+            ),
+            tunnel_bytes: metrics.counters_of(
+                "aptmesh_web_tunnel_bytes_total",
+                "Bytes carried in tunnels (CONNECT): up, from clients to mirrors; down, to clients.",
+                "direction",
+                &["up", "down"],
             ),
         }
     }
@@ -113,6 +126,8 @@ impl AccessMetrics {
                 .map(|class| self.answers.with_label_values(&[label, class.label()])),
             connections: self.connections.with_label_values(&[label]),
             requests: self.requests.with_label_values(&[label]),
+            tunnel_bytes: ["up", "down"]
+                .map(|direction| self.tunnel_bytes.with_label_values(&[direction])),
             served_bytes,
         })
     }
@@ -126,6 +141,8 @@ pub struct DoorMetrics {
     answers: [IntCounter; Class::ALL.len()],
     connections: IntGauge,
     requests: IntGauge,
+    /// To mirrors, and to clients.
+    tunnel_bytes: [IntCounter; 2],
     served_bytes: Option<Arc<ServedCounters>>,
 }
 
@@ -236,7 +253,7 @@ impl Class {
 enum End {
     /// With its last byte.
     Whole,
-    /// The client did not take all of it.
+    /// The client did not take all of it, as far as is known.
     Left,
     /// What was missing could not be had.
     Cut,
@@ -339,7 +356,18 @@ impl Access {
         }
     }
 
-    /// All that there is of its body is.
+    /// Where bytes are counted that its tunnel carries up, and down.
+    pub(super) fn tunnel_bytes(&self) -> [IntCounter; 2] {
+        self.door.tunnel_bytes.clone()
+    }
+
+    /// Whether all that its head promises is on its way.
+    pub(super) fn has_sent_all(&self) -> bool {
+        let promised = self.head.as_ref().and_then(|head| head.length);
+        self.end == End::Left && promised == Some(self.bytes)
+    }
+
+    /// All that there is of its body was taken.
     pub(super) fn complete(&mut self) {
         self.end = End::Whole;
     }
@@ -352,24 +380,23 @@ impl Access {
 
     fn class(&self, end: End) -> Class {
         match (&self.head, end) {
-            (None, _) => Class::Left,
+            (None, _) | (Some(_), End::Left) => Class::Left,
             (Some(head), End::Whole) => Class::of(head.status),
-            (Some(_), End::Left | End::Cut) => Class::Cut,
+            (Some(_), End::Cut) => Class::Cut,
         }
     }
 
     fn close(&self) {
-        let promised = self.head.as_ref().and_then(|head| head.length);
-        let end = match self.end {
-            End::Left if promised == Some(self.bytes) => End::Whole,
-            end => end,
-        };
+        let end = self.end;
         let took = self.begun.elapsed();
         let credit = self.head.as_ref().and_then(|head| head.credit);
         let source = credit.map_or(Source::None, |credit| credit.source);
         self.door.requests.dec();
-        self.door.seconds.observe(source, took);
-        if let Some(head) = &self.head {
+        // A tunnel is open for as long as its client likes.
+        if self.method != Some(Method::CONNECT) {
+            self.door.seconds.observe(source, took);
+        }
+        if let Some(head) = self.head.as_ref().filter(|_| self.method.is_some()) {
             self.door.first_byte.observe(source, head.after);
         }
         if let Some(answers) = self.door.answers.get(self.class(end) as usize) {
@@ -433,9 +460,10 @@ impl Access {
         if self.door.door.is_routine() || self.is_filter() { line!(DEBUG) } else { line!(INFO) }
     }
 
-    /// Whether another site looks what is new here.
+    /// Whether another site looks what is new here; one that may not is news.
     fn is_filter(&self) -> bool {
-        self.door.door == Door::Peer && self.target.starts_with("/filter")
+        let is_answered = self.head.as_ref().is_some_and(|head| head.status.as_u16() < 400);
+        self.door.door == Door::Peer && self.target.starts_with("/filter") && is_answered
     }
 
     fn credit(&self) -> Option<Credit> {

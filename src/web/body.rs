@@ -37,6 +37,8 @@ pub(super) struct AnswerBody {
     /// A span that is being read into the page cache.
     reading: Option<Pin<Box<dyn Future<Output = io::Result<Chunk>> + Send>>>,
     spans: Spans,
+    /// Whether hyper has all of it.
+    is_whole: bool,
     /// The account of its request; a tunnel has it for itself.
     access: Option<Access>,
     /// Told when the body is done with.
@@ -226,7 +228,14 @@ async fn in_time<T: Send + 'static>(
 
 impl AnswerBody {
     pub(super) fn new(source: Source, access: Option<Access>, wire: Wire) -> Self {
-        Self { source, reading: None, spans: wire.spans(), access, wire: Some(wire) }
+        Self {
+            source,
+            reading: None,
+            spans: wire.spans(),
+            is_whole: false,
+            access,
+            wire: Some(wire),
+        }
     }
 
     fn note(&mut self, what: impl FnOnce(&mut Access)) {
@@ -292,14 +301,11 @@ impl http_body::Body for AnswerBody {
                     return Some(Err(error));
                 }
                 None => {
-                    self.note(Access::complete);
+                    self.is_whole = true;
                     return None;
                 }
             };
             self.note(|access| access.send(bytes.len() as u64));
-            if self.is_end_stream() {
-                self.note(Access::complete);
-            }
             Some(Ok(Frame::data(bytes)))
         })
     }
@@ -330,12 +336,11 @@ impl http_body::Body for AnswerBody {
 
 impl Drop for AnswerBody {
     fn drop(&mut self) {
-        // hyper does not ask for what is known to be nothing.
-        if self.is_end_stream() {
-            self.note(Access::complete);
-        }
+        // hyper does not ask for what is known to be nothing, or not wanted.
+        let is_whole = self.is_whole || self.is_end_stream();
+        let access = self.access.take();
         if let Some(wire) = self.wire.take() {
-            wire.end_answer();
+            wire.end_answer(access, is_whole);
         }
     }
 }

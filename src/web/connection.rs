@@ -34,7 +34,7 @@ use crate::web::body::{AnswerBody, Source};
 use crate::web::phase::{self, Phase};
 use crate::web::proxy::{Proxy, forbidden_client};
 use crate::web::reply::Payload;
-use crate::web::wire::Wire;
+use crate::web::wire::{Wire, is_clients};
 
 /// For how long a request's head may take to arrive, and a connection may wait for one.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -210,6 +210,10 @@ async fn converse(
         }
         // It was a body that ended before its end: its account says so.
         Err(error) if error.is_user() => tracing::debug!(%client, %error, "cut a client off"),
+        // The same for what could not be read when it was sent.
+        Err(error) if wire.fault().is_some() => {
+            tracing::debug!(%client, %error, "cut a client off")
+        }
         Err(error) if is_ours(&error) => {
             tracing::warn!(%client, %error, cause = ?error.source(), "a connection broke");
         }
@@ -246,14 +250,7 @@ async fn introduced(
 /// Whether it was not the client that ended the connection.
 fn is_ours(error: &hyper::Error) -> bool {
     let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
-    cause.is_some_and(|cause| {
-        !matches!(
-            cause.kind(),
-            io::ErrorKind::BrokenPipe
-                | io::ErrorKind::ConnectionReset
-                | io::ErrorKind::NotConnected
-        )
-    })
+    cause.is_some_and(|cause| !is_clients(cause.kind()))
 }
 
 struct Session {

@@ -14,6 +14,7 @@ use warp::reply::Response;
 use crate::content::filter::History;
 use crate::engine::outcome::{self, Outcome};
 use crate::index::{Index, IndexError};
+use crate::telemetry::edge::Edge;
 use crate::web::access::Credit;
 use crate::web::body::Source;
 use crate::web::connection::Visit;
@@ -27,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// What the index keeps, as it was seen last.
 pub struct HaveFilter {
     index: Arc<dyn Index>,
+    /// Whether the index does not tell of it.
+    trouble: Edge,
     seen: Mutex<Seen>,
 }
 
@@ -46,7 +49,7 @@ impl HaveFilter {
     /// As it is kept in this index.
     #[must_use]
     pub fn new(index: Arc<dyn Index>) -> Self {
-        Self { index, seen: Mutex::default() }
+        Self { index, trouble: Edge::default(), seen: Mutex::default() }
     }
 
     /// What a peer gets: all, what changed, or that nothing did.
@@ -84,17 +87,20 @@ impl HaveFilter {
     async fn look(&self, seen: &mut Seen) {
         seen.looked_at = Some(Instant::now());
         let known = seen.kept.as_ref().map_or(0, |kept| kept.history.filter().generation());
-        match timeout(PATIENCE, self.newer(known)).await {
-            Ok(Ok(None)) => {}
-            Ok(Ok(Some(kept))) => seen.kept = kept,
-            Ok(Err(error)) if error.is_old_news() => {}
-            Ok(Err(error)) => {
-                let source = &error.source;
-                tracing::warn!(%error, %source, "other sites get the have-filter as it was");
+        let error = match timeout(PATIENCE, self.newer(known)).await {
+            Ok(Ok(newer)) => {
+                seen.kept = newer.unwrap_or_else(|| seen.kept.take());
+                if self.trouble.ends() {
+                    tracing::info!("other sites get the have-filter as it is");
+                }
+                return;
             }
-            Err(_) => {
-                tracing::warn!("the index is late: other sites get the have-filter as it was");
-            }
+            Ok(Err(error)) if error.is_old_news() => return,
+            Ok(Err(error)) => format!("{error}: {}", error.source),
+            Err(_) => "the index is late".to_owned(),
+        };
+        if self.trouble.begins() {
+            tracing::warn!(error, "other sites get the have-filter as it was");
         }
     }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::net::sockopt::set_ipv6_v6only;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::web::connection::{self, Surface};
@@ -18,6 +19,8 @@ use crate::web::phase::{self, Phase};
 
 /// After an accept that failed, most likely for want of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
+/// For how long it must have gone well before a failure is told again.
+const CALM: Duration = Duration::from_mins(1);
 /// Connections that the kernel keeps until they are accepted: as many as it may (`net.core.somaxconn`).
 const BACKLOG: u32 = 4096;
 
@@ -27,6 +30,8 @@ type Accepted = (TcpStream, SocketAddr, OwnedSemaphorePermit);
 /// A bound address.
 pub struct Listener {
     socket: TcpListener,
+    /// When a newcomer could not be let in.
+    failed_at: Mutex<Option<Instant>>,
     places: Arc<Semaphore>,
 }
 
@@ -45,7 +50,11 @@ impl Listener {
             }
             bound => bound?,
         };
-        Ok(Self { socket, places: Arc::new(Semaphore::new(connections_max)) })
+        Ok(Self {
+            socket,
+            failed_at: Mutex::default(),
+            places: Arc::new(Semaphore::new(connections_max)),
+        })
     }
 
     /// The address, with the port that the system chose where 0 was asked for.
@@ -92,7 +101,7 @@ impl Listener {
             let (stream, client) = match self.socket.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "could not accept a connection");
+                    self.failed(&error);
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
@@ -102,6 +111,15 @@ impl Listener {
                 continue;
             }
             return Some((stream, client, place));
+        }
+    }
+
+    /// Between two failures, some may be let in: the trouble is still the same.
+    fn failed(&self, error: &io::Error) {
+        let now = Instant::now();
+        let before = self.failed_at.lock().unwrap_or_else(PoisonError::into_inner).replace(now);
+        if before.is_none_or(|before| now - before > CALM) {
+            tracing::warn!(%error, "could not accept connections: they wait");
         }
     }
 }

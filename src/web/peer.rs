@@ -136,8 +136,10 @@ impl Peer {
         }
     }
 
+    /// Counts what a blob's body comes to.
     fn count(&self, to: &str, mut answer: Response) -> Response {
-        if let Some(credit) = answer.extensions().get::<Credit>() {
+        let has_blob = answer.status().is_success();
+        if let Some(credit) = answer.extensions().get::<Credit>().filter(|_| has_blob) {
             let given = &self.engine.metrics().given_bytes;
             let counter = given.with_label_values(&[to, credit.source.label()]);
             answer.extensions_mut().insert(Counted(counter));
@@ -238,10 +240,10 @@ async fn answer(peer: Arc<Peer>, visit: Visit) -> Response {
         (Asker::Site, Some(Asked::Blob(blob))) => {
             peer.count("peer", peer.give(&visit, head_only, &blob).await)
         }
-        (Asker::Fellow, Some(Asked::Filter)) => peer.count("replica", peer.tell(&visit).await),
+        (Asker::Fellow, Some(Asked::Filter)) => peer.tell(&visit).await,
         (Asker::Site, Some(Asked::Filter)) => {
             let answer = peer.tell(&visit).await;
-            peer.count("peer", peer.in_a_slot(&visit, &FILTER, answer))
+            peer.in_a_slot(&visit, &FILTER, answer)
         }
         _ => reply::refusal(StatusCode::NOT_FOUND, "not here"),
     }

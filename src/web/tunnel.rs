@@ -77,8 +77,12 @@ async fn carry(
     let (from_client, to_client) = tokio::io::split(TokioIo::new(upgraded));
     let (from_mirror, to_mirror) = mirror.into_split();
     let activity = watch::Sender::new(());
-    let up = one_way(from_client, to_mirror, &activity, |_| {});
-    let down = one_way(from_mirror, to_client, &activity, |bytes| access.send(bytes));
+    let [sent, received] = access.tunnel_bytes();
+    let up = one_way(from_client, to_mirror, &activity, |bytes| sent.inc_by(bytes));
+    let down = one_way(from_mirror, to_client, &activity, |bytes| {
+        received.inc_by(bytes);
+        access.send(bytes);
+    });
     let idle = |bound: Duration| {
         let mut seen = activity.subscribe();
         async move { while timeout(bound, seen.changed()).await.is_ok() {} }

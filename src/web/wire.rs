@@ -22,12 +22,16 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::engine::flight::follower::{SPAN_MAX, Span};
+use crate::web::access::Access;
 use crate::web::heads::{Head, Heads};
 
 /// Bytes read ahead of what hyper has taken: more than ten of apt's requests.
 const AHEAD_MAX: usize = 16 * 1024;
 /// What one read may add.
 const READ_MAX: usize = 4 * 1024;
+/// Answers that hyper holds at a time: few, since it takes up no further one with a body while it has bytes of
+/// another. Of those beyond it is told that their clients left.
+const UNSENT_MAX: usize = 64;
 /// Heads found ahead of their turn and not yet begun; those beyond are merely not begun early.
 const WAITING_MAX: usize = 64;
 
@@ -71,6 +75,10 @@ struct Inner {
     busy: bool,
     /// Since when the client's window has been full.
     blocked_since: Option<Instant>,
+    /// Accounts of answers that hyper has all of, and the kernel does not yet.
+    unsent: Vec<Access>,
+    /// Why what was promised can not be sent, where that is not for the client.
+    fault: Option<String>,
 }
 
 impl Wire {
@@ -85,6 +93,8 @@ impl Wire {
             at_end: false,
             busy: false,
             blocked_since: None,
+            unsent: Vec::new(),
+            fault: None,
         };
         inner.take_in(read);
         Self { spans: Spans::default(), inner: Arc::new(Mutex::new(inner)) }
@@ -154,9 +164,24 @@ impl Wire {
         .await;
     }
 
-    /// The answer was handed to hyper in full.
-    pub(super) fn end_answer(&self) {
-        self.lock().busy = false;
+    /// hyper has done with an answer: it has all of it, or the connection ends. The account of one that is whole
+    /// is closed when the kernel has it; if that does not come, the client has left.
+    pub(super) fn end_answer(&self, access: Option<Access>, is_whole: bool) {
+        let mut inner = self.lock();
+        inner.busy = false;
+        let Some(mut access) = access else { return };
+        if is_whole || access.has_sent_all() {
+            if inner.unsent.len() < UNSENT_MAX {
+                inner.unsent.push(access);
+            }
+        } else if let Some(fault) = &inner.fault {
+            access.cut(fault.clone());
+        }
+    }
+
+    /// Why what was promised could not be sent, where that was not for the client.
+    pub(super) fn fault(&self) -> Option<String> {
+        self.lock().fault.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -222,6 +247,14 @@ impl Inner {
             return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
         }
         Poll::Ready(Ok(sent))
+    }
+
+    /// It is not the client that ends the connection.
+    fn fail(&mut self, reason: String) {
+        for mut access in self.unsent.drain(..) {
+            access.cut(reason.clone());
+        }
+        self.fault = Some(reason);
     }
 
     fn poll_write_with(
@@ -305,7 +338,12 @@ impl hyper::rt::Write for Wire {
         }
     }
 
+    /// hyper flushes when the kernel has taken all that it was given.
     fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let sent = std::mem::take(&mut self.lock().unsent);
+        for mut access in sent {
+            access.complete();
+        }
         Poll::Ready(Ok(()))
     }
 
@@ -326,7 +364,11 @@ impl Wire {
         let Some(span) = spans.front_mut() else {
             return Poll::Ready(Err(io::Error::other("a stand-in without its span")));
         };
-        let sent = ready!(inner.poll_send_file(context, span))?;
+        let sent = ready!(inner.poll_send_file(context, span)).inspect_err(|error| {
+            if !is_clients(error.kind()) {
+                inner.fail(format!("the file could not be read: {error}"));
+            }
+        })?;
         span.offset += sent as u64;
         span.length = span.length.saturating_sub(sent);
         if span.length == 0 {
@@ -334,6 +376,24 @@ impl Wire {
         }
         Poll::Ready(Ok(sent))
     }
+}
+
+/// Whether a socket that fails so has lost its client.
+pub(super) fn is_clients(error: io::ErrorKind) -> bool {
+    use io::ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionReset, HostUnreachable, NetworkUnreachable,
+        NotConnected, TimedOut,
+    };
+    matches!(
+        error,
+        BrokenPipe
+            | ConnectionAborted
+            | ConnectionReset
+            | HostUnreachable
+            | NetworkUnreachable
+            | NotConnected
+            | TimedOut
+    )
 }
 
 fn is_stand_in(bytes: &[u8]) -> bool {

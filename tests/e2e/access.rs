@@ -1,10 +1,12 @@
 //! The access log: one line a request, whatever becomes of it, and what it tells is true.
 
+use crate::kit::node::on_a_network_of_its_own;
 use crate::kit::proxy::Build;
 use crate::kit::*;
 use crate::swarm::Swarm;
 use crate::volumes;
 use serde_json::Value;
+use std::fs::{self, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
@@ -171,7 +173,7 @@ fn who_joins_and_who_leaves_is_told() {
     assert_fields(&left, &[("end", "left".into()), ("outcome", "miss".into())]);
     let bytes = left["bytes"].as_u64().unwrap();
     assert!((100_000..40 * MB as u64).contains(&bytes), "{left}");
-    assert_eq!(proxy.count("aptmesh_web_answers_total{surface=\"proxy\",class=\"cut\"}"), 1);
+    assert_eq!([answers(&proxy, "left"), answers(&proxy, "cut")], [1, 0]);
 
     // One that does not even wait for a head.
     mirror.put("/debian/pool/s/slow_1_all.deb", File::new(noise(5, 10)));
@@ -185,6 +187,76 @@ fn who_joins_and_who_leaves_is_told() {
     let left = line(&proxy, |line| line["uri"].as_str().unwrap().contains("slow_1"));
     assert_fields(&left, &[("status", Value::Null), ("outcome", "left".into())]);
     assert_fields(&left, &[("bytes", 0.into()), ("end", "left".into())]);
+}
+
+fn answers(proxy: &Proxy, class: &str) -> u64 {
+    proxy.count(&format!("aptmesh_web_answers_total{{surface=\"proxy\",class=\"{class}\"}}"))
+}
+
+/// Where kernels keep little of what is on its way.
+fn on_a_narrow_network(what: impl FnOnce() + Send + 'static) {
+    on_a_network_of_its_own(|| {
+        for name in ["tcp_wmem", "tcp_rmem"] {
+            fs::write(format!("/proc/sys/net/ipv4/{name}"), "4096 16384 65536")
+                .expect("to be root");
+        }
+        what();
+    });
+}
+
+#[test]
+fn an_answer_ends_when_its_last_byte_has_gone() {
+    on_a_narrow_network(|| {
+        let mirror = Mirror::start();
+        // One that the proxy has in its hands at once.
+        let size = 250_000;
+        mirror.put(TOOL, File::new(noise(1, size)));
+        let proxy = proxy().start();
+        let target = proxy.url_for(&mirror, TOOL);
+        assert_eq!(get(proxy.addr(), &target).body.len(), size);
+        proxy.wait_landed();
+        nth(&proxy, 1);
+
+        let mut slow = Connection::open(proxy.addr());
+        slow.send("GET", &target, &[]);
+        assert_eq!(slow.read_head().status, 200);
+        slow.read_body_some(10_000);
+        let open = "aptmesh_web_requests{surface=\"proxy\"}";
+        assert_eq!((proxy.count(open), answers(&proxy, "2xx")), (1, 1));
+        assert_eq!(slow.read_body_some(size).len(), size - 10_000);
+        assert_line(&nth(&proxy, 2), 200, "hit", "store", size, "whole");
+        // The next one on its connection, and one that leaves.
+        slow.send("GET", &target, &[]);
+        assert_eq!(slow.read_head().status, 200);
+        drop(slow);
+        assert_line(&nth(&proxy, 3), 200, "hit", "store", size, "left");
+        assert_eq!(["2xx", "left", "cut"].map(|class| answers(&proxy, class)), [2, 1, 0]);
+        assert_eq!(proxy.count(open), 0);
+    });
+}
+
+#[test]
+fn a_file_that_is_cut_short_meanwhile_is_our_failure_and_told_once() {
+    on_a_narrow_network(|| {
+        let mirror = Mirror::start();
+        mirror.put(TOOL, File::new(noise(1, 2 * MB)));
+        let proxy = proxy().start();
+        let target = proxy.url_for(&mirror, TOOL);
+        assert_eq!(get(proxy.addr(), &target).body.len(), 2 * MB);
+        proxy.wait_landed();
+        let mut client = Connection::open(proxy.addr());
+        client.send("GET", &target, &[]);
+        assert_eq!(client.read_head().status, 200);
+        let blob = proxy.blobs().pop().expect("a blob");
+        fs::set_permissions(&blob, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        OpenOptions::new().write(true).open(&blob).unwrap().set_len(1000).unwrap();
+        assert!(client.read_body_some(2 * MB).len() < 2 * MB);
+        let told = nth(&proxy, 2);
+        assert_fields(&told, &[("end", "cut".into()), ("status", 200.into())]);
+        assert!(told["reason"].as_str().unwrap().contains("could not be read"), "{told}");
+        assert_eq!([answers(&proxy, "left"), answers(&proxy, "cut")], [0, 1]);
+        assert!(!proxy.log().contains("WARN"), "{}", proxy.log());
+    });
 }
 
 #[test]
@@ -260,16 +332,22 @@ fn a_tunnel_is_told_when_it_ends() {
     let told = nth(&proxy, 1);
     assert_line(&told, 200, "answered", "none", 1000, "whole");
     assert_fields(&told, &[("method", "CONNECT".into()), ("uri", address.to_string().into())]);
+    let carried = |direction: &str| {
+        proxy.count(&format!("aptmesh_web_tunnel_bytes_total{{direction=\"{direction}\"}}"))
+    };
+    assert_eq!([carried("up"), carried("down")], [4, 1000]);
     // Other ports are refused.
     let refused = request(proxy.addr(), "CONNECT", "127.0.0.1:1", &[]);
     assert_eq!(refused.status, 403);
     assert_line(&nth(&proxy, 2), 403, "refused", "none", refused.body.len(), "whole");
+    // For how long tunnels are open says nothing of how fast answers are.
+    assert_eq!(proxy.count("aptmesh_web_request_seconds_count{surface=\"proxy\"}"), 0);
 }
 
 #[test]
 fn what_other_sites_give_and_get_is_told() {
     let swarm = Swarm::of(&[("tool", 5 * MB)]);
-    let json = [("LOG_FORMAT", "json")];
+    let json = [("LOG_FORMAT", "json"), ("LOG_LEVEL", "info,access=debug")];
     let one = swarm.site_with(&[], &json);
     swarm.fetch(&one, "tool");
     let two = swarm.site_with(&[&one], &json);
@@ -287,8 +365,21 @@ fn what_other_sites_give_and_get_is_told() {
         let surface = (&line["surface"], &line["source"], &line["status"]);
         assert_eq!(surface, (&"peer".into(), &"store".into(), &206.into()), "{line}");
     }
-    let unseen = |line: &Value| line["uri"].as_str().unwrap().starts_with("/filter");
-    assert!(!lines(&one).iter().any(unseen), "who looks for news is no news");
+    // Filters are no blobs.
+    let filters = |level: &str| {
+        let of = |line: &Value| line["uri"].as_str().unwrap().starts_with("/filter");
+        lines(&one).iter().filter(|line| of(line) && line["level"] == level).count()
+    };
+    wait_until(PATIENCE, "it looks for news", || filters("DEBUG") > 0);
+    let ended = || one.count("aptmesh_web_requests{surface=\"peer\"}") == 0;
+    wait_until(PATIENCE, "all was given", ended);
+    let given: u64 = given().map(|line| line["bytes"].as_u64().unwrap()).sum();
+    let counted = format!("{}{{to=\"peer\"}}", crate::swarm::TO_PEERS);
+    wait_until(PATIENCE, "a count", || one.count(&counted) == given);
+    // Who looks for news is no news; who may not is.
+    assert_eq!(filters("INFO"), 0);
+    assert_eq!(request(one.peer(), "GET", "/filter", &[]).status, 403);
+    wait_until(PATIENCE, "a stranger's line", || filters("INFO") == 1);
 }
 
 #[test]

@@ -2,7 +2,10 @@
 //! nobody waiting.
 
 use crate::access::{line, lines, proxy};
+use crate::kit::otlp::{Otlp, Way};
 use crate::kit::*;
+use crate::swarm::Swarm;
+use crate::volumes;
 use serde_json::Value;
 use std::fs::{File as Pipe, OpenOptions};
 use std::io::Read as _;
@@ -147,6 +150,155 @@ fn no_log_has_credentials_however_they_come() {
             assert!(!line.contains(word), "{word} in: {line}");
         }
     }
+}
+
+#[test]
+fn no_log_has_what_we_keep_secret() {
+    let (server, parent) = (Postgres::start(), mirror());
+    let database = fleet::migrated(&server);
+    let (_, password) = database.rsplit_once('@').unwrap().0.rsplit_once(':').unwrap();
+    let ask = |proxy: &Proxy| {
+        let url = proxy.url_for(&parent, TOOL);
+        assert_eq!(get(proxy.addr(), &url).status, 200);
+    };
+    for way in [Way::Http, Way::Grpc] {
+        let receiver = Otlp::start(way);
+        let proxy = Proxy::build()
+            .env("APTMESH_LOG_LEVEL", "trace")
+            .env("APTMESH_INDEX_URL", &database)
+            .env("APTMESH_MIRROR_PROXY", format!("http://jane:hunter2@{}", parent.host()))
+            .env("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20t0ken")
+            .variables(receiver.variables())
+            .start();
+        ask(&proxy);
+        receiver.wait_request("proxy", "tool_1.orig.tar.xz");
+        assert!(parent.log().iter().any(|seen| seen.header("proxy-authorization").is_some()));
+        proxy.signal("TERM");
+        proxy.wait_exit(PATIENCE);
+        // Basic, of `jane:hunter2`.
+        for word in [password, "open sesame", "hunter2", "amFuZTpodW50ZXIy", "t0ken"] {
+            let said = proxy.log().lines().find(|line| line.contains(word)).map(str::to_owned);
+            assert_eq!(said, None, "{word}");
+        }
+    }
+}
+
+#[test]
+fn no_log_has_what_sites_and_replicas_know_each_other_by() {
+    let trace = [("LOG_LEVEL", "trace")];
+    let swarm = Swarm::of(&[("tool", 1 << 20)]);
+    let one = swarm.site_with(&[], &trace);
+    swarm.fetch(&one, "tool");
+    let two = swarm.site_with(&[&one], &trace);
+    swarm.wait_found(&two, "tool", &[&one]);
+    swarm.fetch(&two, "tool");
+    let site = volumes::Site::new();
+    let (path, bytes) = site.package(1, 1 << 20);
+    let replicas = [(); 2].map(|()| {
+        let replica = site.replica_with(&[("APTMESH_LOG_LEVEL", "trace")]);
+        site.fetch(&replica, &path, &bytes);
+        replica
+    });
+    for log in [one.log(), two.log(), replicas[0].log(), replicas[1].log()] {
+        assert!(log.contains("/blob/sha256/") || log.contains("tool"), "it tells of it");
+        for line in log.lines() {
+            // Tokens begin so.
+            let says = |word: &str| line.contains(word);
+            assert!(!says("Aptmesh ") && !says(&swarm.key), "{line}");
+        }
+    }
+}
+
+#[test]
+fn settings_that_are_wrong_are_told_in_a_line_without_their_secrets() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("aptmesh.toml");
+    std::fs::write(&file, "").unwrap();
+    let proxy = Proxy::build().arg("--config").arg(&file).start();
+    for (number, text) in [
+        "[proxy]\nsidecar = \"http://jane:hunter2@127.0.0.1:9981\"\n\
+         advertise = \"ftp://jane:hunter2@h:1\"\n[archive]\n\
+         groups = [\"int http://jane:hunter2@m.org/debian\", \"http://jane:hunter2@m.org\"]\n\
+         [swarm]\nadvertise = [\"http://jane:hunter2@h:1\"]\n",
+        "[index]\nurl = \"postgres://jane:hunter2@h/d\n",
+        "[mirror]\nproxy = http://jane:hunter2@h\n",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        std::fs::write(&file, text).unwrap();
+        proxy.signal("HUP");
+        let told = || proxy.log().matches("the settings are wrong").count();
+        wait_until(PATIENCE, "it says so", || told() == number + 1);
+    }
+    let log = proxy.log();
+    assert!(log.contains("advertise") && log.contains("http://…@127.0.0.1:9981/"), "{log}");
+    assert!(log.contains("aptmesh.toml: line 2: "), "{log}");
+    for line in log.lines() {
+        assert!(!SECRETS.iter().any(|word| line.contains(word)), "{line}");
+        assert!(line.starts_with("20"), "no line of its own: {line}");
+    }
+}
+
+#[test]
+fn what_is_not_taken_of_the_log_is_counted() {
+    let mirror = mirror();
+    let prefix = ["sh", "-c", "exec \"$@\" 2>/dev/full", "sh"].map(str::to_owned);
+    let proxy = Proxy::build().prefix(prefix.into()).start();
+    let target = proxy.url_for(&mirror, TOOL);
+    ask(&proxy, &target, 3);
+    wait_until(PATIENCE, "each is counted", || proxy.count(LOST) >= 3);
+    let lost = proxy.count(LOST);
+    ask(&proxy, &target, 3);
+    wait_until(PATIENCE, "they too", || proxy.count(LOST) == lost + 3);
+}
+
+#[test]
+fn machines_are_told_the_end_in_an_object_too() {
+    let serve = |settings: &[(&str, &str)], listen: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let ended = aptmesh()
+            .args(["serve", "--log-format", "json", "--admin-listen", "127.0.0.1:0"])
+            .args(["--listen", listen, "--data"])
+            .arg(folder.path())
+            .envs(settings.iter().copied())
+            .output()
+            .unwrap();
+        (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
+    };
+    let last = |said: &str| {
+        let objects = said.lines().map(|line| serde_json::from_str::<Value>(line).expect(line));
+        let last = objects.last().expect("a line");
+        assert_eq!(last["level"], "ERROR", "{last}");
+        last["message"].as_str().unwrap().to_owned()
+    };
+    let taken = proxy_address();
+    let (code, said) = serve(&[], &taken.1);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(last(&said).starts_with("could not listen on"), "{said}");
+    // Whoever switched the log off is told all the same.
+    let (code, said) = serve(&[("APTMESH_LOG_LEVEL", "off")], &taken.1);
+    assert!(code == Some(1) && said.starts_with("aptmesh: could not listen on"), "{said}");
+    // A library of ours can not bear this.
+    let (code, said) = serve(&[("TOKIO_WORKER_THREADS", "many")], "127.0.0.1:0");
+    assert_eq!(code, Some(101), "{said}");
+    assert!(last(&said).starts_with("panicked: "), "{said}");
+}
+
+#[test]
+fn what_lasts_is_told_once() {
+    // Too few open files for those who come.
+    let prefix = ["sh", "-c", "ulimit -n 100; exec \"$@\"", "sh"].map(str::to_owned);
+    let proxy = Proxy::build().prefix(prefix.into()).start();
+    let crowd: Vec<_> = (0..120).map(|_| Connection::open(proxy.addr())).collect();
+    let told = || proxy.log().matches("could not accept connections").count();
+    wait_until(PATIENCE, "it says so", || told() > 0);
+    // It tries again ten times a second.
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(told(), 1, "{}", proxy.log());
+    drop(crowd);
+    wait_until(PATIENCE, "it is well again", || get(proxy.addr(), "/").status == 406);
+    assert_eq!(told(), 1, "{}", proxy.log());
 }
 
 /// A proxy whose standard error is a pipe of ours.

@@ -440,9 +440,13 @@ impl<'a> Gathering<'a> {
         self.round.store(times, Ordering::Relaxed);
         lock(&self.board).clear();
         let mut givers = lock(&self.givers);
-        tracing::warn!(url = self.transfer.target.url, times, "peers gave wrong bytes");
+        let url = &self.transfer.target.url;
         if let ([giver], 0) = (by, led) {
+            // This tells who it was.
             givers.blame(*giver, &self.transfer.engine);
+            tracing::debug!(url, times, "a peer gave wrong bytes");
+        } else {
+            tracing::warn!(url, times, "peers gave wrong bytes");
         }
         givers.dispute(by, times >= DISPUTES_MAX);
     }
