@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::cli::manager;
-use crate::cli::serve::{LEAVE_MAX, Signals, ended, observe, raise_file_limit, read_again};
+use crate::cli::serve::{LEAVE_MAX, Signals, observe, raise_file_limit, read_again};
 use crate::cli::surfaces::open;
 use crate::cli::wiring;
 use crate::config::{Config, Sources};
@@ -24,13 +24,11 @@ pub(super) fn run(config: Config, sources: &Sources) -> anyhow::Result<()> {
     let telemetry = observe(&config);
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let format = config.log.format;
     let served = runtime.block_on(serve(config, sources, &telemetry));
     // A resolver holds nobody up any more.
     runtime.shutdown_background();
-    let ended = ended(served, format);
     telemetry.stop();
-    ended
+    served
 }
 
 async fn serve(config: Config, sources: &Sources, telemetry: &Telemetry) -> anyhow::Result<()> {

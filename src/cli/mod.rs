@@ -27,6 +27,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::bytes::Bytes;
 use crate::config::roles::Role;
 use crate::config::{Config, Faults, Flags, Sources};
+use crate::telemetry::logs::{self, Format};
 
 /// `EX_CONFIG` of sysexits: the settings are wrong.
 const EXIT_SETTINGS: u8 = 78;
@@ -194,12 +195,21 @@ pub fn run() -> ExitCode {
         Ok(config)
     });
     match config {
-        Ok(config) => report(execute(verb, config, sources)),
+        Ok(config) => {
+            // Who has its log read by programs has this read by them, too.
+            let format = if verb.logs() { config.log.format } else { Format::Text };
+            report(execute(verb, config, sources), format)
+        }
         Err(faults) => report_faults(&faults),
     }
 }
 
 impl Verb {
+    /// Whether it writes a log to standard error.
+    const fn logs(&self) -> bool {
+        matches!(self, Self::Serve | Self::Proxy | Self::Dht)
+    }
+
     /// What the settings have to be fit for.
     const fn role(&self) -> Option<Role> {
         match self {
@@ -230,12 +240,11 @@ fn execute(verb: Verb, config: Config, sources: Sources) -> anyhow::Result<()> {
 }
 
 #[expect(clippy::print_stderr, reason = "a command's last word")]
-fn report(result: anyhow::Result<()>) -> ExitCode {
+fn report(result: anyhow::Result<()>, format: Format) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<serve::Logged>() => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("aptmesh: {error:#}");
+            eprintln!("{}", logs::last_words(format, &format!("{error:#}")));
             ExitCode::FAILURE
         }
     }

@@ -13,7 +13,6 @@ use crate::cli::manager;
 use crate::cli::surfaces::{self, open};
 use crate::cli::wiring::{self, Parts, Places};
 use crate::config::{Config, Sources};
-use crate::telemetry::logs::Format;
 use crate::telemetry::{Telemetry, process};
 use crate::web::access::{AccessMetrics, Door};
 use crate::web::connection::Surface;
@@ -35,29 +34,12 @@ pub(super) fn run(config: Config, sources: Sources) -> anyhow::Result<()> {
     let telemetry = observe(&config);
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let format = config.log.format;
     let served = runtime.block_on(serve(config, sources, &telemetry));
     // Threads that wait for a disk or a resolver hold nobody up any more.
     runtime.shutdown_background();
-    let ended = ended(served, format);
     telemetry.stop();
-    ended
+    served
 }
-
-/// How it ended. Programs that read the log find the reason there; if it has none, it is told like a command's.
-pub(super) fn ended(served: anyhow::Result<()>, format: Format) -> anyhow::Result<()> {
-    let Err(error) = served else { return Ok(()) };
-    if format == Format::Json && tracing::enabled!(tracing::Level::ERROR) {
-        tracing::error!("{error:#}");
-        return Err(Logged.into());
-    }
-    Err(error)
-}
-
-/// A failure of which the log tells.
-#[derive(Debug, thiserror::Error)]
-#[error("see the log")]
-pub(super) struct Logged;
 
 /// Begins to log, and to trace.
 pub(super) fn observe(config: &Config) -> Telemetry {

@@ -6,9 +6,10 @@ use std::panic;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use tracing::{Subscriber, field};
+use serde_json::json;
+use tracing::Subscriber;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{FilterExt as _, filter_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -87,10 +88,26 @@ pub fn start(config: &Config, traces: Option<traces::Layer<Registry>>) -> Logs {
         // Programs that read the log get a panic as an object, too.
         panic::set_hook(Box::new(|panic| {
             let words = panic.payload_as_str().unwrap_or("for no reason that it tells");
-            tracing::error!(at = panic.location().map(field::display), "panicked: {words}");
+            let at = panic.location().map(ToString::to_string).unwrap_or_default();
+            let words = last_words(Format::Json, &format!("panicked at {at}: {words}"));
+            // If it is not taken, there is nobody to tell.
+            drop(writeln!(io::stderr(), "{words}"));
         }));
     }
     Logs { lost, unwritten, writing: Some(writing) }
+}
+
+/// Why a process ends, for whoever reads its log, whatever of that is switched off.
+#[must_use]
+pub fn last_words(format: Format, words: &str) -> String {
+    match format {
+        Format::Text => format!("aptmesh: {words}"),
+        Format::Json => {
+            let now = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
+            json!({ "timestamp": now, "level": "ERROR", "message": words, "target": "aptmesh" })
+                .to_string()
+        }
+    }
 }
 
 /// Writes lines, those that come together at once. What is not taken is counted, and does not stop what comes
