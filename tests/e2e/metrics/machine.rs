@@ -38,6 +38,8 @@ pub fn run(ledger: &Ledger) {
         .env("APTMESH_MIRROR_CONNECT_PORTS", mirrors[1].addr().port().to_string())
         .env("APTMESH_PREFETCH_BUDGET", "10MiB")
         .env("APTMESH_LISTEN_BALANCERS", "127.0.0.1/32")
+        // As nobody else has it.
+        .env("APTMESH_LISTEN_CONNECTIONS", "500")
         .start();
     let sees = |metric: &str| ledger.sees(proxy.admin(), metric);
     for metric in ["aptmesh_store_unadopted_bytes", "aptmesh_store_shared_files"] {
