@@ -28,8 +28,8 @@ pub fn run() {
         ("on, 1 % sampled", sampled("0.01").start()),
         ("on, all sampled", sampled("1").start()),
     ];
-    if let Ok(binary) = std::env::var("APTMESH_BENCH_BESIDE") {
-        let other = without_access_log(Proxy::build()).prefix(instead(&binary));
+    if let Some(binary) = std::env::var_os("APTMESH_BENCH_BESIDE") {
+        let other = without_access_log(Proxy::build()).prefix(instead(&binary.to_string_lossy()));
         proxies.push(("off, the other binary", other.start()));
     }
     let through = format!("/{}", origin.address);
