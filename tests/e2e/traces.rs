@@ -383,7 +383,7 @@ fn the_log_is_as_without_traces() {
     for variables in [true, false] {
         let (mirror, receiver) = (mirror(), Otlp::start(Way::Http));
         let build = Proxy::build().env("APTMESH_LOG_LEVEL", "trace");
-        let traced = variables.then(|| receiver.variables()).unwrap_or_default();
+        let traced = if variables { receiver.variables() } else { Vec::new() };
         let proxy = build.variables(traced).start();
         fetch(&proxy, &mirror, TOOL);
         if variables {

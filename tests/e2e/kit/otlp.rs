@@ -25,7 +25,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -113,19 +114,11 @@ impl Otlp {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime").block_on(async move {
                 let listener = TcpListener::from_std(listener).expect("a listener");
+                let mut talks = JoinSet::new();
                 loop {
                     let (stream, _) = listener.accept().await.expect("a connection");
                     hearing.connections.fetch_add(1, Ordering::SeqCst);
-                    let (tls, heard) = (tls.clone(), Arc::clone(&hearing));
-                    tokio::spawn(async move {
-                        match tls {
-                            None => converse(way, stream, heard).await,
-                            Some(tls) => match tls.accept(stream).await {
-                                Ok(stream) => converse(way, stream, heard).await,
-                                Err(error) => eprintln!("the receiver's TLS: {error}"),
-                            },
-                        }
-                    });
+                    talks.spawn(receive(way, tls.clone(), stream, Arc::clone(&hearing)));
                 }
             });
         });
@@ -207,6 +200,16 @@ fn up(span: &Span, root: &Span, spans: &[Span]) -> Option<String> {
     }
     let parent = spans.iter().find(|other| other.id == span.parent)?;
     Some(format!("{} < {}", span.name, up(parent, root, spans)?))
+}
+
+async fn receive(way: Way, tls: Option<TlsAcceptor>, stream: TcpStream, heard: Arc<Heard>) {
+    match tls {
+        None => converse(way, stream, heard).await,
+        Some(tls) => match tls.accept(stream).await {
+            Ok(stream) => converse(way, stream, heard).await,
+            Err(error) => eprintln!("the receiver's TLS: {error}"),
+        },
+    }
 }
 
 async fn converse<S>(way: Way, stream: S, heard: Arc<Heard>)
