@@ -11,8 +11,8 @@ use crate::cli::status::plain;
 use crate::config::Config;
 use crate::web::explain::report::Report;
 
-/// For how long an answer is waited for: the volume, the index and other sites are.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// For how long an answer is waited for: the volume, folders, the index and other sites are, some seconds each.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The width of the names of facts.
 const WIDTH: usize = 22;
 

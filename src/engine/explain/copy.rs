@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use tokio::time::timeout;
-
 use crate::content::digest::Sha256;
 use crate::engine::Engine;
 use crate::engine::explain::questions::Questions;
-use crate::engine::explain::{PATIENCE, Place, Stored, named_by};
+use crate::engine::explain::{Place, Stored, named_by};
 use crate::engine::memory::Known;
 use crate::engine::volume::folders::Found;
 use crate::engine::volume::proof::Soundness;
@@ -59,7 +57,7 @@ impl Engine {
     /// Whether what memory holds can be served, whatever the volume does.
     async fn is_ready(&self, held: &Arc<Known>) -> bool {
         matches!(held.soundness(), Soundness::Proven | Soundness::Unproven)
-            && timeout(PATIENCE, self.is_at_hand(held)).await == Ok(true)
+            && self.is_at_hand(held).await
     }
 
     /// What has the right content, under whatever name, or in a shared folder.
@@ -73,8 +71,7 @@ impl Engine {
             return Some(entry);
         }
         // New to the index, or that is silent.
-        let looking = timeout(PATIENCE, self.inspector.on_volume(&digest));
-        if let Ok(Some(entry)) = looking.await {
+        if let Some(entry) = self.inspector.on_volume(&digest).await {
             return Some(entry);
         }
         let shared = self.shared_file(questions, &digest).await?;
@@ -85,10 +82,7 @@ impl Engine {
     async fn place(&self, questions: &Questions, blob: &Sha256, is_named: bool) -> Place {
         let (store, name) = (Arc::clone(&self.store), *blob);
         let looking = self.store.look(move || store.read(&name));
-        let is_there = match timeout(PATIENCE, looking).await {
-            Ok(Ok(found)) => Some(found.is_some()),
-            Ok(Err(_)) | Err(_) => None,
-        };
+        let is_there = looking.await.ok().map(|found| found.is_some());
         if is_there == Some(true) {
             return Place::Volume(self.store.path_of(blob));
         }
@@ -105,7 +99,7 @@ impl Engine {
     /// The file of a shared folder that would be served.
     async fn shared_file(&self, questions: &Questions, digest: &Sha256) -> Option<Found> {
         let files = questions.ask(self.folders.remembered(digest)).await?;
-        let (found, _) = timeout(PATIENCE, self.folders.first_intact(files)).await.ok()?;
+        let (found, _) = questions.folders.wait(self.folders.first_intact(files)).await?;
         found
     }
 }

@@ -27,7 +27,7 @@ use crate::swarm::discovery::Holder;
 
 /// For how long other sites are looked for: as long as a client would wait.
 const LOOK_UP_BUDGET: Duration = Duration::from_millis(150);
-/// For how long the volume, a folder or the index is waited for each time.
+/// For how long the index, and then shared folders, are waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is known of a resource.

@@ -1,13 +1,11 @@
 //! What release files do to a resource: to one of them, and to the lists that they name.
 
-use tokio::time::timeout;
-
 use crate::archive::target::Target;
 use crate::content::digest::Sha256;
 use crate::engine::Engine;
+use crate::engine::explain::Suite;
 use crate::engine::explain::lists::ABOVE_MAX;
 use crate::engine::explain::questions::Questions;
-use crate::engine::explain::{PATIENCE, Suite};
 
 impl Engine {
     /// How a release file stands of which `served` is at hand for clients.
@@ -18,7 +16,7 @@ impl Engine {
         served: Option<Sha256>,
     ) -> Suite {
         let has_expired = match served.filter(|_| self.judge.is_in_session()) {
-            Some(release) => timeout(PATIENCE, self.has_expired(release)).await == Ok(true),
+            Some(release) => self.has_expired(release).await,
             None => false,
         };
         Suite {
@@ -43,8 +41,7 @@ impl Engine {
             for name in ["InRelease", "Release"] {
                 let release = format!("{folder}/{name}");
                 let Some(blob) = self.stored_release(questions, &release).await else { continue };
-                let reading = timeout(PATIENCE, self.generation(blob));
-                let Ok(Some(generation)) = reading.await else { continue };
+                let Some(generation) = self.generation(blob).await else { continue };
                 if let Some(listed) = generation.by_hash_target(folder, path) {
                     return Some((release, listed));
                 }
