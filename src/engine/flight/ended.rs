@@ -17,7 +17,7 @@ const REASON_MAX: usize = 300;
 /// How the last download of a resource ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
-    /// One of [`Flight::OUTCOMES`].
+    /// One of `Flight::OUTCOMES`.
     pub outcome: &'static str,
     /// Who gave it; `None`: nobody, or a mirror confirmed it. Of what is confirmed, a replica that fetched it or
     /// had it confirmed.
