@@ -174,6 +174,12 @@ fn to_look_changes_nothing() {
     let index = explained(&proxy, &url_of(&mirror, INDEX));
     assert_eq!(would(&index).0, "revalidate");
     assert!(would(&index).1.contains("would be asked whether it is still right"), "{index}");
+    wait_until(PATIENCE, "a mirror confirmed it since", || {
+        get(proxy.addr(), &proxy.url_for(&mirror, INDEX));
+        let told = explained(&proxy, &url_of(&mirror, INDEX));
+        told["stored"]["confirmed_at"].as_i64() > index["stored"]["confirmed_at"].as_i64()
+    });
+    assert_eq!(mirror.bodies(INDEX), 0);
 }
 
 #[test]

@@ -46,7 +46,8 @@ impl Engine {
                 Some(held) => self.is_ready(held).await,
                 None => false,
             },
-            confirmed_at: Some(entry.checked_at).filter(|at| *at > 0),
+            confirmed_at: Some(held.map_or(entry.checked_at, |held| held.confirmed_at()))
+                .filter(|at| *at > 0),
             standing,
             on_volume,
             blob: entry.blob,

@@ -202,7 +202,10 @@ impl Engine {
             // What may change is on this volume before its mirror is asked.
             stored.is_served() || (is_taken_over && !is_lasting(kind))
         });
-        let served = known.map(|known| known.blob);
+        let suite = match kind {
+            Kind::Release if is_kept => self.suite(questions, &target.key, known).await,
+            _ => Suite::default(),
+        };
         Explanation {
             name: target.key.split('?').next().unwrap_or_default().to_owned(),
             kind,
@@ -228,11 +231,7 @@ impl Engine {
                 known: known.map(|stored| stored.standing),
             }),
             is_taken_over,
-            suite: if is_kept && kind == Kind::Release {
-                self.suite(questions, &target.key, served).await
-            } else {
-                Suite::default()
-            },
+            suite,
             as_listed: None,
             expectation,
             stored,
