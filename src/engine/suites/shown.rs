@@ -85,6 +85,12 @@ impl Shown {
         self.change(key, |memo| memo.refused = Some((reason, Instant::now())));
     }
 
+    /// Why it was not, and how long ago that was.
+    pub(in crate::engine) fn refused(&self, key: &str) -> Option<(String, Duration)> {
+        let refused = self.all().get(key)?.refused.clone();
+        refused.map(|(reason, at)| (reason, at.elapsed()))
+    }
+
     /// What its mirror has is admitted, or is what was admitted before.
     pub(in crate::engine) fn accept(&self, key: &str) {
         if let Some(memo) = self.all().get_mut(key) {
