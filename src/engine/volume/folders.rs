@@ -29,7 +29,7 @@ use crate::engine::volume::pace::Pace;
 use crate::engine::volume::upkeep::HASH_RATE;
 use crate::engine::volume::walk::{self, Met, Reason};
 use crate::index::{HashedFile, Identity, Index, IndexError};
-use crate::store::{Blob, StoreError};
+use crate::store::{Blob, Calls, READ_PATIENCE, StoreError};
 use crate::telemetry::metrics::Metrics;
 
 /// Until the folders are walked over again, at least...
@@ -71,6 +71,8 @@ pub(in crate::engine) struct Folders {
     inspector: Arc<Inspector>,
     roots: Vec<PathBuf>,
     own: PathBuf,
+    /// For clients.
+    calls: Calls,
     /// Wakes who walks over them.
     changed: Notify,
     /// Files that turned out to be others than those remembered: no more than are remembered.
@@ -136,6 +138,7 @@ impl Folders {
             inspector: Arc::clone(inspector),
             roots: config.canonical_roots(),
             own: config.own.clone(),
+            calls: Calls::to("a shared folder"),
             changed: Notify::new(),
             doubted: Mutex::default(),
             hashing: RandomState::new(),
@@ -167,15 +170,24 @@ impl Folders {
         Ok(files)
     }
 
-    /// The first of these files that is what it was, and those before it that are not. Changes nothing.
+    /// The first of these files that is what it was, and those before it that are not. Changes nothing. A folder that
+    /// says nothing is left alone until it answers: clients have mirrors.
     pub(in crate::engine) async fn first_intact(
         &self,
         files: Vec<HashedFile>,
     ) -> (Option<Found>, Vec<PathBuf>) {
         let mut changed = Vec::new();
         for HashedFile { path, identity, .. } in files {
+            if self.calls.are_overdue() {
+                break;
+            }
             let opening = path.clone();
-            match spawn_blocking(move || walk::open(&opening, &identity)).await {
+            let opened = self.calls.wait(READ_PATIENCE, move || walk::open(&opening, &identity));
+            let Some(opened) = opened.await else {
+                tracing::warn!(path = %path.display(), "a shared folder says nothing: left alone");
+                break;
+            };
+            match opened {
                 Ok(Ok(opened)) => {
                     let blob = Blob { file: Arc::new(opened), size: identity.size };
                     return (Some(Found { path, blob }), changed);
