@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
@@ -356,7 +356,11 @@ impl<'a> Gathering<'a> {
         let mut attempt = self.swarm.ranking.begin(holder);
         let Assigned { number, range } = assigned;
         let start = range.start;
-        let mut body = match self.swarm.peers.fetch(holder, &self.blob, range).await {
+        let given = self.swarm.peers.fetch(holder, &self.blob, range).await;
+        if let Err(refused) = &given {
+            traces::fail(&Span::current(), refused.label(), refused);
+        }
+        let mut body = match given {
             Ok(body) => body,
             Err(Refused::Absent) => {
                 attempt.absent();
@@ -379,6 +383,7 @@ impl<'a> Gathering<'a> {
             }
         };
         if body.whole().is_some_and(|whole| whole != self.size) {
+            traces::fail(&Span::current(), "failed", "has another file under that digest");
             attempt.failed();
             return Stand::Gone;
         }
@@ -397,6 +402,7 @@ impl<'a> Gathering<'a> {
                 Ok(None) => break,
                 Err(reason) => {
                     tracing::debug!(node = &*holder.node, reason, "a peer broke off");
+                    traces::fail(&Span::current(), "cut", &reason);
                     // It may be its mirror that is silent.
                     if body.have().is_some() {
                         attempt.absent();
@@ -441,6 +447,7 @@ impl<'a> Gathering<'a> {
         lock(&self.board).clear();
         let mut givers = lock(&self.givers);
         tracing::warn!(url = self.transfer.target.url, times, "peers gave wrong bytes");
+        traces::fail(&span!("engine.verify"), "wrong", "peers gave wrong bytes");
         if let ([giver], 0) = (by, led) {
             givers.blame(*giver, &self.transfer.engine);
         }
