@@ -81,13 +81,16 @@ fn note_end(span: &Span, flight: &Flight, outcome: &'static str) {
     }
 }
 
-/// The same for a release file's admission.
-fn note_admission(span: &Span, admission: &Admission) {
+/// In a span of its own, which tells what came of it.
+async fn traced_admission(admitting: impl Future<Output = Admission>) -> Admission {
+    let span = span!("engine.admit");
+    let admission = admitting.instrument(span.clone()).await;
     let label = admission.label();
-    traces::set(span, "aptmesh.outcome", label);
-    if let Admission::Refused(reason) | Admission::Torn(reason) = admission {
-        traces::fail(span, label, reason);
+    traces::set(&span, "aptmesh.outcome", label);
+    if let Admission::Refused(reason) | Admission::Torn(reason) = &admission {
+        traces::fail(&span, label, reason);
     }
+    admission
 }
 
 /// Why a flow ended early.
@@ -168,11 +171,8 @@ impl Transfer {
                 return Some(arrived);
             }
             let digest = arrived.written.verdict.sha256;
-            let span = span!("engine.admit");
-            let admission = self.admit(flight, digest, deadline).instrument(span.clone()).await;
-            note_admission(&span, &admission);
-            drop(span);
-            match admission {
+            let admitting = self.admit(flight, digest, deadline);
+            match traced_admission(admitting).await {
                 Admission::Admitted(signature) => {
                     self.engine.suites.shown.accept(&self.target.key);
                     // Its clients ask for it at once.

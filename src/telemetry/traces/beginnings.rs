@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use opentelemetry::trace::{Link, SpanKind, TraceContextExt as _, TraceId, TraceState};
+use opentelemetry::trace::{
+    Link, SpanContext, SpanKind, TraceContextExt as _, TraceId, TraceState,
+};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::{Sampler, SamplingDecision, SamplingResult, ShouldSample};
 
@@ -57,7 +59,7 @@ impl ShouldSample for Beginnings {
         links: &[Link],
     ) -> SamplingResult {
         let above = parent.map(|parent| parent.span().span_context().clone());
-        let above = above.filter(|above| above.is_valid());
+        let above = above.filter(SpanContext::is_valid);
         let is_left_out = match &above {
             None => *kind != SpanKind::Server && name != FLIGHT,
             // What is part of what was left out, be the sampler one that does not look at parents.

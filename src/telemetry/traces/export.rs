@@ -163,6 +163,7 @@ impl Sending {
         let sender = Sender {
             exporter,
             queue: export.queue,
+            patience: export.timeout.min(export.queue.timeout),
             arriving,
             stop: stop.clone(),
             spans: spans.clone(),
@@ -357,6 +358,9 @@ impl SpanProcessor for Waiting {
 struct Sender {
     exporter: SpanExporter,
     queue: Queue,
+    /// For how long a batch may take, with all that is tried again: gRPC's client does not count the time
+    /// that it takes to connect.
+    patience: Duration,
     arriving: mpsc::Receiver<SpanData>,
     stop: CancellationToken,
     spans: IntCounterVec,
@@ -374,8 +378,8 @@ impl Sender {
                 return;
             }
             let count = batch.len() as u64;
-            let sent = timeout(self.queue.timeout, self.exporter.export(batch)).await;
-            let sent = sent.unwrap_or(Err(OTelSdkError::Timeout(self.queue.timeout)));
+            let sent = timeout(self.patience, self.exporter.export(batch)).await;
+            let sent = sent.unwrap_or(Err(OTelSdkError::Timeout(self.patience)));
             let outcome = if sent.is_ok() { "exported" } else { "failed" };
             self.spans.with_label_values(&[outcome]).inc_by(count);
             self.tell(&sent);

@@ -80,8 +80,8 @@ fn every_sampler_leaves_whole_traces() {
     for sampler in [("OTEL_TRACES_SAMPLER", "always_on"), ("OTEL_TRACES_SAMPLER", "traceidratio")] {
         let receiver = Otlp::start(Way::Http);
         let swarm = Swarm::of(&[("tool", MB)]);
-        let site = Site::build(&swarm.key).variables(receiver.variables());
-        let site = site.env(sampler.0, sampler.1).start();
+        let variables = [receiver.variables(), vec![(sampler.0, sampler.1.to_owned())]].concat();
+        let site = Site::build(&swarm.key).variables(variables).start();
         swarm.learn(&site);
         fetch_traced(&site, &swarm.mirror, &swarm.path("tool"), "00");
         let root = receiver.wait_for("the client's request", |span| span.parent == PARENT);

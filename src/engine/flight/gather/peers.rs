@@ -1,5 +1,6 @@
 //! The peers' part of a download: who is asked, for what, and what comes of it.
 
+use std::fmt::Display;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +23,7 @@ use crate::engine::flight::writer::{Proof, Writer};
 use crate::engine::outcome::Meta;
 use crate::swarm::Swarm;
 use crate::swarm::discovery::Holder;
-use crate::swarm::peers::Refused;
+use crate::swarm::peers::{PieceBody, Refused};
 use crate::telemetry::traces::{self, span};
 
 /// How often it is looked how far the mirror is to go.
@@ -352,15 +353,16 @@ impl<'a> Gathering<'a> {
         Ended { giver, number, stand }
     }
 
+    async fn fetched(&self, holder: &Holder, range: Range<u64>) -> Result<PieceBody, Refused> {
+        let fetched = self.swarm.peers.fetch(holder, &self.blob, range).await;
+        fetched.inspect_err(|refused| note_failure(refused.label(), refused))
+    }
+
     async fn brought(&self, giver: Giver, holder: &Holder, assigned: Assigned) -> Stand {
         let mut attempt = self.swarm.ranking.begin(holder);
         let Assigned { number, range } = assigned;
         let start = range.start;
-        let given = self.swarm.peers.fetch(holder, &self.blob, range).await;
-        if let Err(refused) = &given {
-            traces::fail(&Span::current(), refused.label(), refused);
-        }
-        let mut body = match given {
+        let mut body = match self.fetched(holder, range).await {
             Ok(body) => body,
             Err(Refused::Absent) => {
                 attempt.absent();
@@ -383,7 +385,7 @@ impl<'a> Gathering<'a> {
             }
         };
         if body.whole().is_some_and(|whole| whole != self.size) {
-            traces::fail(&Span::current(), "failed", "has another file under that digest");
+            note_failure("failed", "has another file under that digest");
             attempt.failed();
             return Stand::Gone;
         }
@@ -402,7 +404,7 @@ impl<'a> Gathering<'a> {
                 Ok(None) => break,
                 Err(reason) => {
                     tracing::debug!(node = &*holder.node, reason, "a peer broke off");
-                    traces::fail(&Span::current(), "cut", &reason);
+                    note_failure("cut", &reason);
                     // It may be its mirror that is silent.
                     if body.have().is_some() {
                         attempt.absent();
@@ -453,6 +455,11 @@ impl<'a> Gathering<'a> {
         }
         givers.dispute(by, times >= DISPUTES_MAX);
     }
+}
+
+/// Of the question to a peer, whose span is the current one.
+fn note_failure(kind: &str, reason: &(impl Display + ?Sized)) {
+    traces::fail(&Span::current(), kind, reason);
 }
 
 async fn heard_of(looking: &mut Option<BoxFuture<'_, Vec<Holder>>>) -> Vec<Holder> {
