@@ -77,3 +77,48 @@ impl ShouldSample for Beginnings {
         self.own.should_sample(parent, trace, name, kind, attributes, links)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use opentelemetry::trace::{SpanId, TraceFlags};
+
+    const TRACE: TraceId = TraceId::from_bytes([1; 16]);
+
+    fn is_traced(sampler: &Beginnings, kind: &SpanKind, above: Option<(bool, bool)>) -> bool {
+        let parent = above.map(|(is_remote, is_sampled)| {
+            let flags = TraceFlags::default().with_sampled(is_sampled);
+            let id = SpanId::from_bytes([1; 8]);
+            let above = SpanContext::new(TRACE, id, flags, is_remote, TraceState::default());
+            Context::new().with_remote_span_context(above)
+        });
+        let result = sampler.should_sample(parent.as_ref(), TRACE, "any", kind, &[], &[]);
+        result.decision == SamplingDecision::RecordAndSample
+    }
+
+    #[test]
+    fn what_is_part_of_nothing_is_nothing() {
+        for own in [Sampler::AlwaysOn, Sampler::TraceIdRatioBased(1.0)] {
+            let sampler = Beginnings::new(own);
+            assert!(is_traced(&sampler, &SpanKind::Server, None));
+            assert!(!is_traced(&sampler, &SpanKind::Client, None), "it goes on in the background");
+            assert!(is_traced(&sampler, &SpanKind::Client, Some((false, true))));
+            assert!(!is_traced(&sampler, &SpanKind::Client, Some((false, false))), "an orphan");
+            // These do not look at what clients say.
+            assert!(is_traced(&sampler, &SpanKind::Server, Some((true, false))));
+        }
+    }
+
+    #[test]
+    fn who_says_so_too_often_is_like_any_other() {
+        let by_parent = |root| Beginnings::new(Sampler::ParentBased(Box::new(root)));
+        let ask = |sampler: &Beginnings| is_traced(sampler, &SpanKind::Server, Some((true, true)));
+        let begun = Instant::now();
+        let sampler = by_parent(Sampler::AlwaysOff);
+        let traced = (0..10 * LED_MAX).filter(|_| ask(&sampler)).count() as u64;
+        let bound = u64::from(LED_MAX) * (begun.elapsed().as_secs() + 2);
+        assert!((u64::from(LED_MAX)..=bound).contains(&traced), "{traced}");
+        let sampler = by_parent(Sampler::AlwaysOn);
+        assert!((0..10 * LED_MAX).all(|_| ask(&sampler)));
+    }
+}

@@ -135,8 +135,9 @@ fn a_release_file_is_admitted_or_not() {
     let admitted = "engine.admit < engine.flight < web.request";
     assert_eq!(receiver.wait_path(&root, "engine.admit"), admitted);
 
-    let path = "/debian/dists/unsigned/InRelease";
-    mirror.put(path, File::new(LocalArchive::new("unsigned").release().into_bytes()));
+    let path = "/debian/dists/other/InRelease";
+    let stranger = Signer::new("ed25519");
+    mirror.put(path, File::new(stranger.clearsign(&LocalArchive::new("other").release())));
     assert_eq!(ask(&proxy, &mirror, path).status, 503);
     let root = receiver.wait_request("proxy", path);
     let expected =
