@@ -207,3 +207,26 @@ fn what_is_confirmed_or_only_handed_on() {
     let path = "mirror.request < mirror.ask < web.request";
     assert_eq!(receiver.wait_path(&root, "mirror.request"), path);
 }
+
+#[test]
+fn a_node_that_is_away() {
+    let (swarm, receiver) = (Swarm::of(&[("tool", 5 * MB)]), Otlp::start(Way::Http));
+    let mut node = Node::build(&swarm.key).start();
+    let proxy = Proxy::build()
+        .env("APTMESH_SWARM_KEY", &swarm.key)
+        .env("APTMESH_SWARM_ANNOUNCE", "false")
+        .env("APTMESH_PROXY_SIDECAR", format!("http://{}", node.api()))
+        .variables(receiver.variables())
+        .start();
+    swarm.learn(&proxy);
+    node.stop();
+    swarm.fetch(&proxy, "tool");
+    let root = receiver.wait_request("proxy", &swarm.path("tool"));
+    receiver.wait_path(&root, "swarm.look_up");
+    let failed = failed(&receiver, &root);
+    assert!(failed.contains(&("swarm.look_up".to_owned(), "away".to_owned())), "{failed:?}");
+    // It is not asked where it is known already that it is away.
+    let spans = receiver.trace(&root);
+    let mut asked = spans.iter().filter(|span| span.name == "swarm.ask_node");
+    assert!(asked.all(|span| span.get("error.type") == "failed"), "{spans:#?}");
+}
