@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 use url::Url;
 
 use crate::content::card::URLS_MAX;
@@ -254,6 +254,9 @@ impl Discovery for Sidecar {
         let span = span!("swarm.look_up");
         let (outcome, found) = self.find(blob, budget).instrument(span.clone()).await;
         traces::set(&span, "aptmesh.outcome", outcome);
+        if matches!(outcome, "away" | "late") {
+            traces::fail(&span, outcome, "the swarm's node has not answered");
+        }
         traces::set(&span, "aptmesh.found", traces::number(found.len() as u64));
         question.outcome = outcome;
         found
@@ -343,6 +346,7 @@ impl Link {
                 Some(answer)
             }
             Err(reason) => {
+                traces::fail(&Span::current(), "failed", &reason);
                 if self.away.failed(Instant::now()) {
                     let api = &self.api;
                     tracing::warn!(api, reason, "the swarm's node is away: going on without");

@@ -3,6 +3,7 @@
 pub mod logs;
 pub mod metrics;
 pub mod process;
+pub mod shown;
 pub mod traces;
 
 use crate::telemetry::logs::Logs;

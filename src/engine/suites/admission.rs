@@ -53,6 +53,18 @@ pub(in crate::engine) enum Admission {
     Torn(String),
 }
 
+impl Admission {
+    /// The word for traces.
+    pub(in crate::engine) const fn label(&self) -> &'static str {
+        match self {
+            Self::Admitted(_) => "admitted",
+            Self::Refused(_) => "refused",
+            Self::Older(_) => "older",
+            Self::Torn(_) => "torn",
+        }
+    }
+}
+
 impl Transfer {
     /// Whether what it brings has to be admitted.
     pub(in crate::engine) fn is_for_admission(&self) -> bool {
