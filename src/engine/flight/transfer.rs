@@ -165,8 +165,9 @@ impl Transfer {
                     let url = &self.target.url;
                     tracing::warn!(url, "the mirror went back: serving the newer one");
                     let reason = "went back to an older release file";
-                    self.engine.suites.shown.refuse(&self.target.key, reason);
                     known.confirm();
+                    let beside = Some(known.entry.blob);
+                    self.engine.suites.shown.refuse(&self.target.key, reason, beside);
                     flight.land(Landing::Unchanged(known));
                     return None;
                 }

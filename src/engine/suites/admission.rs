@@ -270,7 +270,7 @@ impl Transfer {
     /// What clients get when a release file is not admitted.
     pub(in crate::engine) fn turned_away(&self, reason: String) -> Landing {
         tracing::warn!(url = self.target.url, reason, "not admitting a release file");
-        self.engine.suites.shown.refuse(&self.target.key, &reason);
+        self.engine.suites.shown.refuse(&self.target.key, &reason, None);
         Landing::Failed(Failure::Unusable { host: self.target.authority.host.clone(), reason })
     }
 }
