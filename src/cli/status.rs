@@ -316,7 +316,7 @@ mod tests {
         });
         let told = told(json!({ "history": history }));
         let line = told.lines().find(|line| line.starts_with("spared")).unwrap();
-        assert!(line.ends_with(" within 4 min") && line.contains("·▁") && line.contains("▁▇"));
+        assert!(line.ends_with(" within 4 min") && line.contains("·▁") && line.contains("▂▇"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the page says of parts that run elsewhere, that are silent, or that failed and were not asked since.
 
 use super::{PATIENCE, date, status, terminal};
+use crate::hostile::{Liar, wrong};
 use crate::kit::*;
 use crate::swarm::{FROM_PEERS, Swarm};
 use serde_json::Value;
@@ -288,4 +289,73 @@ fn signatures_and_dates_are_told_as_they_are() {
     for part in ["signature: good (", "signature: none", "made in the future", "EXPIRED"] {
         assert!(printed.contains(part), "{part:?} is not in:\n{printed}");
     }
+}
+
+#[test]
+fn a_mirror_of_a_group_that_sent_wrong_bytes_is_benched() {
+    let mirrors = [Mirror::start_at("127.0.0.80"), Mirror::start_at("127.0.0.81")];
+    let archive = LocalArchive::new("demo").package("tool", "1.0", MB);
+    for mirror in &mirrors {
+        archive.publish(mirror, "/debian");
+    }
+    let mut wrong = archive.deb("tool").to_vec();
+    wrong[MB / 2] ^= 1;
+    mirrors[0].put(&format!("/debian/{}", archive.deb_path("tool")), File::new(wrong));
+    let [one, two] = mirrors.each_ref().map(Mirror::host);
+    let config = tempfile::tempdir().unwrap();
+    let file = config.path().join("aptmesh.toml");
+    let group = format!(
+        "[[archive.groups]]\nname = \"demo\"\n\
+         mirrors = [\"http://{one}/debian\", \"http://{two}/debian\"]\n"
+    );
+    std::fs::write(&file, group).unwrap();
+    let proxy = Proxy::build().arg("--config").arg(&file).start();
+    for path in ["dists/demo/Release".to_owned(), archive.index_path()] {
+        assert_eq!(get(proxy.addr(), &format!("/demo/{path}")).status, 200);
+    }
+    wait_until(PATIENCE, "both lists are learnt", || proxy.count(super::LEARNT) >= 2);
+    // Whoever was given a part of the wrong ones asks again.
+    wait_until(PATIENCE, "the right bytes", || {
+        get(proxy.addr(), &format!("/demo/{}", archive.deb_path("tool"))).body
+            == archive.deb("tool")
+    });
+    let told = status(proxy.admin());
+    let accounts = told["mirrors"].as_array().unwrap();
+    let of = |host: &str| {
+        let url = format!("http://{host}");
+        accounts.iter().find(|account| account["url"] == *url).expect(host)
+    };
+    assert_eq!((&of(&one)["state"], &of(&two)["state"]), (&"benched".into(), &"well".into()));
+    for host in [&one, &two] {
+        assert!(of(host)["archive"].is_string(), "{}", of(host));
+    }
+    let means = told["troubles"][0]["means"].as_str().unwrap();
+    assert!(means.contains("other mirrors of the archive"), "{told}");
+    assert!(page(&proxy).contains("benched") && terminal(&proxy).contains("benched for"));
+}
+
+#[test]
+fn peers_are_ranked_and_a_liar_is_named() {
+    let swarm = Swarm::of(&[("good", 2 * MB), ("tool", 3 * MB)]);
+    let giver = Site::build(&swarm.key).named("berlin").start();
+    swarm.learn(&giver);
+    swarm.fetch(&giver, "good");
+    let site = swarm.site(&[&giver]);
+    let liar = Liar::of(&swarm, &site, &["tool"], wrong);
+    liar.wait_found(&swarm, &site, "tool");
+    let found = || !site.node().look_up(&swarm.blob("good")).is_empty();
+    wait_until(PATIENCE, "the giver is found", found);
+    swarm.fetch(&site, "tool");
+    swarm.mirror.remove(&swarm.path("good"));
+    swarm.fetch(&site, "good");
+    wait_until(PATIENCE, "the giver's name is known", || {
+        status(site.admin())["peers"][0]["site"] == "berlin"
+    });
+    let peers = status(site.admin())["peers"].clone();
+    assert!(peers[0]["proven_bytes"].as_u64() >= Some(MB as u64 / 2), "{peers}");
+    assert_eq!((&peers[0]["blamed"], &peers[1]["blamed"]), (&false.into(), &true.into()));
+    assert!(troubles(&site).contains("gave wrong bytes"), "{}", troubles(&site));
+    let (shown, printed) = (page(&site), terminal(&site));
+    assert!(shown.contains("1. berlin") && shown.contains("not asked for a day"), "{shown}");
+    assert!(printed.contains(": gave wrong bytes, gave"), "{printed}");
 }
