@@ -162,12 +162,7 @@ impl Transfer {
                     return Some(Arrived { flow, ..arrived });
                 }
                 Admission::Older(known) => {
-                    let url = &self.target.url;
-                    tracing::warn!(url, "the mirror went back: serving the newer one");
-                    let reason = "went back to an older release file";
-                    known.confirm();
-                    let beside = Some(known.entry.blob);
-                    self.engine.suites.shown.refuse(&self.target.key, reason, beside);
+                    self.note_older(&known);
                     flight.land(Landing::Unchanged(known));
                     return None;
                 }

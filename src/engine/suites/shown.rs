@@ -138,11 +138,16 @@ impl Memo {
         (ago < REFUSED_FOR && !is_right).then_some((reason, ago))
     }
 
-    /// What was found out of this file, with whatever signature; of that one alone, if it is known.
-    fn verdict(&self, blob: Sha256, detached: Option<Option<Sha256>>) -> Option<Verdict> {
-        let judged = self.judged.as_ref().filter(|judged| judged.of.0 == blob)?;
-        let is_this = |signature| judged.of.1 == signature && judged.at.elapsed() < JUDGED_FOR;
-        detached.is_none_or(is_this).then(|| judged.verdict.clone())
+    /// What was found out of this file, whatever signature lay beside it.
+    fn last_verdict(&self, file: Sha256) -> Option<Verdict> {
+        let judged = self.judged.as_ref().filter(|judged| judged.of.0 == file)?;
+        Some(judged.verdict.clone())
+    }
+
+    /// What was found out lately of this file with this signature beside it.
+    fn verdict(&self, of: (Sha256, Option<Sha256>)) -> Option<Verdict> {
+        let judged = self.judged.as_ref().filter(|judged| judged.of == of)?;
+        (judged.at.elapsed() < JUDGED_FOR).then(|| judged.verdict.clone())
     }
 }
 
@@ -201,8 +206,8 @@ impl Engine {
     async fn signature_of(&self, key: &Arc<str>, memo: &Memo) -> Option<Verdict> {
         let blob = memo.blob?;
         // An index that does not tell whether there is a signature is no proof that there is none.
-        let Ok(detached) = self.detached(key, &blob).await else { return memo.verdict(blob, None) };
-        if let Some(verdict) = memo.verdict(blob, Some(detached)) {
+        let Ok(detached) = self.detached(key, &blob).await else { return memo.last_verdict(blob) };
+        if let Some(verdict) = memo.verdict((blob, detached)) {
             return Some(verdict);
         }
         let (store, judge, name) =
@@ -274,13 +279,13 @@ mod tests {
         let [file, signature] = ["file", "signature"].map(|text| Sha256::of(text.as_bytes()));
         let judged = |at| Judged { of: (file, None), verdict: Verdict::Unsigned, at };
         let memo = Memo { judged: Some(judged(Instant::now())), ..Memo::new() };
-        assert_eq!(memo.verdict(file, Some(None)), Some(Verdict::Unsigned));
-        assert_eq!(memo.verdict(file, None), Some(Verdict::Unsigned));
-        assert_eq!(memo.verdict(file, Some(Some(signature))), None);
-        assert_eq!(memo.verdict(signature, None), None);
+        assert_eq!(memo.verdict((file, None)), Some(Verdict::Unsigned));
+        assert_eq!(memo.last_verdict(file), Some(Verdict::Unsigned));
+        assert_eq!(memo.verdict((file, Some(signature))), None);
+        assert_eq!(memo.last_verdict(signature), None);
         if let Some(long_ago) = Instant::now().checked_sub(JUDGED_FOR) {
             let memo = Memo { judged: Some(judged(long_ago)), ..Memo::new() };
-            assert_eq!(memo.verdict(file, Some(None)), None);
+            assert_eq!(memo.verdict((file, None)), None);
         }
     }
 }

@@ -67,7 +67,7 @@ impl Collector {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
             flights,
-            running: running.into_iter().map(flight).collect(),
+            running: running.iter().map(flight).collect(),
             served_bytes: self.served_bytes(),
             traffic: Traffic {
                 now: per_second(lately.now.into(), lately.now_seconds),
@@ -209,7 +209,7 @@ fn history(lately: &Lately) -> History {
     }
 }
 
-fn flight(running: Running) -> Flight {
+fn flight(running: &Running) -> Flight {
     let (from, mirror) = match &running.giver {
         None => (None, None),
         Some(Giver::Mirror(origin)) => (Some("mirror"), Some(origin.to_string())),
