@@ -356,6 +356,33 @@ fn a_watched_cache_is_told_of_again_and_again() {
 }
 
 #[test]
+fn what_answers_instead_of_a_cache_is_bounded_and_does_nothing_to_a_terminal() {
+    let asked_at = |admin: SocketAddr| {
+        let admin = admin.to_string();
+        let told = aptmesh().args(["status", "--admin-listen", &admin]).output().unwrap();
+        assert_eq!(told.status.code(), Some(1));
+        String::from_utf8_lossy(&told.stderr).into_owned()
+    };
+    let endless = Mirror::start();
+    endless.put("/status.json", File::new(noise(7, 9 * MB)));
+    let told = asked_at(endless.addr());
+    assert!(told.contains("its answer is longer than"), "{told}");
+
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let hostile = thread::spawn(move || {
+        use std::io::{Read as _, Write as _};
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 1024]).unwrap();
+        stream.write_all("HTTP/1.1 503 no\r\n\r\n\x1b[2Jcleared\u{9b}2J".as_bytes()).unwrap();
+    });
+    let told = asked_at(address);
+    hostile.join().unwrap();
+    assert!(told.contains("cleared"), "{told}");
+    assert!(!told.contains('\u{1b}') && !told.contains('\u{9b}'), "{told:?}");
+}
+
+#[test]
 fn a_volume_that_takes_nothing_is_told_in_words() {
     let (mirror, volume) = (Mirror::start(), Volume::of_megabytes(16));
     let index = tempfile::tempdir().unwrap();
