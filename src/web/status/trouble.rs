@@ -127,7 +127,7 @@ fn of_mirror(mirror: &Mirror, all: &[Mirror]) -> Option<Trouble> {
     let why = mirror.last_failure.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
     let means = match (instead, mirror.state.as_str()) {
         (None, _) if mirror.archive.is_none() && !has_answered => {
-            "A client asked for it, and it never answered since the start: its name may be mistyped. apt gets \
+            "A client asked for it, and it gave nothing since the start: its name may be mistyped. apt gets \
              what is stored of it, and an error for the rest."
         }
         (Some(_), _) => "apt does not notice: other mirrors of the archive are asked first.",
