@@ -6,8 +6,7 @@ use std::time::Duration;
 use anyhow::bail;
 use url::form_urlencoded::byte_serialize;
 
-use crate::cli::admin;
-use crate::cli::status::plain;
+use crate::cli::admin::{self, plain};
 use crate::config::Config;
 use crate::web::explain::report::Report;
 

@@ -684,7 +684,7 @@ impl Engine {
 
     /// How much is stored and known; `None` if the index can not tell.
     pub async fn totals(&self) -> Option<Totals> {
-        let volume = self.room.volume().await;
+        let volume = self.room.volume_if_told().await?;
         let counted = self.count.of(&*self.index).await?;
         Some(Totals { blobs: volume.blobs, bytes: volume.bytes, ..counted })
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use prometheus::{Histogram, IntCounterVec};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
@@ -158,6 +159,30 @@ impl Sidecar {
         }
         let cards = self.link.get("/peers", CARDS_MAX, PEERS_MAX).await?;
         Some(cards.filter_map(site).collect())
+    }
+
+    /// What the node says at `path` of its API, for people: `/status`, `/peers`. That it does not say it
+    /// changes nothing for look-ups: who watches disturbs nobody.
+    ///
+    /// # Errors
+    /// In words, when it does not tell within `patience`.
+    pub async fn told<T: DeserializeOwned>(
+        &self,
+        path: &'static str,
+        patience: Duration,
+    ) -> Result<T, String> {
+        let asked = self.link.client.get(format!("{}{path}", self.link.api));
+        let read = async {
+            let told = answer(asked, CARDS_MAX).await?;
+            serde_json::from_slice(&told).map_err(|error| error.to_string())
+        };
+        timeout(patience, read).await.unwrap_or_else(|_elapsed| Err("no answer in time".to_owned()))
+    }
+
+    /// Whether it did not answer the last question of a look-up.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        self.link.away.is_away()
     }
 
     /// The answer that is there or under way, shared with all who ask for the same at a time. `None`

@@ -185,11 +185,7 @@ impl Transfer {
                     return Some(Arrived { flow, ..arrived });
                 }
                 Admission::Older(known) => {
-                    let url = &self.target.url;
-                    tracing::warn!(url, "the mirror went back: serving the newer one");
-                    let reason = "went back to an older release file";
-                    self.engine.suites.shown.refuse(&self.target.key, reason);
-                    known.confirm();
+                    self.note_older(&known);
                     flight.land(Landing::Unchanged(known));
                     return None;
                 }
