@@ -18,7 +18,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     ("engine", &["archive", "content", "telemetry", "index", "store", "mirror", "swarm"]),
     ("dht", &["content", "telemetry"]),
     ("announce", &["content", "telemetry", "index", "dht"]),
-    ("web", &["archive", "content", "telemetry", "mirror", "index", "engine", "dht"]),
+    ("web", &["archive", "content", "telemetry", "mirror", "index", "swarm", "engine", "dht"]),
     (
         "config",
         &["archive", "content", "telemetry", "index", "store", "mirror", "swarm", "engine", "dht"],

@@ -1,7 +1,8 @@
-//! What it costs a hit that it is seen: aptmesh without traces, with them where no request is sampled, and where
-//! all are; beside the binary of another version that `APTMESH_BENCH_BESIDE` names, such as one without any of it.
+//! What it costs a hit that it is seen: aptmesh with its access log and without, and then with traces, of which none
+//! are sampled, some, and all; beside the binary of another version that `APTMESH_BENCH_BESIDE` names, such as one
+//! without any of it.
 
-use crate::hits::{contender, measure};
+use crate::hits::{contender, measure, without_access_log};
 use crate::kit::otlp::{Otlp, Way};
 use crate::kit::{Proxy, proxy};
 use crate::rivals::{Server, open_to_workers};
@@ -15,19 +16,21 @@ pub fn run() {
     let origin = Server::origin(files.path());
     let receiver = Otlp::start(Way::Http);
     let sampled = |ratio: &str| -> proxy::Build {
-        let build = Proxy::build().variables(receiver.variables());
+        let build = without_access_log(Proxy::build()).variables(receiver.variables());
         build
             .env("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
             .env("OTEL_TRACES_SAMPLER_ARG", ratio)
     };
     let mut proxies = vec![
-        ("off", Proxy::start()),
+        ("off", without_access_log(Proxy::build()).start()),
+        ("off, access log", Proxy::start()),
         ("on, none sampled", sampled("0").start()),
         ("on, 1 % sampled", sampled("0.01").start()),
         ("on, all sampled", sampled("1").start()),
     ];
-    if let Ok(binary) = std::env::var("APTMESH_BENCH_BESIDE") {
-        proxies.push(("the other binary", Proxy::build().prefix(instead(&binary)).start()));
+    if let Some(binary) = std::env::var_os("APTMESH_BENCH_BESIDE") {
+        let other = without_access_log(Proxy::build()).prefix(instead(&binary.to_string_lossy()));
+        proxies.push(("off, the other binary", other.start()));
     }
     let through = format!("/{}", origin.address);
     let contenders: Vec<_> = proxies

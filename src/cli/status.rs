@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use anyhow::ensure;
 
-use crate::cli::admin;
+use crate::cli::admin::{self, plain};
 use crate::config::Config;
-use crate::web::status::report::{Archive, Flight, Mirror, Peer, Report, Way};
+use crate::web::status::report::{
+    Archive, Flight, History, Mirror, Peer, Report, Swarm, Trouble, Way,
+};
 use crate::web::status::words;
 
 /// For how long an answer is waited for.
@@ -18,8 +20,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const WATCH_EVERY: Duration = Duration::from_secs(2);
 /// Lines of each list at most.
 const LINES_MAX: usize = 12;
-/// Clears the screen, and what was scrolled off it, and begins at its top (ECMA-48).
-const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
+/// Clears the screen and begins at its top (ECMA-48). What was scrolled off it is the reader's.
+const CLEAR: &str = "\x1b[H\x1b[2J";
+/// Letters of the history.
+const BARS_MAX: usize = 40;
+/// From nothing spared to everything.
+const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 /// What went through, by way.
 const WAYS: [(&str, Way); 6] = [
     ("fetched from mirrors:", |bytes| bytes.from_mirrors),
@@ -55,7 +61,7 @@ pub(super) fn watch(config: &Config) -> anyhow::Result<()> {
 
 fn ask(config: &Config) -> anyhow::Result<Report> {
     let answer = admin::ask(config, "/status.json", PATIENCE)?;
-    ensure!(answer.is_ok, "it tells no status: {}", answer.body.trim());
+    ensure!(answer.is_ok, "it tells no status: {}", plain(answer.body.trim()));
     Ok(serde_json::from_str(&answer.body)?)
 }
 
@@ -63,46 +69,118 @@ fn render(report: &Report) -> anyhow::Result<String> {
     let mut text = String::new();
     let up = words::time(report.uptime_seconds);
     writeln!(text, "aptmesh {}, up {up}", plain(&report.version))?;
-    writeln!(text, "                         since its start        all time")?;
-    for (name, way) in WAYS {
-        let session = words::bytes(way(&report.traffic.session));
-        let ever = report.traffic.all_time.as_ref();
-        let ever = ever.map_or("unknown".to_owned(), |ever| words::bytes(way(ever)));
-        writeln!(text, "{name:<24} {session:>15} {ever:>15}")?;
+    traffic(&mut text, report)?;
+    writeln!(text, "downloads under way:     {}", report.flights)?;
+    lines(&mut text, report.flights, report.running.iter().map(flight))?;
+    match &report.archives {
+        Some(archives) => titled(&mut text, "archives:", archives.iter().map(archive))?,
+        None => writeln!(text, "archives:                not told in time")?,
     }
-    let now = &report.traffic.now;
+    titled(&mut text, "mirrors:", report.mirrors.iter().map(mirror))?;
+    titled(&mut text, "peers:", report.peers.iter().map(peer))?;
+    swarm(&mut text, report)?;
+    site(&mut text, report)?;
+    state(&mut text, &report.troubles)?;
+    Ok(text)
+}
+
+fn traffic(text: &mut String, report: &Report) -> anyhow::Result<()> {
+    let traffic = &report.traffic;
+    writeln!(text, "                         since its start  whole site, ever            now")?;
+    for (name, way) in WAYS {
+        let session = words::bytes(way(&traffic.session));
+        let ever = traffic.all_time.as_ref();
+        let ever = ever.map_or("unknown".to_owned(), |ever| words::bytes(way(ever)));
+        let now = words::rate(way(&traffic.now));
+        writeln!(text, "{name:<24} {session:>15} {ever:>17} {now:>14}")?;
+    }
+    let now = &traffic.now;
     let hit = match now.all() {
         0 => String::new(),
         all => format!(", {} of it from the store", words::share(now.from_store, all)),
     };
     writeln!(text, "at the moment:           {}{hit}", words::rate(now.all()))?;
-    let (blobs, bytes) = (report.volume.blobs, words::bytes(report.volume.bytes));
+    if let Some((time, bars)) = history(&report.history) {
+        writeln!(text, "spared the mirrors:      {bars} within {time}")?;
+    }
+    Ok(())
+}
+
+/// The share of bytes that no mirror had to give, over time, the newest last.
+fn history(history: &History) -> Option<(String, String)> {
+    let spans = history.from_mirrors.len();
+    let each = spans.div_ceil(BARS_MAX).max(1);
+    let sum = |of: &[u64], bar: usize| of.iter().skip(bar).take(each).sum::<u64>();
+    let bar = |bar: usize| {
+        let spared = sum(&history.from_store, bar)
+            .saturating_add(sum(&history.from_peers, bar))
+            .saturating_add(sum(&history.from_replicas, bar));
+        let all = spared.saturating_add(sum(&history.from_mirrors, bar));
+        let level = spared.saturating_mul(7).checked_div(all)?;
+        LEVELS.get(usize::try_from(level).ok()?).copied()
+    };
+    let bars: Vec<Option<char>> = (spans % each..spans).step_by(each).map(bar).collect();
+    let time = words::time(history.span_seconds.saturating_mul((bars.len() * each) as u64));
+    let is_something = bars.iter().any(Option::is_some);
+    is_something.then(|| (time, bars.into_iter().map(|bar| bar.unwrap_or('·')).collect()))
+}
+
+fn swarm(text: &mut String, report: &Report) -> anyhow::Result<()> {
+    let Some(node) = report.swarm.as_ref().and_then(|swarm| swarm.status.as_ref()) else {
+        return Ok(());
+    };
+    let site = if node.site.is_empty() { "no name" } else { &node.site };
+    writeln!(
+        text,
+        "swarm:                   {} (site {}), {} sites known, {} nodes connected, {} in the table",
+        plain(&node.swarm),
+        plain(site),
+        node.cards,
+        node.connected,
+        node.table
+    )?;
+    writeln!(text, "announced:               {}", Swarm::announced(node))?;
+    writeln!(text, "kept for others:         {} records", words::count(node.records as u64))?;
+    Ok(())
+}
+
+fn site(text: &mut String, report: &Report) -> anyhow::Result<()> {
+    let unknown = || "unknown".to_owned();
+    let volume = &report.volume;
     let quota = report.stored.and_then(|stored| stored.quota);
     let quota = quota.map(|quota| format!(" of {}", words::bytes(quota))).unwrap_or_default();
-    writeln!(text, "stored:                  {blobs} files, {bytes}{quota}")?;
-    let learnt = report.stored.map(|stored| stored.expectations.to_string());
-    writeln!(text, "learnt from lists:       {} files", learnt.as_deref().unwrap_or("unknown"))?;
-    if let Some(node) = report.swarm.as_ref().and_then(|swarm| swarm.status.as_ref()) {
-        let (sites, nodes, announced) = (node.cards, node.connected, node.announced);
-        writeln!(
-            text,
-            "swarm:                   {sites} sites known, {nodes} nodes connected, {announced} files announced"
-        )?;
-    }
-    writeln!(text, "downloads under way:     {}", report.flights)?;
-    lines(&mut text, report.flights, report.running.iter().map(flight))?;
-    titled(&mut text, "archives:", report.archives.iter().map(archive))?;
-    titled(&mut text, "mirrors:", report.mirrors.iter().map(mirror))?;
-    titled(&mut text, "peers:", report.peers.iter().map(peer))?;
-    let troubles = report.troubles.iter();
+    let free = volume.free.zip(volume.total).map_or_else(unknown, |(free, total)| {
+        format!("{} of {}", words::bytes(free), words::bytes(total))
+    });
+    let learnt = report
+        .stored
+        .map_or_else(unknown, |stored| words::things(stored.expectations, "file", "files"));
+    let names = report.stored.map_or_else(unknown, |stored| words::count(stored.resources));
+    let all = |all: &[String], none: &str| match all {
+        [] => none.to_owned(),
+        all => plain(&all.join(", ")),
+    };
+    writeln!(text, "stored:                  {}, {}{quota}", volume.files(), volume.size())?;
+    writeln!(text, "free on the volume:      {free}")?;
+    writeln!(text, "names known:             {names}")?;
+    writeln!(text, "learnt from lists:       {learnt}")?;
+    writeln!(text, "duties:                  {}", all(&report.duties, "none at the moment"))?;
+    let replicas = all(&report.replicas, "none that others reach");
+    writeln!(text, "other replicas:          {replicas}")?;
+    writeln!(text, "this process:            {}", plain(&report.process))?;
+    Ok(())
+}
+
+/// Last: so it is what a terminal shows.
+fn state(text: &mut String, troubles: &[Trouble]) -> anyhow::Result<()> {
     let mut troubles =
-        troubles.map(|trouble| plain(&format!("{}. {}", trouble.what, trouble.means)));
+        troubles.iter().map(|trouble| plain(&format!("{}. {}", trouble.what, trouble.means)));
     let state = troubles.next().unwrap_or_else(|| "all is well".to_owned());
     writeln!(text, "state:                   {state}")?;
     for trouble in troubles {
         writeln!(text, "                         {trouble}")?;
     }
-    Ok(text)
+    Ok(())
 }
 
 fn titled(
@@ -147,28 +225,35 @@ fn flight(flight: &Flight) -> String {
 }
 
 fn archive(archive: &Archive) -> String {
-    let made = archive.age.map_or("at an unknown time".to_owned(), words::ago);
-    let signature = match archive.signature.as_deref() {
-        Some("good") => "signature good",
-        Some("unknown_key") => "signed by an unknown key",
-        Some("unsigned") => "not signed",
-        Some(_) => "signature does not count",
-        None => "signature not looked at",
-    };
-    let expired = if archive.expired { ", EXPIRED" } else { "" };
-    let confirmed = archive.confirmed.map_or("never".to_owned(), words::ago);
     let name = archive.name();
-    if archive.served {
-        format!("{name}: made {made}{expired}, {signature}, confirmed {confirmed}")
-    } else {
-        format!("{name}: none admitted")
+    let refused = archive.refused.as_ref().map(|why| {
+        let ago = words::ago(archive.refused_ago.unwrap_or_default());
+        format!(", REFUSED {ago}: its mirror {why}")
+    });
+    let refused = refused.unwrap_or_default();
+    if !archive.served {
+        return format!("{name}: none admitted{refused}");
     }
+    let valid = match archive.valid_until {
+        Some(_) if archive.expired => ", EXPIRED".to_owned(),
+        Some(until) => format!(", valid until {}", words::date(until)),
+        None => String::new(),
+    };
+    let keys = match &archive.keys[..] {
+        [] => String::new(),
+        [key] => format!(" ({key})"),
+        [key, others @ ..] => format!(" ({key} and {} more)", others.len()),
+    };
+    let signature = format!("signature: {}{keys}", archive.signed().1);
+    let confirmed = archive.confirmed.map_or("unknown".to_owned(), words::ago);
+    format!("{name}: made {}{valid}, {signature}, confirmed: {confirmed}{refused}", archive.made())
 }
 
 fn mirror(mirror: &Mirror) -> String {
     let state = match (mirror.state.as_str(), mirror.asked) {
         ("well", None) => "not asked yet".to_owned(),
         ("well", Some(_)) => "in use".to_owned(),
+        ("failed", Some(asked)) => format!("failed when last asked, {}", words::ago(asked)),
         (state, _) => format!("{state} for {}", words::time(mirror.benched_for)),
     };
     let (requests, failures) = (mirror.requests, mirror.failures);
@@ -189,14 +274,8 @@ fn peer(peer: &Peer) -> String {
     };
     let rate = peer.bytes_per_second.map(|rate| format!(", {}", words::rate(rate)));
     let (gave, rate) = (words::bytes(peer.proven_bytes), rate.unwrap_or_default());
-    format!("{}: {state}, gave {gave}{rate}", peer.name())
-}
-
-/// What others named does nothing to a terminal.
-pub(super) fn plain(text: &str) -> String {
-    let turns = |letter| matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let inert = |letter: char| letter.is_control() || turns(letter);
-    text.chars().map(|letter| if inert(letter) { '\u{fffd}' } else { letter }).collect()
+    let success = peer.success.clamp(0.0, 1.0) * 100.0;
+    format!("{}: {state}, gave {gave}{rate}, {success:.0} % succeed", peer.name())
 }
 
 #[cfg(test)]
@@ -223,6 +302,21 @@ mod tests {
         let hostile = json!({"url": "http://\u{1b}[2J\u{202e}", "state": "well"});
         let told = told(json!({"mirrors": [hostile]}));
         assert!(!told.contains('\u{1b}') && !told.contains('\u{202e}'), "{told}");
+    }
+
+    #[test]
+    fn the_history_is_in_a_line() {
+        let spans = |bytes: [u64; 3]| bytes.map(|bytes| vec![bytes; 40]).concat();
+        let history = json!({
+            "span_seconds": 2,
+            "from_store": spans([0, 0, 7]),
+            "from_peers": spans([0, 0, 0]),
+            "from_replicas": spans([0, 0, 0]),
+            "from_mirrors": spans([0, 9, 1]),
+        });
+        let told = told(json!({ "history": history }));
+        let line = told.lines().find(|line| line.starts_with("spared")).unwrap();
+        assert!(line.ends_with(" within 4 min") && line.contains("·▁") && line.contains("▂▇"));
     }
 
     #[test]

@@ -74,12 +74,14 @@ pub(super) async fn build(
     let store = Arc::new(Store::open(&config.store).observed(&metrics));
     let mirror = Arc::new(Mirror::new(&config.mirror, &metrics)?);
     let index = open_index(config, &metrics).await?;
+    let swarm = Arc::new(swarm(config, places.sidecar, &metrics, background)?);
+    let way_to_node = swarm.node.clone();
     let engine = Engine::new(
         &config.engine,
         Arc::clone(&index),
         store,
         Arc::clone(&mirror),
-        Arc::new(swarm(config, places.sidecar, &metrics, background)?),
+        swarm,
         &metrics,
         background,
     )?;
@@ -101,8 +103,8 @@ pub(super) async fn build(
         None => None,
     };
     let balancers = Arc::new(Balancers::new(config.listen.balancers.clone(), &metrics));
-    let dht = node.as_ref().map(|node| node.dht.clone());
-    let admin = Arc::new(Admin::new(Arc::clone(&engine), dht, metrics.clone(), phase.clone()));
+    let admin =
+        Arc::new(Admin::new(Arc::clone(&engine), way_to_node, metrics.clone(), phase.clone()));
     Ok(Parts { engine, mirror, proxy, admin, peer, balancers, node, metrics })
 }
 

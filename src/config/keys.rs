@@ -99,8 +99,8 @@ pub static KEYS: [Key; 48] = [
     key(
         "listen.admin",
         "127.0.0.1:9978",
-        "Address for operators: /livez, /readyz, /metrics, /status.json. It has no access control \
-         of its own.",
+        "Address for operators: /livez, /readyz, /metrics, /status, /status.json, /explain, /explain.json. \
+         It has no access control of its own.",
     )
     .flag("--admin-listen"),
     key(

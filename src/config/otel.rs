@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 use url::Url;
 
@@ -45,6 +45,11 @@ impl<'a> Variables<'a> {
                 self.ignore(name, "metrics are scraped (/metrics), and logs are on standard error");
             }
         }
+        for name in LIMITS {
+            if self.text(name).is_some() {
+                self.ignore(name, "spans have few attributes, and the longest is 512 bytes or so");
+            }
+        }
         if self.text("OTEL_CONFIG_FILE").is_some() {
             self.ignore("OTEL_CONFIG_FILE", "files of OpenTelemetry are not read");
         }
@@ -71,6 +76,7 @@ impl<'a> Variables<'a> {
                 let name = self.of_traces("TIMEOUT").map_or("", |(name, _)| name);
                 self.millis(name, TIMEOUT)
             },
+            headers: self.headers(),
             compress: self.compress(),
             tls: self.tls(),
             resource: self.resource(),
@@ -78,7 +84,6 @@ impl<'a> Variables<'a> {
             propagates: self.propagates(),
             queue: self.queue(),
         })
-        .inspect(|_| self.check_headers())
     }
 
     fn protocol(&mut self) -> Protocol {
@@ -136,14 +141,14 @@ impl<'a> Variables<'a> {
     }
 
     fn compress(&mut self) -> bool {
-        match self.of_traces("COMPRESSION") {
-            None | Some((_, "none")) => false,
-            Some((_, "gzip")) => true,
-            Some((name, other)) => {
-                self.ignore(name, format!("{other:?} is neither gzip nor none"));
-                false
+        for (name, text) in self.each_of_traces("COMPRESSION") {
+            match &*text.to_ascii_lowercase() {
+                "gzip" => return true,
+                "none" => return false,
+                _ => self.ignore(name, format!("{text:?} is neither gzip nor none")),
             }
         }
+        false
     }
 
     fn tls(&mut self) -> Tls {
@@ -161,19 +166,17 @@ impl<'a> Variables<'a> {
         Tls { authorities, identity }
     }
 
-    /// They are sent by the exporter, which leaves out silently what is none.
-    fn check_headers(&mut self) {
-        let Some((name, text)) = self.of_traces("HEADERS") else { return };
-        for header in text.split(',').filter(|header| !header.trim().is_empty()) {
-            let pair = pair(header);
-            let is_sound = pair.as_ref().is_some_and(|(key, value)| {
-                HeaderName::from_str(key).is_ok() && HeaderValue::from_str(value).is_ok()
-            });
+    fn headers(&mut self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        let Some((name, text)) = self.of_traces("HEADERS") else { return headers };
+        for text in text.split(',').filter(|text| !text.trim().is_empty()) {
             // Their values are nobody's to read.
-            if !is_sound {
-                self.ignore(name, "one of them is no header (NAME=VALUE, percent-encoded)");
+            match header(text) {
+                Some((key, value)) => drop(headers.insert(key, value)),
+                None => self.ignore(name, "one of them is no header (NAME=VALUE, percent-encoded)"),
             }
         }
+        headers
     }
 
     fn resource(&mut self) -> Vec<(String, String)> {
@@ -286,9 +289,15 @@ impl<'a> Variables<'a> {
 
     /// A variable of the exporter: that for traces, or that for all signals.
     fn of_traces(&self, what: &str) -> Option<(&'static str, &'a str)> {
+        self.each_of_traces(what).into_iter().next()
+    }
+
+    /// Both, if they are set.
+    fn each_of_traces(&self, what: &str) -> Vec<(&'static str, &'a str)> {
         let is_meant = |all: &str| all.strip_prefix("OTEL_EXPORTER_OTLP_") == Some(what);
-        let names = EXPORTER.iter().find(|names| is_meant(names.0))?;
-        [names.1, names.0].into_iter().find_map(|name| Some((name, self.text(name)?)))
+        let names = EXPORTER.iter().filter(|names| is_meant(names.0));
+        let names = names.flat_map(|names| [names.1, names.0]);
+        names.filter_map(|name| Some((name, self.text(name)?))).collect()
     }
 
     /// What is empty is not set.
@@ -313,6 +322,23 @@ const EXPORTER: [(&str, &str); 9] = [
     ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY"),
     ("OTEL_EXPORTER_OTLP_CERTIFICATE", "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE"),
 ];
+
+/// Bounds of spans that are not ours to choose.
+const LIMITS: [&str; 5] = [
+    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+    "OTEL_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+    "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
+];
+
+/// `NAME=VALUE`, percent-decoded.
+fn header(text: &str) -> Option<(HeaderName, HeaderValue)> {
+    let (key, value) = pair(text)?;
+    let mut value = HeaderValue::from_str(&value).ok()?;
+    value.set_sensitive(true);
+    Some((HeaderName::from_str(&key).ok()?, value))
+}
 
 /// `KEY=VALUE`, percent-decoded.
 fn pair(text: &str) -> Option<(String, String)> {
@@ -399,6 +425,7 @@ mod tests {
             ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4096"),
             ("OTEL_BSP_SCHEDULE_DELAY", "x"),
             ("OTEL_BSP_EXPORT_TIMEOUT", "x"),
+            ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "9"),
         ] {
             let config = config(&[ENDPOINT, (name, value)]);
             let told: Vec<&String> =
@@ -409,6 +436,32 @@ mod tests {
         let ratio = ("OTEL_TRACES_SAMPLER", "traceidratio");
         assert_eq!(config(&[ENDPOINT, ratio, ("OTEL_TRACES_SAMPLER_ARG", "2")]).ignored.len(), 1);
         assert!(config(&[ENDPOINT, ratio, ("OTEL_TRACES_SAMPLER_ARG", "0")]).ignored.is_empty());
+    }
+
+    #[test]
+    fn what_is_for_traces_alone_counts_more() {
+        let [all, own] =
+            ["OTEL_EXPORTER_OTLP_COMPRESSION", "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION"];
+        for (variables, compress) in [
+            (vec![(all, "GZIP")], true),
+            (vec![(all, "gzip"), (own, "none")], false),
+            (vec![(all, "gzip"), (own, " ")], true),
+            // What is no value is as if it were not there.
+            (vec![(all, "gzip"), (own, "zstd")], true),
+        ] {
+            let variables = [vec![ENDPOINT], variables].concat();
+            assert_eq!(config(&variables).export.unwrap().compress, compress, "{variables:?}");
+        }
+        let [all, own] = ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"];
+        for (variables, key) in [
+            (vec![(all, "key=secret%201")], "secret 1"),
+            (vec![(all, "key=secret%201"), (own, "key=secret%202")], "secret 2"),
+            (vec![(all, "key=secret%201"), (own, "")], "secret 1"),
+        ] {
+            let export = config(&[vec![ENDPOINT], variables].concat()).export.unwrap();
+            assert_eq!(export.headers["key"], key);
+            assert!(!format!("{export:?}").contains(key), "{export:?}");
+        }
     }
 
     #[test]

@@ -123,7 +123,7 @@ pub struct Step {
 }
 
 /// A site, as its card tells.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Peer {
     /// Its node.
     pub node: String,
@@ -181,6 +181,12 @@ pub struct Status {
     pub filter: u64,
     /// For how many seconds the longest due announcement has been due.
     pub announce_lag: u64,
+    /// Blobs whose announcement is due now.
+    #[serde(default)]
+    pub announce_due: usize,
+    /// Of these, those that have been due for more than half a minute.
+    #[serde(default)]
+    pub announce_late: usize,
     /// Seconds for which others remember.
     pub announce_ttl: u64,
 }

@@ -329,6 +329,12 @@ impl Engine {
         Some(Offer { entry, urls: holders.urls })
     }
 
+    /// Whether what only fellows have would be taken from them before any mirror is asked.
+    pub(super) fn would_borrow(&self, kind: Kind, size: u64) -> bool {
+        let may_be_stored = self.fellows.are_there() && self.store.takes_blobs();
+        may_be_stored && (is_lasting(kind) || size <= BRING_MAX)
+    }
+
     /// Takes what fellows offer.
     pub(super) async fn borrow(&self, offer: &Offer) -> Option<Loan> {
         let Offer { entry, urls } = offer;

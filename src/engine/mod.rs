@@ -74,6 +74,7 @@ use crate::store::Store;
 use crate::swarm::Swarm;
 use crate::swarm::ranking::Standing;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::shown::shown;
 use crate::telemetry::traces::{self, span};
 
 /// For how long a client waits for a confirmation while there is a stored copy to give it.
@@ -343,10 +344,14 @@ impl Engine {
         let engine = Arc::clone(self);
         let begun = Arc::new(AtomicBool::new(false));
         let has_begun = Arc::clone(&begun);
-        let preparing = self.tasks.spawn(budget::waited_for(async move {
+        let preparing = budget::waited_for(async move {
             let ask = engine.pinned(&ask).await.unwrap_or(ask);
-            let Finding { known: held, expectation } = engine.find(&ask).await;
-            let known = if held.is_some() { held } else { Box::pin(engine.bring(&ask)).await };
+            let span = span!("engine.prepare");
+            let Finding { known: held, expectation } =
+                engine.find(&ask).instrument(span.clone()).await;
+            let bringing = || Box::pin(engine.bring(&ask).instrument(span.clone()));
+            let known = if held.is_some() { held } else { bringing().await };
+            drop(span);
             let interest = match (engine.plan(&ask, known.as_deref()), known) {
                 (Plan::Fetch, _) => engine.board(&ask, None, expectation),
                 (Plan::Revalidate, Some(known)) => {
@@ -360,7 +365,8 @@ impl Engine {
                 // Kept until the hint is dropped, or the flight is over.
                 interest.flight().over().await;
             }
-        }));
+        });
+        let preparing = self.tasks.spawn(preparing.instrument(Span::current()));
         Some(Hint { preparing: preparing.abort_handle(), begun })
     }
 
@@ -480,7 +486,7 @@ impl Engine {
         if !span.is_disabled() {
             traces::set(&span, "aptmesh.resource", ask.kind.label());
             traces::set(&span, "server.address", ask.target.authority.host.clone());
-            traces::set(&span, "url.path", ask.target.path.clone());
+            traces::set(&span, "url.path", shown(&ask.target.path).into_owned());
         }
         let transfer = Transfer {
             engine: Arc::clone(self),
@@ -678,7 +684,7 @@ impl Engine {
 
     /// How much is stored and known; `None` if the index can not tell.
     pub async fn totals(&self) -> Option<Totals> {
-        let volume = self.room.volume().await;
+        let volume = self.room.volume_if_told().await?;
         let counted = self.count.of(&*self.index).await?;
         Some(Totals { blobs: volume.blobs, bytes: volume.bytes, ..counted })
     }

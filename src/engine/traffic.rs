@@ -112,12 +112,14 @@ impl Meter {
         let given_to = |to| -> u64 {
             Source::ALL.iter().map(|from| given.with_label_values(&[to, from.label()]).get()).sum()
         };
-        let stored = Source::ALL.into_iter().filter(|source| source.is_stored());
+        // Who joins a download that another request began costs nobody a byte more.
+        let spared = |source: &Source| source.is_stored() || *source == Source::Flight;
+        let spared = Source::ALL.into_iter().filter(spared);
         Traffic {
             from_mirrors: mirror.get(),
             from_peers: received.with_label_values(&["peer"]).get(),
             from_replicas: received.with_label_values(&["replica"]).get(),
-            from_store: stored.map(|source| served.sum(source)).sum(),
+            from_store: spared.map(|source| served.sum(source)).sum(),
             to_peers: given_to("peer"),
             to_replicas: given_to("replica"),
         }

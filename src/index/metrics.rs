@@ -30,7 +30,7 @@ pub(super) enum Outcome {
 impl Outcome {
     const ALL: [Self; 4] = [Self::Answered, Self::NotAsked, Self::Late, Self::Failed];
 
-    const fn label(self) -> &'static str {
+    pub(super) const fn label(self) -> &'static str {
         match self {
             Self::Answered => "answered",
             Self::NotAsked => "not_asked",

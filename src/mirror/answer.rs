@@ -54,6 +54,12 @@ impl Answer {
         }
     }
 
+    /// That it is none, in words.
+    pub(super) fn refusal(&self) -> Option<String> {
+        let is_error = self.status.is_client_error() || self.status.is_server_error();
+        is_error.then(|| format!("answered {}", self.status))
+    }
+
     /// How the body's end is known.
     #[must_use]
     pub fn framing(&self) -> Framing {

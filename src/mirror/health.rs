@@ -64,6 +64,11 @@ impl Health {
         self.lock().get(origin).map_or(Standing::Well, |trouble| trouble.standing(now))
     }
 
+    /// Whether it failed, and has not answered as it should since.
+    pub(super) fn has_failed(&self, origin: &str) -> bool {
+        self.lock().contains_key(origin)
+    }
+
     /// How it stands, and for how long it is benched.
     pub(super) fn bench_of(&self, origin: &str, now: Instant) -> (Standing, Duration) {
         let troubles = self.lock();
@@ -165,6 +170,7 @@ mod tests {
         let (health, mut now) = (Health::default(), Instant::now());
         let standing = |now| health.standing("http://a", now);
         assert_eq!(standing(now), Standing::Well);
+        assert!(!health.has_failed("http://a"));
         for seconds in [2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
             // Ten at the same time are one.
             (0..10).for_each(|_| health.failed("http://a", now));
@@ -174,8 +180,10 @@ mod tests {
             assert_eq!(standing(now), Standing::Well, "{seconds}");
         }
         health.failed("http://a", now);
+        assert!(health.has_failed("http://a"));
         health.answered("http://a", now);
         assert_eq!(standing(now), Standing::Well);
+        assert!(!health.has_failed("http://a"));
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub struct Account {
     pub archive: Option<String>,
     /// How it stands.
     pub state: AccountState,
+    /// Whether it failed when it was last asked, however long ago.
+    pub has_failed: bool,
     /// For how long it is still asked last, or hardly.
     pub benched_for: Duration,
     /// Questions sent to it.
@@ -167,6 +169,7 @@ impl Mirror {
             let (standing, benched_for) = self.health.bench_of(&account.origin, now);
             account.state = standing.into();
             account.benched_for = benched_for;
+            account.has_failed = self.health.has_failed(&account.origin);
         }
         accounts.sort_by(|one, other| {
             (other.requests, &one.origin).cmp(&(one.requests, &other.origin))
@@ -257,6 +260,7 @@ fn account(origin: &str) -> Account {
         host: host.to_owned(),
         archive: None,
         state: AccountState::Well,
+        has_failed: false,
         benched_for: Duration::ZERO,
         requests: 0,
         failures: 0,

@@ -37,6 +37,7 @@ use self::round::is_trouble;
 use crate::archive::groups::Groups;
 use crate::archive::target::Target;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::shown::shown;
 use crate::telemetry::traces::{self, span};
 use crate::trust;
 
@@ -203,7 +204,8 @@ impl Mirror {
             otel.kind = "client",
             http.request.method = if question.head_only { "HEAD" } else { "GET" },
             server.address = &*source.host,
-            url.path = source.url.path(),
+            server.port = source.url.port_or_known_default(),
+            url.path = &*shown(source.url.path()),
         );
         let asked = timeout(patience, self.follow(source, question, &is_elsewhere));
         let asked = asked.instrument(span.clone()).await;
@@ -224,8 +226,11 @@ impl Mirror {
             Ok(answer) => {
                 let status = i64::from(answer.status.as_u16());
                 traces::set(&span, "http.response.status_code", status);
+                if let Some(refusal) = answer.refusal() {
+                    traces::fail(&span, &status, &refusal);
+                }
             }
-            Err(error) => traces::fail(&span, error),
+            Err(error) => traces::fail(&span, error.kind.label(), error),
         }
         answered
     }

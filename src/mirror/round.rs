@@ -34,8 +34,13 @@ impl Mirror {
         let span = span!("mirror.ask");
         let answered = self.ask_all(target, question).instrument(span.clone()).await;
         match &answered {
-            Ok(answer) => traces::set(&span, "aptmesh.origin", answer.origin.to_string()),
-            Err(error) => traces::fail(&span, error),
+            Ok(answer) => {
+                traces::set(&span, "aptmesh.origin", answer.origin.to_string());
+                if let Some(refusal) = answer.refusal() {
+                    traces::fail(&span, &answer.status.as_u16(), &refusal);
+                }
+            }
+            Err(error) => traces::fail(&span, error.kind.label(), error),
         }
         answered
     }

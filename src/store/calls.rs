@@ -1,6 +1,6 @@
-//! Calls to the volume that somebody waits for. A volume may say nothing for long, such as a network
-//! file system whose server is away; and a call that was made can not be taken back. Who waits for one
-//! gives it up after a while, and as long as a call that was given up has not come back, the volume
+//! Calls to a file system that somebody waits for: the volume's, or a shared folder's. It may say nothing for
+//! long, such as one of a network whose server is away; and a call that was made can not be taken back. Who waits
+//! for one gives it up after a while, and as long as a call that was given up has not come back, the file system
 //! counts as *stalled*: nobody else is sent after it.
 
 use std::io;
@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 
 use crate::store::{Store, StoreError, StoreErrorKind};
 
-/// For how long a client waits for what lies on the volume, before its mirror is asked.
-const READ_PATIENCE: Duration = Duration::from_secs(3);
+/// For how long a client waits for what lies on the volume, or in a shared folder, before its mirror is asked.
+pub const READ_PATIENCE: Duration = Duration::from_secs(3);
 /// For how long something is tried to be written that a client waits for. Longer: what has arrived of a
 /// file would be lost.
 pub const WRITE_PATIENCE: Duration = Duration::from_secs(8);
@@ -23,9 +23,15 @@ pub const WRITE_PATIENCE: Duration = Duration::from_secs(8);
 /// its flight counts.
 pub const COMMIT_PATIENCE: Duration = Duration::from_mins(1);
 
-/// How many calls were given up and have not come back.
-#[derive(Clone, Default)]
-pub(super) struct Calls(Arc<AtomicUsize>);
+/// Calls to one file system, of which those count that were given up and have not come back.
+#[derive(Clone)]
+pub struct Calls(Arc<Overdue>);
+
+struct Overdue {
+    /// Whose calls: for the log.
+    whose: &'static str,
+    calls: AtomicUsize,
+}
 
 /// A call: it counts from when it is given up to when it is dropped.
 struct Call {
@@ -34,14 +40,47 @@ struct Call {
 }
 
 impl Calls {
-    pub(super) fn are_overdue(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > 0
+    /// Calls to `whose`, such as "the volume"; for the log.
+    #[must_use]
+    pub fn to(whose: &'static str) -> Self {
+        Self(Arc::new(Overdue { whose, calls: AtomicUsize::new(0) }))
+    }
+
+    /// Whether the file system says nothing.
+    #[must_use]
+    pub fn are_overdue(&self) -> bool {
+        self.0.calls.load(Ordering::Relaxed) > 0
+    }
+
+    /// Does something off the runtime's threads, and waits for it no longer than `patience`; it is done to its end
+    /// all the same. `None`: it did not come to its end in time.
+    ///
+    /// # Errors
+    /// When it panicked, or the process ends.
+    pub async fn wait<T: Send + 'static>(
+        &self,
+        patience: Duration,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<Result<T, JoinError>> {
+        let made = Call { calls: self.clone(), was_given_up: AtomicBool::new(false) };
+        let call = Arc::new(made);
+        let held = Arc::clone(&call);
+        let working = spawn_blocking(move || {
+            let done = work();
+            drop(held);
+            done
+        });
+        let done = timeout(patience, working).await.ok();
+        if done.is_none() {
+            call.give_up();
+        }
+        done
     }
 }
 
 impl Call {
     fn give_up(&self) {
-        self.calls.0.fetch_add(1, Ordering::Relaxed);
+        self.calls.0.calls.fetch_add(1, Ordering::Relaxed);
         self.was_given_up.store(true, Ordering::Relaxed);
     }
 }
@@ -49,9 +88,10 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         if *self.was_given_up.get_mut() {
-            self.calls.0.fetch_sub(1, Ordering::Relaxed);
+            let Overdue { whose, calls } = &*self.calls.0;
+            calls.fetch_sub(1, Ordering::Relaxed);
             if !self.calls.are_overdue() {
-                tracing::info!("the volume answers again");
+                tracing::info!("{whose} answers again");
             }
         }
     }
@@ -85,23 +125,12 @@ impl Store {
         patience: Duration,
         work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let made = Call { calls: self.calls.clone(), was_given_up: AtomicBool::new(false) };
-        let call = Arc::new(made);
-        let held = Arc::clone(&call);
-        let working = spawn_blocking(move || {
-            let done = work();
-            drop(held);
-            done
-        });
-        match timeout(patience, working).await {
-            Ok(done) => done.map_err(StoreError::interrupted)?,
-            Err(_elapsed) => {
-                call.give_up();
-                let error = stalled();
-                self.health.report(&error);
-                Err(error)
-            }
-        }
+        let Some(done) = self.calls.wait(patience, work).await else {
+            let error = stalled();
+            self.health.report(&error);
+            return Err(error);
+        };
+        done.map_err(StoreError::interrupted)?
     }
 }
 

@@ -21,8 +21,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use thiserror::Error;
 use tokio::time::Instant;
 
-use self::calls::Calls;
-pub use self::calls::{COMMIT_PATIENCE, WRITE_PATIENCE};
+pub use self::calls::{COMMIT_PATIENCE, Calls, READ_PATIENCE, WRITE_PATIENCE};
 pub use self::check::{Reading, Stamp, is_cached};
 pub use self::health::Health;
 pub use self::identity::identity;
@@ -125,7 +124,7 @@ impl Store {
         if let Err(source) = fs::create_dir_all(&blobs) {
             health.report(&StoreError::new("make the folder of blobs", source));
         }
-        let calls = Calls::default();
+        let calls = Calls::to("the volume");
         let staging = Staging::new(config.dir.join("staging"), &health, calls.clone());
         Self { blobs, staging, health, calls, commit_seconds: None }
     }

@@ -195,6 +195,13 @@ impl Fellows {
         };
         self.requests.with_label_values(&[told]).inc();
         traces::set(&span, "aptmesh.outcome", told);
+        match &answered {
+            Ok((status, _)) if *status >= 400 => {
+                traces::fail(&span, status, &format_args!("answered {status}"));
+            }
+            Ok(_) => {}
+            Err(reason) => traces::fail(&span, told, reason),
+        }
         answered.map_err(|reason| {
             self.bench.put(&url, Instant::now() + BENCHED_FOR);
             SwarmError { url, reason }

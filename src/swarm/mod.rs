@@ -53,7 +53,8 @@ pub struct Swarm {
     pub claims: Arc<Claims>,
     /// Bytes of bodies received, `from` replicas and from peers.
     pub received: IntCounterVec,
-    is_alone: bool,
+    /// The way to this site's own node; `None`: there is none.
+    pub node: Option<Arc<Sidecar>>,
 }
 
 impl Swarm {
@@ -83,7 +84,7 @@ impl Swarm {
                 ranking,
                 claims,
                 received,
-                is_alone: true,
+                node: None,
             });
         };
         let peers = Peers::new(&config.key, &config.allow_private, from_peers, metrics)?;
@@ -91,18 +92,18 @@ impl Swarm {
         let sidecar = Sidecar::start(sidecar, metrics, tasks)?;
         let filters = Filters::start(
             config.key.clone(),
-            sidecar,
+            Arc::clone(&sidecar),
             Arc::clone(&peers),
             (Arc::clone(&claims), Arc::clone(&ranking)),
             metrics,
             tasks,
         );
-        Ok(Self { discovery: filters, peers, ranking, claims, received, is_alone: false })
+        Ok(Self { discovery: filters, peers, ranking, claims, received, node: Some(sidecar) })
     }
 
     /// Whether there is nobody else in it.
     #[must_use]
     pub fn is_alone(&self) -> bool {
-        self.is_alone
+        self.node.is_none()
     }
 }

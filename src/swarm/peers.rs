@@ -75,6 +75,19 @@ pub enum Refused {
     Failed(String),
 }
 
+impl Refused {
+    /// The word for metric labels and traces.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Absent => "absent",
+            Self::Busy(_) => "busy",
+            Self::NotYet { .. } => "not_yet",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
 /// What came of a question for a have-filter.
 pub enum FilterAnswer {
     /// It is as it was.
@@ -170,7 +183,7 @@ impl Peers {
         let path = format!("/blob/sha256/{blob}");
         let answered = self.ask(holder, &path, blob, &headers).await;
         let given = answered.and_then(|response| self.piece(response, range));
-        let told = given.as_ref().map_or_else(label, |_| "given");
+        let told = given.as_ref().map_or_else(Refused::label, |_| "given");
         self.requests.with_label_values(&[told]).inc();
         given
     }
@@ -263,7 +276,7 @@ impl Peers {
             return Err(NOT_ALLOWED.to_owned());
         }
         let token = self.secret.token(subject, now());
-        let request = self.client.get(url).headers(traces::headers());
+        let request = self.client.get(url).headers(traces::headers_for_peers());
         let mut request = request.header("authorization", token);
         for (name, value) in headers {
             request = request.header(*name, value);
@@ -308,15 +321,6 @@ fn refusal(response: &reqwest::Response) -> Refused {
 
 fn have(response: &reqwest::Response) -> Option<u64> {
     header(response, "aptmesh-have")?.parse().ok()
-}
-
-fn label(refused: &Refused) -> &'static str {
-    match refused {
-        Refused::Absent => "absent",
-        Refused::Busy(_) => "busy",
-        Refused::NotYet { .. } => "not_yet",
-        Refused::Failed(_) => "failed",
-    }
 }
 
 /// Seconds since 1970.

@@ -8,11 +8,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use prometheus::{Histogram, IntCounterVec};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 use url::Url;
 
 use crate::content::card::URLS_MAX;
@@ -160,6 +161,30 @@ impl Sidecar {
         Some(cards.filter_map(site).collect())
     }
 
+    /// What the node says at `path` of its API, for people: `/status`, `/peers`. That it does not say it
+    /// changes nothing for look-ups: who watches disturbs nobody.
+    ///
+    /// # Errors
+    /// In words, when it does not tell within `patience`.
+    pub async fn told<T: DeserializeOwned>(
+        &self,
+        path: &'static str,
+        patience: Duration,
+    ) -> Result<T, String> {
+        let asked = self.link.client.get(format!("{}{path}", self.link.api));
+        let read = async {
+            let told = answer(asked, CARDS_MAX).await?;
+            serde_json::from_slice(&told).map_err(|error| error.to_string())
+        };
+        timeout(patience, read).await.unwrap_or_else(|_elapsed| Err("no answer in time".to_owned()))
+    }
+
+    /// Whether it did not answer the last question of a look-up.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        self.link.away.is_away()
+    }
+
     /// The answer that is there or under way, shared with all who ask for the same at a time. `None`
     /// where nobody is to wait for one.
     fn answer(&self, blob: &Sha256) -> Option<Answer> {
@@ -254,6 +279,9 @@ impl Discovery for Sidecar {
         let span = span!("swarm.look_up");
         let (outcome, found) = self.find(blob, budget).instrument(span.clone()).await;
         traces::set(&span, "aptmesh.outcome", outcome);
+        if matches!(outcome, "away" | "late") {
+            traces::fail(&span, outcome, "the swarm's node has not answered");
+        }
         traces::set(&span, "aptmesh.found", traces::number(found.len() as u64));
         question.outcome = outcome;
         found
@@ -343,6 +371,7 @@ impl Link {
                 Some(answer)
             }
             Err(reason) => {
+                traces::fail(&Span::current(), "failed", &reason);
                 if self.away.failed(Instant::now()) {
                     let api = &self.api;
                     tracing::warn!(api, reason, "the swarm's node is away: going on without");

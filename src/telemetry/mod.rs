@@ -4,6 +4,7 @@ pub mod edge;
 pub mod logs;
 pub mod metrics;
 pub mod process;
+pub mod shown;
 pub mod traces;
 
 use crate::telemetry::logs::Logs;

@@ -1,7 +1,6 @@
 //! The account of a request, from its head to the last byte of its answer: what it adds to the metrics, and
 //! its line in the access log.
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -17,10 +16,8 @@ use crate::archive::kind::Kind;
 use crate::engine::ServedCounters;
 use crate::engine::outcome::{Outcome, ServedAs, Source};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::shown::shown;
 use crate::telemetry::traces;
-
-/// Bytes of a target in the log. The longest in Debian's archives are under 300.
-const SHOWN_MAX: usize = 512;
 
 /// Upper bounds of the time to an answer's head, in seconds: memory, disk, near and far mirrors, retries.
 const FIRST_BYTE_BUCKETS: [f64; 9] = [0.0005, 0.002, 0.01, 0.05, 0.2, 1.0, 5.0, 15.0, 30.0];
@@ -144,6 +141,14 @@ pub struct DoorMetrics {
     /// To mirrors, and to clients.
     tunnel_bytes: [IntCounter; 2],
     served_bytes: Option<Arc<ServedCounters>>,
+}
+
+impl DoorMetrics {
+    /// The span of a request at this door, which begins now.
+    pub(super) fn span<B>(&self, request: &Request<B>, client: IpAddr) -> Span {
+        let (method, target, headers) = (request.method(), request.uri(), request.headers());
+        traces::request_span(self.door.label(), method, target, headers, client)
+    }
 }
 
 /// A histogram for each source, of which those that occur are made.
@@ -283,7 +288,9 @@ pub(super) fn malformed(door: &Arc<DoorMetrics>, client: IpAddr, error: &hyper::
     } else {
         StatusCode::BAD_REQUEST
     };
-    let mut access = Access::begin(door, client, &Request::new(()), String::new());
+    let request = Request::new(());
+    let span = door.span(&request, client);
+    let mut access = Access::begin(door, client, request.method(), String::new(), span);
     access.method = None;
     access.answer(&head);
     access.complete();
@@ -301,31 +308,27 @@ struct Head {
 }
 
 impl Access {
-    /// Opens the account of a request for `target`.
-    pub(super) fn begin<B>(
+    /// Opens the account of a request for `target`, which is traced in `span`.
+    pub(super) fn begin(
         door: &Arc<DoorMetrics>,
         client: IpAddr,
-        request: &Request<B>,
+        method: &Method,
         target: String,
+        span: Span,
     ) -> Self {
         door.requests.inc();
         Self {
             door: Arc::clone(door),
             client,
-            method: Some(request.method().clone()),
+            method: Some(method.clone()),
             target,
             begun: Instant::now(),
-            span: traces::request_span(door.door.label(), request),
+            span,
             head: None,
             bytes: 0,
             end: End::Left,
             reason: None,
         }
-    }
-
-    /// In which the request is worked on.
-    pub(super) fn span(&self) -> &Span {
-        &self.span
     }
 
     /// The answer's head goes out.
@@ -415,8 +418,11 @@ impl Access {
         if let Some(head) = &self.head {
             let status = head.status.as_u16();
             traces::set(span, "http.response.status_code", i64::from(status));
-            if status >= 500 {
-                traces::fail(span, self.reason.as_deref().unwrap_or("failed"));
+            let reason = self.reason.as_deref();
+            if end == End::Cut {
+                traces::fail(span, "cut", reason.unwrap_or("cut off"));
+            } else if status >= 500 {
+                traces::fail(span, &status, reason.unwrap_or("failed"));
             }
         }
         if let Some(credit) = self.credit() {
@@ -428,9 +434,6 @@ impl Access {
         traces::set(span, "aptmesh.outcome", self.outcome());
         traces::set(span, "aptmesh.bytes", traces::number(self.bytes));
         traces::set(span, "aptmesh.end", end.label());
-        if end == End::Cut {
-            traces::fail(span, self.reason.as_deref().unwrap_or("cut off"));
-        }
         traces::end(span);
     }
 
@@ -503,60 +506,9 @@ fn millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// A target fit for a log: without credentials, without its query, which may hold some, and not longer than
-/// a line should be.
-fn shown(target: &str) -> Cow<'_, str> {
-    let (path, query) =
-        target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
-    let has_credentials = path.contains('@') || path.contains("%40");
-    if query.is_none() && !has_credentials && path.len() <= SHOWN_MAX {
-        return Cow::Borrowed(target);
-    }
-    let segment = |segment: &str| {
-        let after = |mark| segment.rfind(mark).map(|at| at + str::len(mark));
-        let from = after("@").max(after("%40")).unwrap_or_default();
-        segment.get(from..).unwrap_or_default().to_owned()
-    };
-    let mut shown = path.split('/').map(segment).collect::<Vec<_>>().join("/");
-    if shown.len() > SHOWN_MAX {
-        shown.truncate(shown.floor_char_boundary(SHOWN_MAX));
-        shown.push_str("...");
-    }
-    if query.is_some() {
-        shown.push_str("?...");
-    }
-    shown.into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_log_shows_no_credentials() {
-        let table = [
-            (
-                "/mirror.example.org/debian/dists/sid/InRelease",
-                "/mirror.example.org/debian/dists/sid/InRelease",
-            ),
-            ("http://user:pass@m.org/x", "http://m.org/x"),
-            ("http://user:p%40ss@m.org:80/x", "http://m.org:80/x"),
-            ("http://user%3Apass%40m.org/x", "http://m.org/x"),
-            ("/user:pass@m.org/x", "/m.org/x"),
-            ("/https/user:pass@m.org/x", "/https/m.org/x"),
-            ("http://HTTPS///user:pass@m.org/x", "http://HTTPS///m.org/x"),
-            ("user:pass@m.org:443", "m.org:443"),
-            ("/m.org/x?token=secret", "/m.org/x?..."),
-            ("/m.org/x?to=a@b&c=d?e", "/m.org/x?..."),
-            ("http://user:pass@m.org?token=secret", "http://m.org?..."),
-            ("", ""),
-        ];
-        for (target, expected) in table {
-            assert_eq!(shown(target), expected);
-        }
-        assert_eq!(shown(&"ä".repeat(300)).len(), SHOWN_MAX + 3);
-        assert_eq!(shown(&"/a".repeat(256)), "/a".repeat(256));
-    }
 
     #[test]
     fn durations_are_shown_in_milliseconds() {

@@ -11,8 +11,8 @@ use warp::filters::BoxedFilter;
 use warp::reply::Response;
 use warp::{Filter as _, Reply as _};
 
-use crate::dht::Dht;
 use crate::engine::Engine;
+use crate::swarm::sidecar::Sidecar;
 use crate::telemetry::metrics::Metrics;
 use crate::web::explain::Explainer;
 use crate::web::phase::Phase;
@@ -35,16 +35,16 @@ struct By {
 }
 
 impl Admin {
-    /// The surface; not ready any more once the `phase` is another than serving.
+    /// The surface, which asks the site's `node` how it is; not ready any more once the `phase` is another than serving.
     #[must_use]
     pub fn new(
         engine: Arc<Engine>,
-        dht: Option<Dht>,
+        node: Option<Arc<Sidecar>>,
         metrics: Metrics,
         phase: tokio::sync::watch::Receiver<Phase>,
     ) -> Self {
         let watched_at = Mutex::default();
-        let collector = Arc::new(Collector::new(Arc::clone(&engine), dht));
+        let collector = Arc::new(Collector::new(Arc::clone(&engine), node));
         Self { engine, collector, metrics, phase, watched_at }
     }
 

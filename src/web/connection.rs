@@ -23,12 +23,12 @@ use tokio::sync::watch;
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
-use tracing::{Instrument as _, Span};
+use tracing::Instrument as _;
 use warp::filters::BoxedFilter;
 
-use crate::engine::{Client, Hint};
+use crate::engine::Client;
 use crate::web::access::{self, Access, DoorMetrics, OpenConnection};
-use crate::web::ahead::Ahead;
+use crate::web::ahead::{Ahead, Begun};
 use crate::web::balancers::Balancers;
 use crate::web::body::{AnswerBody, Source};
 use crate::web::phase::{self, Phase};
@@ -185,6 +185,7 @@ async fn converse(
         wire: wire.clone(),
         ahead,
         proxy,
+        metrics: Arc::clone(&surface.metrics),
         asks,
         patience: Box::pin(sleep(STALLED_MAX)),
     };
@@ -274,18 +275,20 @@ impl Session {
         let target = target_of(request.uri());
         self.wire.begin_answer(&target);
         // Until the request has its own place in the flight that was begun for it.
-        let hint = self.ahead.take(&target);
+        let mut begun = self.ahead.take(&target);
         let is_tunnel = request.method() == Method::CONNECT;
         self.is_tunnel.store(is_tunnel, Ordering::Relaxed);
-        let metrics = &self.surface.metrics;
-        let mut access = Some(Access::begin(metrics, self.client.ip(), &request, target));
-        let span = access.as_ref().map_or_else(Span::none, |access| access.span().clone());
+        let (metrics, client) = (&self.surface.metrics, self.client.ip());
+        let span = begun.as_mut().and_then(Begun::take_span);
+        let span = span.unwrap_or_else(|| metrics.span(&request, client));
+        let account = Access::begin(metrics, client, request.method(), target, span.clone());
+        let mut access = Some(account);
         let passage = access.take_if(|_| is_tunnel).map(|access| {
             let upgrade = hyper::upgrade::on(&mut request);
             Arc::new(Mutex::new(Some(Passage { upgrade, access })))
         });
         let mut answer = if self.permitted {
-            let begun_early = hint.as_ref().is_some_and(Hint::has_begun);
+            let begun_early = begun.as_ref().is_some_and(Begun::has_begun);
             self.route(request, begun_early, passage.clone()).instrument(span).await
         } else {
             forbidden_client(self.client)
@@ -355,6 +358,7 @@ struct Attended<C> {
     wire: Wire,
     ahead: Ahead,
     proxy: Option<Arc<Proxy>>,
+    metrics: Arc<DoorMetrics>,
     asks: Client,
     /// Runs while the client takes nothing of what is there for it.
     patience: Pin<Box<Sleep>>,
@@ -376,7 +380,7 @@ impl<C: Future<Output = hyper::Result<()>>> Future for Attended<C> {
             }
         }
         if let Some(proxy) = &self.proxy {
-            self.ahead.begin(&self.wire, proxy, self.asks);
+            self.ahead.begin(&self.wire, proxy, &self.metrics, self.asks);
         }
         ended
     }

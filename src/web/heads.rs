@@ -1,6 +1,7 @@
 //! Finds the heads of pipelined requests in what a client sends, so that what they need can be
 //! begun before their turn. Only looks: what hyper reads is what was sent.
 
+use http::Request;
 use memchr::memmem;
 
 use crate::archive::target::TARGET_MAX;
@@ -16,6 +17,18 @@ const FIELDS_MAX: usize = 32;
 pub(super) struct Head {
     pub(super) target: String,
     pub(super) fields: Vec<(String, Vec<u8>)>,
+}
+
+impl Head {
+    /// As hyper will read it; `None` if it is none.
+    pub(super) fn request(&self) -> Option<Request<()>> {
+        let request = Request::get(&*self.target);
+        let fields = self.fields.iter();
+        let request = fields.fold(request, |request, (name, value)| {
+            request.header(name.as_str(), value.as_slice())
+        });
+        request.body(()).ok()
+    }
 }
 
 /// Splits a client's bytes into heads.

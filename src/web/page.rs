@@ -5,11 +5,11 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
 
 use crate::engine::Engine;
-use crate::index::{Volume, budget};
 use crate::web::body::Source;
 use crate::web::reply::with_payload;
+use crate::web::status::collect;
 use crate::web::status::html::{self, Html};
-use crate::web::status::report::{ByWay, Trouble};
+use crate::web::status::report::{ByWay, Trouble, Volume};
 use crate::web::status::sections::{state, tile};
 use crate::web::status::words;
 
@@ -28,17 +28,18 @@ pub(super) async fn front(engine: &Engine, headers: &HeaderMap) -> warp::reply::
     html::protect(fields);
     fields.insert(header::VARY, HeaderValue::from_static("Accept"));
     // Tools that look for a cache ask often: they do not read it.
-    let stored = if is_browser {
-        budget::waited_for(engine.room().volume()).await
-    } else {
-        Volume::default()
+    let stored = if is_browser { collect::stored(engine).await } else { None };
+    let volume = Volume {
+        blobs: stored.map(|stored| stored.blobs),
+        bytes: stored.map(|stored| stored.bytes),
+        ..Volume::default()
     };
-    let page = render(engine, stored, host);
+    let page = render(engine, &volume, host);
     fields.insert(header::CONTENT_LENGTH, HeaderValue::from(page.len()));
     with_payload(answer, Source::Bytes(page.into()))
 }
 
-fn render(engine: &Engine, stored: Volume, host: &str) -> String {
+fn render(engine: &Engine, volume: &Volume, host: &str) -> String {
     let (session, all_time) = engine.traffic();
     let (ever, since) = match all_time {
         Some(ever) => (ByWay::from(ever), "since ever"),
@@ -46,7 +47,7 @@ fn render(engine: &Engine, stored: Volume, host: &str) -> String {
     };
     let quota = engine.room().limits().quota;
     let quota = quota.map(|quota| format!(" of {}", words::bytes(quota))).unwrap_or_default();
-    let files = words::things(stored.blobs, "file", "files");
+    let files = volume.files();
     let under_way = words::count(engine.flights() as u64);
     let mut page = Html::default();
     page.raw("<header class=\"top\"><h1>aptmesh</h1><span class=\"quiet\">an APT cache, ");
@@ -55,7 +56,7 @@ fn render(engine: &Engine, stored: Volume, host: &str) -> String {
     page.add(&tile("Spared the mirrors", &words::bytes(ever.spared()), since));
     let hit = words::share(ever.from_store, ever.all());
     page.add(&tile("Hit ratio", &hit, &format!("of bytes, {since}")));
-    page.add(&tile("Stored", &words::bytes(stored.bytes), &format!("{files}{quota}")));
+    page.add(&tile("Stored", &volume.size(), &format!("{files}{quota}")));
     page.add(&tile("Downloads", &under_way, "under way"));
     page.raw("</div>\n<section>\n<h2>To use it</h2>\n<p>Either put this into <code>");
     page.raw("/etc/apt/apt.conf.d/30aptmesh</code>:</p>\n<pre>Acquire::http::Proxy \"http://");

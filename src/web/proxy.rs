@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, StatusCode, Uri};
+use http::{Method, Request, StatusCode, Uri};
 use ipnet::IpNet;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
@@ -19,7 +19,6 @@ use crate::engine::plan::Freshness;
 use crate::engine::{Ask, Client, Engine, Hint, Sharing};
 use crate::mirror::basic_authorization;
 use crate::web::connection::Visit;
-use crate::web::heads::Head;
 use crate::web::{page, reply, tunnel};
 
 /// What the proxy surface needs to answer.
@@ -90,20 +89,13 @@ impl Proxy {
     }
 
     /// Begins what a request will need before its turn.
-    pub(super) fn prepare(self: &Arc<Self>, head: Head, client: Client) -> Option<Hint> {
-        let mut headers = HeaderMap::new();
-        for (name, value) in head.fields {
-            if let (Ok(name), Ok(value)) =
-                (HeaderName::try_from(name), HeaderValue::try_from(value))
-            {
-                headers.append(name, value);
-            }
-        }
-        let target = read_target(&head.target.parse().ok()?).ok()?;
-        if self.is_circular(&headers) {
+    pub(super) fn prepare(self: &Arc<Self>, request: &Request<()>, client: Client) -> Option<Hint> {
+        let target = read_target(request.uri()).ok()?;
+        let headers = request.headers();
+        if self.is_circular(headers) {
             return None;
         }
-        self.engine.prepare(self.ask(target, &headers, false, client))
+        self.engine.prepare(self.ask(target, headers, false, client))
     }
 
     fn ask(&self, target: Target, headers: &HeaderMap, head_only: bool, client: Client) -> Ask {

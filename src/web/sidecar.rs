@@ -139,7 +139,10 @@ async fn look_up(sha256: String, how: LookUp, sidecar: Arc<Sidecar>) -> Response
     let budget = Duration::from_millis(how.budget_ms.unwrap_or(BUDGET));
     let span = span!("dht.look_up");
     let looked_up = sidecar.dht.look_up(&blob, budget).instrument(span.clone()).await;
-    let Some(found) = looked_up else { return silent() };
+    let Some(found) = looked_up else {
+        traces::fail(&span, "silent", "the node does not answer");
+        return silent();
+    };
     traces::set(&span, "aptmesh.found", traces::number(found.peers.len() as u64));
     drop(span);
     if how.trace == Some(true) {

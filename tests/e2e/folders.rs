@@ -24,7 +24,12 @@ struct Site {
 
 impl Site {
     fn start() -> Self {
-        let (mirror, folder) = (Mirror::start(), TempDir::new().unwrap());
+        Self::start_in(&std::env::temp_dir())
+    }
+
+    /// With its folder below this one.
+    fn start_in(parent: &Path) -> Self {
+        let (mirror, folder) = (Mirror::start(), TempDir::new_in(parent).unwrap());
         let archive =
             LocalArchive::new("demo").package("tool", "1.0", BIG).package("toy", "1", 900);
         archive.publish(&mirror, "/debian");
@@ -331,6 +336,24 @@ fn a_file_that_can_not_be_read_does_not_hide_the_others() {
     }
     site.wait_for_files(4);
     site.assert_served_in_place("tool");
+}
+
+#[test]
+fn a_folder_that_says_nothing_holds_no_request_up() {
+    let remote = Remote::mounted();
+    let site = Site::start_in(&remote.path());
+    let frozen = remote.freeze();
+    let reply = site.get(&site.pool("tool"));
+    assert!(reply.complete && reply.body == site.archive.deb("tool"), "{:?}", reply.trouble);
+    assert_eq!(reply.header("x-aptmesh-source"), Some("mirror"));
+    assert!(site.proxy.log().contains("a shared folder says nothing"));
+    drop(frozen);
+    wait_until(PATIENCE, "it answers", || {
+        site.proxy.log().contains("a shared folder answers again")
+    });
+    let reply = site.get(&site.pool("toy"));
+    assert_eq!(reply.header("cache-status"), Some("aptmesh; hit"));
+    assert_eq!(reply.body, site.archive.deb("toy"));
 }
 
 #[test]

@@ -391,7 +391,7 @@ fn status_tells_how_a_running_proxy_is_doing() {
         "served from the store: 1.5 MB 1.5 MB",
         "fetched from mirrors: 1.5 MB 1.5 MB",
         "fetched from peers: 0 B 0 B",
-        "1 files, 1.5 MB",
+        "1 file, 1.5 MB",
         "under way: 0",
         "all is well",
     ] {

@@ -134,6 +134,9 @@ fn no_log_has_credentials_however_they_come() {
         "GET /https/jane:hunter2@m.org:x/y HTTP/1.1\r\nHost: x\r\n\r\n",
         "GET http://HTTPS///jane:hunter2@m.org/../x?s3cr3t HTTP/1.1\r\nHost: x\r\n\r\n",
         "GET /jane%3Ahunter2%40m.org/x HTTP/1.1\r\nHost: x\r\n\r\n",
+        "GET http://jane:hunter2/x HTTP/1.1\r\nHost: x\r\n\r\n",
+        "GET http://u:hunter2#x@m.org/x HTTP/1.1\r\nHost: x\r\n\r\n",
+        "GET /u:hunter2/x@m.org/x HTTP/1.1\r\nHost: x\r\n\r\n",
         "PUT /?s3cr3t HTTP/1.1\r\nHost: jane:hunter2@x\r\n\r\n",
     ] {
         let mut client = Connection::open(proxy.addr());

@@ -5,12 +5,12 @@ use crate::kit::*;
 use std::fs;
 use std::time::{Duration, SystemTime};
 
-const INRELEASE: &str = "/debian/dists/demo/InRelease";
+pub(crate) const INRELEASE: &str = "/debian/dists/demo/InRelease";
 const RELEASE: &str = "/debian/dists/demo/Release";
 const RELEASE_GPG: &str = "/debian/dists/demo/Release.gpg";
 const VERDICTS: &str = "aptmesh_engine_release_verdicts_total";
 
-fn proxy(verify: &str, signer: &Signer) -> Proxy {
+pub(crate) fn proxy(verify: &str, signer: &Signer) -> Proxy {
     Proxy::build()
         .env("APTMESH_MIRROR_RECHECK_AFTER", "0s")
         .env("APTMESH_ARCHIVE_VERIFY", verify)
@@ -19,7 +19,7 @@ fn proxy(verify: &str, signer: &Signer) -> Proxy {
 }
 
 /// A release file made so many days ago.
-fn release(days_ago: u64, more: &str) -> String {
+pub(crate) fn release(days_ago: u64, more: &str) -> String {
     let date = |days: u64| {
         let at = SystemTime::now() - Duration::from_secs(days * 86_400);
         httpdate::fmt_http_date(at).replace("GMT", "UTC")

@@ -1,6 +1,8 @@
 //! The status page in a real browser, and `aptmesh status` in a real terminal: what they show of a site that
 //! is busy, and of one in trouble.
 
+mod parts;
+
 use crate::kit::node::swarm_key;
 use crate::kit::*;
 use crate::volume::Volume;
@@ -22,6 +24,14 @@ const WIDTH: &str = "document.documentElement.scrollWidth";
 
 fn status(admin: SocketAddr) -> Value {
     serde_json::from_slice(&get(admin, "/status.json").body).expect("JSON")
+}
+
+/// What `aptmesh status` prints.
+fn terminal(proxy: &Proxy) -> String {
+    let admin = proxy.admin().to_string();
+    let told = aptmesh().args(["status", "--admin-listen", &admin]).output().expect("aptmesh");
+    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+    String::from_utf8(told.stdout).expect("text")
 }
 
 fn url(admin: SocketAddr) -> String {
@@ -160,6 +170,36 @@ fn the_pictures_of_a_busy_site_are_what_a_browser_shows() {
         assert!(text.contains(part), "{part:?} is not in:\n{text}");
     }
 
+    let bars = chromium.evaluate("document.querySelectorAll('#history svg rect').length");
+    assert!(bars.as_u64() > Some(0), "no picture");
+    let process = status(scene.two.admin())["process"].as_str().unwrap().to_owned();
+    for part in [&*process, "All else is of this process alone", "Nodes in the table"] {
+        assert!(text.contains(part), "{part:?} is not in:\n{text}");
+    }
+    let printed = terminal(&scene.two);
+    let parts = [
+        "whole site, ever",
+        "spared the mirrors:",
+        "linux-image_1.0_all.deb: ",
+        "tools.example.org/tools edge: none admitted, REFUSED",
+        "signature: good (",
+        "answered 503",
+        "berlin: in use",
+        "1 sites known",
+        "kept for others:",
+        " of 200.0 MB",
+        "free on the volume:",
+        "names known:",
+        "duties:",
+        "other replicas:",
+        "this process:",
+        &process,
+        "state:                   A release file of tools.example.org/tools edge is not admitted",
+    ];
+    for part in parts {
+        assert!(printed.contains(part), "{part:?} is not in:\n{printed}");
+    }
+
     let front = format!("http://{}/", scene.two.addr());
     chromium.open(&front, 900, 700, false);
     chromium.screenshot(&folder.join("front.png"));
@@ -200,6 +240,19 @@ fn numbers_move_without_a_reload() {
     wait_until(PATIENCE, "the loss is told", || {
         chromium.evaluate("document.getElementById('lost').hidden") == false
     });
+}
+
+#[test]
+fn without_scripts_the_page_is_loaded_again() {
+    let (mirror, proxy) = (Mirror::start(), Proxy::start());
+    let path = "/debian/pool/main/s/small/small_1.0.orig.tar.xz";
+    mirror.put(path, File::new(noise(1, MB)));
+    let mut chromium = Chromium::start();
+    chromium.disable_scripts();
+    chromium.open(&url(proxy.admin()), 1000, 800, false);
+    assert!(chromium.text().contains("None was asked since the start."), "{}", chromium.text());
+    assert_eq!(get(proxy.addr(), &proxy.url_for(&mirror, path)).status, 200);
+    wait_until(PATIENCE, "new numbers", || chromium.text().contains(&mirror.host()));
 }
 
 #[test]
@@ -276,6 +329,8 @@ fn a_watched_cache_is_told_of_again_and_again() {
     let told = || String::from_utf8_lossy(&fs::read(&typescript).unwrap_or_default()).into_owned();
     wait_until(PATIENCE, "a second look", || told().matches("\u{1b}[H\u{1b}[2J").count() >= 2);
     assert!(told().contains("all is well"), "{}", told());
+    // What was on the terminal before is its reader's.
+    assert!(!told().contains("\u{1b}[3J"));
     proxy.kill9();
     wait_until(PATIENCE, "its loss", || told().contains("no aptmesh answers"));
     // Ctrl-C, as a terminal has it.
@@ -298,6 +353,33 @@ fn a_watched_cache_is_told_of_again_and_again() {
     drop(out);
     wait_until(PATIENCE, "its end", || plain.try_wait().unwrap().is_some());
     assert!(plain.wait().unwrap().success());
+}
+
+#[test]
+fn what_answers_instead_of_a_cache_is_bounded_and_does_nothing_to_a_terminal() {
+    let asked_at = |admin: SocketAddr| {
+        let admin = admin.to_string();
+        let told = aptmesh().args(["status", "--admin-listen", &admin]).output().unwrap();
+        assert_eq!(told.status.code(), Some(1));
+        String::from_utf8_lossy(&told.stderr).into_owned()
+    };
+    let endless = Mirror::start();
+    endless.put("/status.json", File::new(noise(7, 9 * MB)));
+    let told = asked_at(endless.addr());
+    assert!(told.contains("its answer is longer than"), "{told}");
+
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let hostile = thread::spawn(move || {
+        use std::io::{Read as _, Write as _};
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 1024]).unwrap();
+        stream.write_all("HTTP/1.1 503 no\r\n\r\n\x1b[2Jcleared\u{9b}2J".as_bytes()).unwrap();
+    });
+    let told = asked_at(address);
+    hostile.join().unwrap();
+    assert!(told.contains("cleared"), "{told}");
+    assert!(!told.contains('\u{1b}') && !told.contains('\u{9b}'), "{told:?}");
 }
 
 #[test]

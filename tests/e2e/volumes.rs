@@ -98,6 +98,10 @@ impl Site {
         Replica(build.start())
     }
 
+    pub fn mirror(&self) -> &Mirror {
+        &self.mirror
+    }
+
     fn sql(&self, statement: &str) -> String {
         self.server.sql(database_of(&self.url), statement)
     }

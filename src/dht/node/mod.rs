@@ -461,8 +461,8 @@ impl Node {
         metrics.records.set(gauge(status.records));
         metrics.announced.set(gauge(status.announced));
         metrics.records_evicted.inc_by(records.saturating_sub(metrics.records_evicted.get()));
-        metrics.due.set(gauge(self.announcing.due_for(Duration::ZERO, now)));
-        metrics.late.set(gauge(self.announcing.due_for(LATE, now)));
+        metrics.due.set(gauge(status.announce_due));
+        metrics.late.set(gauge(status.announce_late));
         metrics.announce_lag.set(i64::try_from(status.announce_lag).unwrap_or(i64::MAX));
     }
 
@@ -503,6 +503,8 @@ impl Node {
             announced: self.announcing.len(),
             filter: self.filter,
             announce_lag: self.announcing.lag(now).as_secs(),
+            announce_due: self.announcing.due_for(Duration::ZERO, now),
+            announce_late: self.announcing.due_for(LATE, now),
             announce_ttl: self.config.announce_ttl.as_secs(),
         }
     }

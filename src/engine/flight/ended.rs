@@ -17,9 +17,10 @@ const REASON_MAX: usize = 300;
 /// How the last download of a resource ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
-    /// One of [`Flight::OUTCOMES`].
+    /// One of `Flight::OUTCOMES`.
     pub outcome: &'static str,
-    /// Who gave it; `None`: nobody, or it was only confirmed.
+    /// Who gave it; `None`: nobody, or a mirror confirmed it. Of what is confirmed, a replica that fetched it or
+    /// had it confirmed.
     pub giver: Option<Giver>,
     /// Bytes that came.
     pub bytes: u64,
@@ -72,9 +73,10 @@ impl Flight {
             (Some(Landing::Flowing(_)), State::Cut(reason)) => Some(reason.to_string()),
             _ => None,
         };
+        let is_settled = matches!(&*self.landing.borrow(), Some(Landing::Settled(_)));
         Ended {
             outcome,
-            giver: self.giver(),
+            giver: if is_settled { Some(Giver::Replica) } else { self.giver() },
             bytes: self.progress.borrow().written,
             took: now.saturating_duration_since(self.begun_at),
             ago: Duration::ZERO,

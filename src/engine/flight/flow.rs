@@ -50,7 +50,7 @@ impl Transfer {
         let flowed = self.flow_on(flight, flow, writer, beginning, leash);
         let flowed = flowed.instrument(span.clone()).await;
         if let Err(reason) = &flowed {
-            traces::fail(&span, reason);
+            traces::fail(&span, "cut", reason);
         }
         flowed
     }

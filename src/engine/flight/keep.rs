@@ -49,7 +49,7 @@ impl Transfer {
         };
         let span = span!("store.commit", aptmesh.bytes = traces::number(size));
         let committed = self.engine.store.within(COMMIT_PATIENCE, committing);
-        match committed.instrument(span).await {
+        match committed.instrument(span.clone()).await {
             Ok((known, arriving, promise)) => {
                 self.engine.metrics.stored_bytes.inc_by(size);
                 self.engine.learner.offer(&self.target.key, &known);
@@ -58,6 +58,7 @@ impl Transfer {
                 drop((arriving, promise));
             }
             Err(error) => {
+                traces::fail(&span, "volume", &format_args!("{error}: {}", error.source));
                 tracing::warn!(url = self.target.url, %error, source = %error.source, "fetched, but not stored");
             }
         }

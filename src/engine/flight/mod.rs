@@ -295,6 +295,21 @@ impl Flight {
         }
     }
 
+    /// Why it came to nothing, in words, if it did.
+    fn trouble(&self) -> Option<String> {
+        let not_stored = || "the volume does not take it".to_owned();
+        match &*self.landing.borrow() {
+            Some(Landing::Failed(failure)) => Some(failure.to_string()),
+            Some(Landing::Unstorable) => Some(not_stored()),
+            Some(Landing::Flowing(_)) => match &self.progress.borrow().state {
+                State::Cut(reason) => Some(reason.to_string()),
+                State::Spilled => Some(not_stored()),
+                State::Running | State::Whole => None,
+            },
+            Some(Landing::Unchanged(_) | Landing::Settled(_)) | None => None,
+        }
+    }
+
     /// Waits until nothing more will come of it.
     pub async fn over(&self) {
         let mut progress = self.progress.subscribe();

@@ -67,9 +67,31 @@ fn note_verdict(span: &Span, ended: &Result<Written, End>) {
         Ok(written) => {
             traces::set(span, "aptmesh.bytes", traces::number(written.staged.stage.size()));
         }
-        Err(End::Cut(reason)) => traces::fail(span, reason),
-        Err(End::Spilled(error)) => traces::fail(span, error),
+        Err(End::Cut(reason)) => traces::fail(span, "cut", reason),
+        Err(End::Spilled(error)) => {
+            traces::fail(span, "volume", &format_args!("{error}: {}", error.source));
+        }
     }
+}
+
+/// The same for the flight.
+fn note_end(span: &Span, flight: &Flight, outcome: &'static str) {
+    traces::set(span, "aptmesh.outcome", outcome);
+    if let Some(trouble) = flight.trouble() {
+        traces::fail(span, outcome, &trouble);
+    }
+}
+
+/// In a span of its own, which tells what came of it.
+async fn traced_admission(admitting: impl Future<Output = Admission>) -> Admission {
+    let span = span!("engine.admit");
+    let admission = admitting.instrument(span.clone()).await;
+    let label = admission.label();
+    traces::set(&span, "aptmesh.outcome", label);
+    if let Admission::Refused(reason) | Admission::Torn(reason) = &admission {
+        traces::fail(&span, label, reason);
+    }
+    admission
 }
 
 /// Why a flow ended early.
@@ -104,6 +126,7 @@ impl Transfer {
         let seconds = &self.engine.metrics.flight_seconds;
         seconds.with_label_values(&[outcome]).observe(begun.elapsed().as_secs_f64());
         self.engine.flights.note_end(&self.target.key, &flight, outcome);
+        note_end(departure.span(), &flight, outcome);
         // Whole by now: it is kept whether somebody still waits or not.
         if let Some((arrived, tenure)) = arrived {
             budget::for_at_most(KEEP_PATIENCE, self.keep(arrived, tenure.as_ref())).await;
@@ -149,8 +172,8 @@ impl Transfer {
                 return Some(arrived);
             }
             let digest = arrived.written.verdict.sha256;
-            let admitting = self.admit(flight, digest, deadline).instrument(span!("engine.admit"));
-            match admitting.await {
+            let admitting = self.admit(flight, digest, deadline);
+            match traced_admission(admitting).await {
                 Admission::Admitted(signature) => {
                     self.engine.suites.shown.accept(&self.target.key);
                     // Its clients ask for it at once.
@@ -163,11 +186,7 @@ impl Transfer {
                     return Some(Arrived { flow, ..arrived });
                 }
                 Admission::Older(known) => {
-                    let url = &self.target.url;
-                    tracing::warn!(url, "the mirror went back: serving the newer one");
-                    let reason = "went back to an older release file";
-                    self.engine.suites.shown.refuse(&self.target.key, reason);
-                    known.confirm();
+                    self.note_older(&known);
                     flight.land(Landing::Unchanged(known));
                     return None;
                 }

@@ -53,6 +53,18 @@ pub(in crate::engine) enum Admission {
     Torn(String),
 }
 
+impl Admission {
+    /// The word for traces.
+    pub(in crate::engine) const fn label(&self) -> &'static str {
+        match self {
+            Self::Admitted(_) => "admitted",
+            Self::Refused(_) => "refused",
+            Self::Older(_) => "older",
+            Self::Torn(_) => "torn",
+        }
+    }
+}
+
 impl Transfer {
     /// Whether what it brings has to be admitted.
     pub(in crate::engine) fn is_for_admission(&self) -> bool {
@@ -267,10 +279,19 @@ impl Transfer {
         });
     }
 
+    /// The mirror has an older release file than the `known` one, which stays.
+    pub(in crate::engine) fn note_older(&self, known: &Known) {
+        tracing::warn!(url = self.target.url, "the mirror went back: serving the newer one");
+        known.confirm();
+        let reason = "went back to an older release file";
+        let (shown, beside) = (&self.engine.suites.shown, known.entry.blob);
+        shown.refuse(&self.target.key, reason, Some(beside));
+    }
+
     /// What clients get when a release file is not admitted.
     pub(in crate::engine) fn turned_away(&self, reason: String) -> Landing {
         tracing::warn!(url = self.target.url, reason, "not admitting a release file");
-        self.engine.suites.shown.refuse(&self.target.key, &reason);
+        self.engine.suites.shown.refuse(&self.target.key, &reason, None);
         Landing::Failed(Failure::Unusable { host: self.target.authority.host.clone(), reason })
     }
 }

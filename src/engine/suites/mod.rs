@@ -219,13 +219,18 @@ impl Generation {
 
     /// How the file at `path` below `folder` is asked for: under its digest.
     fn pin(&self, ask: &Ask, folder: &str, path: &str) -> Option<Ask> {
-        let Expected::Sha256(digest) = self.files.get(path)?.digest else { return None };
-        let target = Arc::new(Target::from_absolute(&by_hash_url(folder, path, &digest)).ok()?);
+        let target = Arc::new(self.by_hash_target(folder, path)?);
         let mut sources = vec![Arc::clone(&ask.target)];
         if self.by_hash {
             sources.insert(0, Arc::clone(&target));
         }
         Some(Ask { kind: Kind::of(&target.path), target, sources, ..ask.clone() })
+    }
+
+    /// The name by its digest of the file at `path` below `folder`.
+    pub(super) fn by_hash_target(&self, folder: &str, path: &str) -> Option<Target> {
+        let Expected::Sha256(digest) = self.files.get(path)?.digest else { return None };
+        Target::from_absolute(&by_hash_url(folder, path, &digest)).ok()
     }
 }
 

@@ -1,5 +1,5 @@
 //! The release files that clients were given, for people: how old each is, who vouches for it, and what its
-//! mirror offers that is not admitted. Signatures are checked when somebody looks, once a file.
+//! mirror offers that is not admitted. Signatures are checked when somebody looks, once an hour.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,15 +10,20 @@ use tokio::time::Instant;
 use crate::archive::signature::Verdict;
 use crate::content::digest::Sha256;
 use crate::engine::memory::now_seconds;
-use crate::engine::outcome::Served;
+use crate::engine::outcome::{Outcome, Served};
 use crate::engine::suites::{bytes_of, is_release_file, signature_url};
 use crate::engine::{Ask, Engine, Sharing};
+use crate::index::IndexError;
 
 /// Release files that are remembered: those of many releases and third parties, each used by some
 /// client since the start.
 const SHOWN_MAX: usize = 128;
 /// The longest reason that is remembered, in bytes: parts of it may be the mirror's own.
 const REASON_MAX: usize = 300;
+/// For how long a refusal is told of: who asked then has asked again since, or nobody cares.
+const REFUSED_FOR: Duration = Duration::from_hours(24);
+/// For how long a verdict is kept: keys expire.
+const JUDGED_FOR: Duration = Duration::from_hours(1);
 
 /// The release files that are remembered, by key.
 #[derive(Default)]
@@ -32,8 +37,18 @@ struct Memo {
     used: Instant,
     /// Why what its mirror has is not admitted, and since when that is known.
     refused: Option<(String, Instant)>,
-    /// Of which file, and what its signature is worth.
-    judged: Option<(Sha256, Verdict)>,
+    /// What was served when that was refused; `None`: not known.
+    refused_beside: Option<Sha256>,
+    judged: Option<Judged>,
+}
+
+/// What a signature is worth.
+#[derive(Clone)]
+struct Judged {
+    /// The file, and its detached signature.
+    of: (Sha256, Option<Sha256>),
+    verdict: Verdict,
+    at: Instant,
 }
 
 /// A release file as it stands. Times are seconds since 1970.
@@ -79,10 +94,20 @@ impl Shown {
         change(memo);
     }
 
-    /// What its mirror has is not admitted; the reason completes "HOST …".
-    pub(in crate::engine) fn refuse(&self, key: &str, reason: &str) {
+    /// What its mirror has is not admitted, and `beside` it, if that is known, is served; the reason
+    /// completes "HOST …".
+    pub(in crate::engine) fn refuse(&self, key: &str, reason: &str, beside: Option<Sha256>) {
         let reason = reason.chars().take(REASON_MAX).collect();
-        self.change(key, |memo| memo.refused = Some((reason, Instant::now())));
+        self.change(key, |memo| {
+            memo.refused = Some((reason, Instant::now()));
+            memo.refused_beside = beside.or(memo.blob);
+        });
+    }
+
+    /// Why it was not, and how long ago that was.
+    pub(in crate::engine) fn refused(&self, key: &str) -> Option<(String, Duration)> {
+        let refused = self.all().get(key)?.refused.clone();
+        refused.map(|(reason, at)| (reason, at.elapsed()))
     }
 
     /// What its mirror has is admitted, or is what was admitted before.
@@ -95,12 +120,40 @@ impl Shown {
 
 impl Memo {
     fn new() -> Self {
-        Self { blob: None, used: Instant::now(), refused: None, judged: None }
+        let used = Instant::now();
+        Self { blob: None, used, refused: None, refused_beside: None, judged: None }
     }
 
-    fn verdict(&self) -> Option<Verdict> {
-        let judged = self.judged.as_ref().filter(|(blob, _)| Some(*blob) == self.blob);
-        judged.map(|(_, verdict)| verdict.clone())
+    /// This one is served. If it is another than at a refusal, a right one was admitted meanwhile, here or
+    /// by a fellow.
+    fn show(&mut self, blob: Sha256, is_stale: bool) {
+        self.blob = Some(blob);
+        let beside = self.refused_beside.or_else(|| is_stale.then_some(blob));
+        self.refused_beside = beside;
+        if beside != Some(blob) {
+            self.refused = None;
+        }
+    }
+
+    /// The refusal, unless its mirror has been found right since, or that was long ago.
+    fn refusal(self, confirmed_at: Option<i64>, now: i64) -> Option<(String, Duration)> {
+        let (reason, at) = self.refused?;
+        let ago = at.elapsed();
+        let seconds = i64::try_from(ago.as_secs()).unwrap_or(i64::MAX);
+        let is_right = confirmed_at.is_some_and(|at| at > now.saturating_sub(seconds));
+        (ago < REFUSED_FOR && !is_right).then_some((reason, ago))
+    }
+
+    /// What was found out of this file, whatever signature lay beside it.
+    fn last_verdict(&self, file: Sha256) -> Option<Verdict> {
+        let judged = self.judged.as_ref().filter(|judged| judged.of.0 == file)?;
+        Some(judged.verdict.clone())
+    }
+
+    /// What was found out lately of this file with this signature beside it.
+    fn verdict(&self, of: (Sha256, Option<Sha256>)) -> Option<Verdict> {
+        let judged = self.judged.as_ref().filter(|judged| judged.of == of)?;
+        (judged.at.elapsed() < JUDGED_FOR).then(|| judged.verdict.clone())
     }
 }
 
@@ -111,7 +164,8 @@ impl Engine {
             && is_release_file(ask)
             && let Some(blob) = served.digest()
         {
-            self.suites.shown.change(&ask.target.key, |memo| memo.blob = Some(blob));
+            let is_stale = served.outcome == Outcome::Stale;
+            self.suites.shown.change(&ask.target.key, |memo| memo.show(blob, is_stale));
         }
     }
 
@@ -135,10 +189,11 @@ impl Engine {
             None => None,
         };
         let said = generation.as_deref();
-        let confirmed_at = match self.memory.get(key) {
+        let confirmed_at = match self.memory.peek(key) {
             Some(known) => Some(known.confirmed_at()),
             None => self.recorded(key).await.map(|entry| entry.checked_at),
         };
+        let now = now_seconds();
         ReleaseFile {
             key: key.to_string(),
             suite: said.and_then(|said| said.suite.clone()),
@@ -147,22 +202,20 @@ impl Engine {
             valid_until: said.and_then(|said| said.valid_until),
             confirmed_at,
             signature: self.signature_of(key, &memo).await,
-            refused: memo.refused.map(|(reason, at)| (reason, at.elapsed())),
             is_served: memo.blob.is_some(),
-            now: now_seconds(),
+            refused: memo.refusal(confirmed_at, now),
+            now,
         }
     }
 
     /// What the signature of the file served last is worth.
     async fn signature_of(&self, key: &Arc<str>, memo: &Memo) -> Option<Verdict> {
-        if let Some(verdict) = memo.verdict() {
+        let blob = memo.blob?;
+        // An index that does not tell whether there is a signature is no proof that there is none.
+        let Ok(detached) = self.detached(key, &blob).await else { return memo.last_verdict(blob) };
+        if let Some(verdict) = memo.verdict((blob, detached)) {
             return Some(verdict);
         }
-        let blob = memo.blob?;
-        let detached = match key.rsplit_once('/') {
-            Some((folder, "Release")) => self.recorded(&signature_url(folder, &blob)).await,
-            _ => None,
-        };
         let (store, judge, name) =
             (Arc::clone(&self.store), Arc::clone(&self.judge), Arc::clone(key));
         let looking = self.store.look(move || {
@@ -174,15 +227,71 @@ impl Engine {
             };
             let Some(file) = read(&blob)? else { return Ok(None) };
             let detached = match detached {
-                Some(entry) => read(&entry.blob)?,
+                Some(signature) => read(&signature)?,
                 None => None,
             };
             Ok(Some(judge.verdict(&name, &file, detached.as_deref(), now_seconds())))
         });
         let verdict = looking.await.ok()??;
         if let Some(memo) = self.suites.shown.all().get_mut(key) {
-            memo.judged = Some((blob, verdict.clone()));
+            let (of, verdict) = ((blob, detached), verdict.clone());
+            memo.judged = Some(Judged { of, verdict, at: Instant::now() });
         }
         Some(verdict)
+    }
+
+    /// The signature that is stored beside a `Release`.
+    async fn detached(&self, key: &str, release: &Sha256) -> Result<Option<Sha256>, IndexError> {
+        let Some((folder, "Release")) = key.rsplit_once('/') else { return Ok(None) };
+        let name = signature_url(folder, release);
+        if let Some(known) = self.memory.peek(&name) {
+            return Ok(Some(known.entry.blob));
+        }
+        Ok(self.index.look_up(&name).await?.map(|entry| entry.blob))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_ends_with_the_right_file_however_that_came() {
+        let [before, after] = ["before", "after"].map(|text| Sha256::of(text.as_bytes()));
+        let shown = Shown::default();
+        let memo = |key: &str| shown.all().get(key).cloned().unwrap();
+        let is_told = |key: &str, confirmed_at| memo(key).refusal(confirmed_at, 1_000).is_some();
+
+        shown.change("a", |memo| memo.show(before, false));
+        shown.refuse("a", "sent nonsense", None);
+        shown.change("a", |memo| memo.show(before, true));
+        assert!(is_told("a", Some(1_000)) && !is_told("a", Some(1_001)));
+        shown.change("a", |memo| memo.show(after, false));
+        assert!(!is_told("a", None));
+
+        // Nothing was served before it was refused.
+        shown.refuse("b", "sent nonsense", None);
+        shown.change("b", |memo| memo.show(before, true));
+        assert!(is_told("b", None));
+        shown.change("b", |memo| memo.show(after, false));
+        assert!(!is_told("b", None));
+        shown.refuse("c", "went back", Some(before));
+        shown.change("c", |memo| memo.show(before, false));
+        assert!(is_told("c", None));
+    }
+
+    #[test]
+    fn a_verdict_is_of_one_signature_and_not_for_ever() {
+        let [file, signature] = ["file", "signature"].map(|text| Sha256::of(text.as_bytes()));
+        let judged = |at| Judged { of: (file, None), verdict: Verdict::Unsigned, at };
+        let memo = Memo { judged: Some(judged(Instant::now())), ..Memo::new() };
+        assert_eq!(memo.verdict((file, None)), Some(Verdict::Unsigned));
+        assert_eq!(memo.last_verdict(file), Some(Verdict::Unsigned));
+        assert_eq!(memo.verdict((file, Some(signature))), None);
+        assert_eq!(memo.last_verdict(signature), None);
+        if let Some(long_ago) = Instant::now().checked_sub(JUDGED_FOR) {
+            let memo = Memo { judged: Some(judged(long_ago)), ..Memo::new() };
+            assert_eq!(memo.verdict((file, None)), None);
+        }
     }
 }

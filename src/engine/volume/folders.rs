@@ -28,8 +28,8 @@ use crate::engine::volume::inspect::{InspectError, Inspector};
 use crate::engine::volume::pace::Pace;
 use crate::engine::volume::upkeep::HASH_RATE;
 use crate::engine::volume::walk::{self, Met, Reason};
-use crate::index::{HashedFile, Identity, Index};
-use crate::store::{Blob, StoreError};
+use crate::index::{HashedFile, Identity, Index, IndexError};
+use crate::store::{Blob, Calls, READ_PATIENCE, StoreError};
 use crate::telemetry::metrics::Metrics;
 
 /// Until the folders are walked over again, at least...
@@ -71,6 +71,8 @@ pub(in crate::engine) struct Folders {
     inspector: Arc<Inspector>,
     roots: Vec<PathBuf>,
     own: PathBuf,
+    /// For clients.
+    calls: Calls,
     /// Wakes who walks over them.
     changed: Notify,
     /// Files that turned out to be others than those remembered: no more than are remembered.
@@ -78,6 +80,14 @@ pub(in crate::engine) struct Folders {
     hashing: RandomState,
     files: IntGauge,
     bytes: IntGauge,
+}
+
+/// A shared file.
+pub(in crate::engine) struct Found {
+    /// Where it lies.
+    pub(in crate::engine) path: PathBuf,
+    /// It, open.
+    pub(in crate::engine) blob: Blob,
 }
 
 /// What a walk met: the state of each file, both as hashes.
@@ -128,6 +138,7 @@ impl Folders {
             inspector: Arc::clone(inspector),
             roots: config.canonical_roots(),
             own: config.own.clone(),
+            calls: Calls::to("a shared folder"),
             changed: Notify::new(),
             doubted: Mutex::default(),
             hashing: RandomState::new(),
@@ -138,23 +149,55 @@ impl Folders {
 
     /// A file with these bytes, open, unless it changed since it was hashed.
     pub(in crate::engine) async fn find(&self, digest: &Sha256) -> Option<Blob> {
-        if self.roots.is_empty() {
-            return None;
+        let files = self.remembered(digest).await.ok()?;
+        let (found, changed) = self.first_intact(files).await;
+        if !changed.is_empty() {
+            self.forget(changed).await;
         }
-        let files = self.index.files_with(digest, COPIES_MAX).await.ok()?;
-        for file in files.into_iter().filter(|file| self.is_shared(&file.path)) {
-            let (path, identity) = (file.path.clone(), file.identity);
-            let opening = spawn_blocking(move || walk::open(&path, &identity));
-            match opening.await {
+        Some(found?.blob)
+    }
+
+    /// Files that had these bytes when they were hashed.
+    pub(in crate::engine) async fn remembered(
+        &self,
+        digest: &Sha256,
+    ) -> Result<Vec<HashedFile>, IndexError> {
+        if self.roots.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut files = self.index.files_with(digest, COPIES_MAX).await?;
+        files.retain(|file| self.is_shared(&file.path));
+        Ok(files)
+    }
+
+    /// The first of these files that is what it was, and those before it that are not. Changes nothing. A folder that
+    /// says nothing is left alone until it answers: clients have mirrors.
+    pub(in crate::engine) async fn first_intact(
+        &self,
+        files: Vec<HashedFile>,
+    ) -> (Option<Found>, Vec<PathBuf>) {
+        let mut changed = Vec::new();
+        for HashedFile { path, identity, .. } in files {
+            if self.calls.are_overdue() {
+                break;
+            }
+            let opening = path.clone();
+            let opened = self.calls.wait(READ_PATIENCE, move || walk::open(&opening, &identity));
+            let Some(opened) = opened.await else {
+                tracing::warn!(path = %path.display(), "a shared folder says nothing: left alone");
+                break;
+            };
+            match opened {
                 Ok(Ok(opened)) => {
-                    return Some(Blob { file: Arc::new(opened), size: identity.size });
+                    let blob = Blob { file: Arc::new(opened), size: identity.size };
+                    return (Some(Found { path, blob }), changed);
                 }
                 // Perhaps its folder is away for a while; if the file alone is, the next walk tells.
                 Ok(Err(Reason::Unreadable(_))) | Err(_) => {}
-                Ok(Err(_)) => self.forget(vec![file.path]).await,
+                Ok(Err(_)) => changed.push(path),
             }
         }
-        None
+        (None, changed)
     }
 
     /// Files with these bytes have others after all.

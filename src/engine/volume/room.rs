@@ -61,8 +61,8 @@ pub struct Room {
     limits: ArcSwap<Limits>,
     pub(super) promised: Mutex<Promised>,
     unadopted: Arc<Unadopted>,
-    /// What the index said last, for when it fails.
-    volume: Mutex<Volume>,
+    /// What the index said last, for when it fails; `None`: it never did.
+    volume: Mutex<Option<Volume>>,
     owed: Mutex<Owed>,
     /// Held by who evicts, besides the duty: what one frees is not freed again by the next.
     making: tokio::sync::Mutex<()>,
@@ -203,16 +203,27 @@ impl Room {
 
     /// What lies on the volume, as far as is known.
     pub async fn volume(&self) -> Volume {
+        self.volume_if_told().await.unwrap_or_default()
+    }
+
+    /// The same, for people; `None`: the index never told.
+    pub async fn volume_if_told(&self) -> Option<Volume> {
         match self.index.volume().await {
             Ok(volume) => {
-                *lock(&self.volume) = volume;
-                volume
+                *lock(&self.volume) = Some(volume);
+                Some(volume)
             }
             Err(error) => {
                 tracing::debug!(%error, source = %error.source, "going on with the sums of before");
                 *lock(&self.volume)
             }
         }
+    }
+
+    /// What the index said last.
+    #[must_use]
+    pub fn volume_of_before(&self) -> Option<Volume> {
+        *lock(&self.volume)
     }
 
     /// Makes room ahead of the need, where no fellow is evicting.

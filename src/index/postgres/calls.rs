@@ -207,7 +207,7 @@ impl Calls {
             None => self.run_in_background(purpose, attempt).instrument(span.clone()).await,
         };
         if let Err(trouble) = &outcome {
-            traces::fail(&span, trouble);
+            traces::fail(&span, trouble.outcome().label(), trouble);
         }
         if let Some(metrics) = &self.metrics {
             let outcome = outcome.as_ref().map_or_else(Trouble::outcome, |_| Outcome::Answered);

@@ -63,7 +63,7 @@ impl Actor {
         let span = metrics::span("sqlite", operation);
         let answer = self.answer(operation, work).instrument(span.clone()).await;
         if let Err(error) = &answer {
-            traces::fail(&span, &error.source);
+            traces::fail(&span, Outcome::Failed.label(), &error.source);
         }
         self.has_failed.store(answer.is_err(), Ordering::Relaxed);
         if let Some(metrics) = &self.metrics {

@@ -1,13 +1,20 @@
 //! Sending spans, on a thread of its own with a reactor of its own: however the receiver does, requests go
 //! on as without it.
 
+use std::collections::HashMap;
+use std::error::Error;
 use std::fmt;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use async_trait::async_trait;
+use http::{HeaderMap, HeaderValue, Request, Response};
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry::{Context, InstrumentationScope, KeyValue};
+use opentelemetry_http::{Bytes, HttpClient, HttpError};
+use opentelemetry_otlp::tonic_types::metadata::MetadataMap;
 use opentelemetry_otlp::tonic_types::transport::{Certificate, ClientTlsConfig, Identity};
 use opentelemetry_otlp::{
     Compression, SpanExporter, WithExportConfig as _, WithHttpConfig as _, WithTonicConfig as _,
@@ -26,10 +33,12 @@ use tracing::Subscriber;
 use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::registry::LookupSpan;
+use url::Url;
 
 use super::beginnings::Beginnings;
 use super::{Config, Export, Protocol, Queue, SPANS, Tls};
 use crate::telemetry::metrics::Metrics;
+use crate::trust;
 
 /// For how long the last spans may take to be sent when the process stops.
 const FLUSH_MAX: Duration = Duration::from_secs(2);
@@ -123,10 +132,11 @@ impl Traces {
 impl Sending {
     fn start(export: &Export) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let cause = Cause::default();
         let mut exporter = {
             // gRPC's channel wants to know where it runs.
             let _entered = runtime.enter();
-            exporter(export)?
+            exporter(export, &cause)?
         };
         let attributes = export.resource.iter();
         let resource = Resource::builder_empty()
@@ -139,8 +149,8 @@ impl Sending {
         let spans = IntCounterVec::new(
             Opts::new(
                 "aptmesh_telemetry_spans_total",
-                "Spans of traces: sent to their receiver, dropped because too many waited, or not \
-                 taken by the receiver.",
+                "Spans of traces: exported, whether or not the receiver then refused some of them; dropped \
+                 because too many waited; or failed, as the receiver did not take them.",
             ),
             &["outcome"],
         )?;
@@ -153,11 +163,15 @@ impl Sending {
         let sender = Sender {
             exporter,
             queue: export.queue,
+            patience: export.timeout.min(export.queue.timeout),
             arriving,
             stop: stop.clone(),
             spans: spans.clone(),
+            to: shown(&export.endpoint),
+            cause,
             is_in_trouble: false,
         };
+        let to = sender.to.clone();
         std::thread::Builder::new().name("traces".to_owned()).spawn(move || {
             runtime.block_on(sender.run());
             drop(is_over);
@@ -168,19 +182,28 @@ impl Sending {
         let dropped = spans.with_label_values(&["dropped"]);
         let provider = SdkTracerProvider::builder()
             .with_span_processor(Waiting { spans: waiting, dropped })
-            .with_sampler(Box::new(Beginnings(export.sampler.clone())) as Box<_>)
+            .with_sampler(Box::new(Beginnings::new(export.sampler.clone())) as Box<_>)
             .with_resource(resource)
             .build();
-        Ok(Self { provider, spans, stop, over, to: export.endpoint.clone() })
+        Ok(Self { provider, spans, stop, over, to })
     }
 }
 
-fn exporter(export: &Export) -> anyhow::Result<SpanExporter> {
+/// Where spans go, without what may be a key.
+fn shown(endpoint: &str) -> String {
+    let Ok(mut url) = Url::parse(endpoint) else { return String::new() };
+    url.set_query(None);
+    url.set_fragment(None);
+    url.to_string()
+}
+
+fn exporter(export: &Export, cause: &Cause) -> anyhow::Result<SpanExporter> {
     Ok(match export.protocol {
         Protocol::Http => {
             let exporter = SpanExporter::builder()
                 .with_http()
-                .with_http_client(http_client(export)?)
+                .with_http_client(Client { client: http_client(export)?, cause: cause.clone() })
+                .with_headers(texts(&export.headers))
                 .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
                 .with_endpoint(&export.endpoint)
                 .with_timeout(export.timeout);
@@ -193,6 +216,7 @@ fn exporter(export: &Export) -> anyhow::Result<SpanExporter> {
         Protocol::Grpc => {
             let exporter = SpanExporter::builder()
                 .with_tonic()
+                .with_metadata(MetadataMap::from_headers(export.headers.clone()))
                 .with_endpoint(&export.endpoint)
                 .with_timeout(export.timeout);
             let exporter = if export.endpoint.starts_with("https:") {
@@ -207,6 +231,52 @@ fn exporter(export: &Export) -> anyhow::Result<SpanExporter> {
             }
         }
     })
+}
+
+fn texts(headers: &HeaderMap) -> HashMap<String, String> {
+    let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
+    headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect()
+}
+
+/// Why nothing was heard of a receiver: the exporter does not tell.
+#[derive(Clone, Debug, Default)]
+struct Cause(Arc<Mutex<Option<String>>>);
+
+impl Cause {
+    fn lock(&self) -> MutexGuard<'_, Option<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A client that keeps it.
+#[derive(Debug)]
+struct Client {
+    client: reqwest::Client,
+    cause: Cause,
+}
+
+#[async_trait]
+impl HttpClient for Client {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let sent = self.client.send_bytes(request).await;
+        let sent = sent.map_err(|error| match error.downcast::<reqwest::Error>() {
+            // It may have a key in it.
+            Ok(error) => error.without_url().into(),
+            Err(error) => error,
+        });
+        *self.cause.lock() = sent.as_ref().err().map(|error| in_words(&**error));
+        sent
+    }
+}
+
+/// The innermost cause.
+fn in_words(error: &(dyn Error + 'static)) -> String {
+    let last = || chain(error).last().map(ToString::to_string);
+    chain(error).find_map(trust::nobody_to_ask).or_else(last).unwrap_or_default()
+}
+
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| (*error).source())
 }
 
 /// Like the other clients, nobody leads it elsewhere.
@@ -288,9 +358,15 @@ impl SpanProcessor for Waiting {
 struct Sender {
     exporter: SpanExporter,
     queue: Queue,
+    /// For how long a batch may take, with all that is tried again: gRPC's client does not count the time
+    /// that it takes to connect.
+    patience: Duration,
     arriving: mpsc::Receiver<SpanData>,
     stop: CancellationToken,
     spans: IntCounterVec,
+    /// For the log.
+    to: String,
+    cause: Cause,
     is_in_trouble: bool,
 }
 
@@ -302,8 +378,8 @@ impl Sender {
                 return;
             }
             let count = batch.len() as u64;
-            let sent = timeout(self.queue.timeout, self.exporter.export(batch)).await;
-            let sent = sent.unwrap_or(Err(OTelSdkError::Timeout(self.queue.timeout)));
+            let sent = timeout(self.patience, self.exporter.export(batch)).await;
+            let sent = sent.unwrap_or(Err(OTelSdkError::Timeout(self.patience)));
             let outcome = if sent.is_ok() { "exported" } else { "failed" };
             self.spans.with_label_values(&[outcome]).inc_by(count);
             self.tell(&sent);
@@ -343,8 +419,10 @@ impl Sender {
     fn tell(&mut self, sent: &OTelSdkResult) {
         match sent {
             Err(error) if !self.is_in_trouble => {
-                let reason: String = error.to_string().chars().take(REASON_MAX).collect();
+                let reason = self.cause.lock().take().unwrap_or_else(|| error.to_string());
+                let reason: String = reason.chars().take(REASON_MAX).collect();
                 tracing::warn!(
+                    to = self.to,
                     reason,
                     "the receiver of traces does not take them: going on without"
                 );

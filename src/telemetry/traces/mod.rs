@@ -8,12 +8,13 @@ mod beginnings;
 mod export;
 
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http::{HeaderMap, Request};
+use http::{HeaderMap, Method, Uri};
 use opentelemetry::propagation::TextMapCompositePropagator;
-use opentelemetry::trace::{SpanContext, Status, TraceContextExt as _, TraceId};
+use opentelemetry::trace::{SpanContext, Status, TraceContextExt as _, TraceId, TraceState};
 use opentelemetry::{Context, Key, Value, global};
 use opentelemetry_http::{HeaderExtractor, HeaderInjector};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
@@ -22,9 +23,14 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 pub use self::export::{Layer, Traces};
+use super::shown::shown;
 
 /// The target of all spans.
 pub const SPANS: &str = "aptmesh::trace";
+
+/// Bytes of a client's `tracestate`, which goes into each span of its trace: W3C Trace Context (§3.3.1.5) has
+/// this much handed on. One that is longer is left out.
+const STATE_MAX: usize = 512;
 
 /// What is sent, and where to.
 #[derive(Clone, Debug, Default)]
@@ -35,7 +41,7 @@ pub struct Config {
     pub ignored: Vec<String>,
 }
 
-/// How spans are sent. Headers of its questions are read from the environment by the exporter itself.
+/// How spans are sent.
 #[derive(Clone, Debug)]
 pub struct Export {
     /// How the receiver is spoken to.
@@ -44,6 +50,8 @@ pub struct Export {
     pub endpoint: String,
     /// For how long an answer is waited for.
     pub timeout: Duration,
+    /// What is sent along, such as who we are.
+    pub headers: HeaderMap,
     /// Whether what is sent is compressed (gzip).
     pub compress: bool,
     /// How it proves who it is, and who we are.
@@ -109,11 +117,16 @@ pub fn are_on() -> bool {
     tracing::enabled!(target: SPANS, tracing::Level::TRACE)
 }
 
-/// The span of a request on `surface`, from its acceptance to its last byte: part of the trace that the
-/// client tells of, if it does.
+/// The span of a request of `client` on `surface`, from its acceptance to its last byte: part of the trace
+/// that the client tells of, if it does.
 #[must_use]
-pub fn request_span<B>(surface: &'static str, request: &Request<B>) -> Span {
-    let (target, headers) = (request.uri(), request.headers());
+pub fn request_span(
+    surface: &'static str,
+    method: &Method,
+    target: &Uri,
+    headers: &HeaderMap,
+    client: IpAddr,
+) -> Span {
     // Probes and scrapes are of interest only to who traces them himself.
     let is_probe = surface == "admin" && !headers.contains_key("traceparent");
     if is_probe || !are_on() {
@@ -124,32 +137,30 @@ pub fn request_span<B>(surface: &'static str, request: &Request<B>) -> Span {
         "web.request",
         otel.kind = "server",
         aptmesh.surface = surface,
-        http.request.method = request.method().as_str(),
-        url.path = without_userinfo(target.path()),
+        client.address = %client,
+        http.request.method = method.as_str(),
+        url.scheme = "http",
+        url.path = &*shown(target.path()),
     );
     if let Some(host) = target.host() {
-        set(&span, "server.address", host.to_owned());
+        set(&span, "server.address", shown(host).into_owned());
     }
-    let theirs = global::get_text_map_propagator(|propagator| {
-        propagator.extract_with_context(&Context::new(), &HeaderExtractor(headers))
-    });
-    begin_under(&span, theirs);
+    begin_under(&span, told_of(headers));
     span
 }
 
-/// A path without the credentials that a target in prefix form (`/https/USER:PASSWORD@HOST/path`) may have.
-fn without_userinfo(path: &str) -> String {
-    let Some((before, host)) = path.split_once('@') else { return path.to_owned() };
-    match before.rsplit_once('/') {
-        Some((scheme, _)) if scheme.split('/').all(|part| part.is_empty() || is_scheme(part)) => {
-            format!("{scheme}/{host}")
-        }
-        _ => path.to_owned(),
+/// The trace that a client tells of, if it does.
+fn told_of(headers: &HeaderMap) -> Context {
+    let told = global::get_text_map_propagator(|propagator| {
+        propagator.extract_with_context(&Context::new(), &HeaderExtractor(headers))
+    });
+    let span = told.span().span_context().clone();
+    if span.trace_state().header().len() <= STATE_MAX {
+        return told;
     }
-}
-
-fn is_scheme(part: &str) -> bool {
-    ["http", "https", "http:", "https:"].iter().any(|scheme| part.eq_ignore_ascii_case(scheme))
+    let (trace, id, flags) = (span.trace_id(), span.span_id(), span.trace_flags());
+    let bare = SpanContext::new(trace, id, flags, true, TraceState::default());
+    Context::new().with_remote_span_context(bare)
 }
 
 /// Has a span whose life may be longer than the current one's be part of that one's trace all the same: as a
@@ -165,14 +176,14 @@ fn begin_under(span: &Span, context: Context) {
     drop(span.set_parent(context));
 }
 
-/// A span that others can point at.
+/// A span that is sent, so that others can point at it.
 #[derive(Clone, Debug)]
 pub struct Origin(SpanContext);
 
-/// Where others can point at; `None` where there is no trace.
+/// Where others can point at; `None` where there is no trace, or it is not sent.
 #[must_use]
 pub fn origin(span: &Span) -> Option<Origin> {
-    context_of(span).map(Origin)
+    sampled(span).map(Origin)
 }
 
 /// Points at a span of another trace, or another part of this one.
@@ -182,18 +193,18 @@ pub fn link(span: &Span, origin: Option<&Origin>) {
     }
 }
 
-/// The trace of which a span is part.
+/// The trace of which a span is part, if it is sent.
 #[must_use]
 pub fn trace_id(span: &Span) -> Option<TraceId> {
-    context_of(span).map(|context| context.trace_id())
+    sampled(span).map(|context| context.trace_id())
 }
 
-fn context_of(span: &Span) -> Option<SpanContext> {
+fn sampled(span: &Span) -> Option<SpanContext> {
     if span.is_disabled() {
         return None;
     }
     let context = span.context().span().span_context().clone();
-    context.is_valid().then_some(context)
+    (context.is_valid() && context.is_sampled()).then_some(context)
 }
 
 /// A number of bytes or of other things, as traces take it.
@@ -207,9 +218,10 @@ pub fn set(span: &Span, key: impl Into<Key>, value: impl Into<Value>) {
     span.set_attribute(key, value);
 }
 
-/// It came to nothing.
-pub fn fail(span: &Span, reason: &(impl Display + ?Sized)) {
+/// It came to nothing. `kind`: a word of few, or an HTTP status. Said once of a span.
+pub fn fail(span: &Span, kind: &(impl Display + ?Sized), reason: &(impl Display + ?Sized)) {
     if !span.is_disabled() {
+        set(span, "error.type", kind.to_string());
         span.set_status(Status::error(reason.to_string()));
     }
 }
@@ -219,8 +231,8 @@ pub fn end(span: &Span) {
     span.in_scope(|| ());
 }
 
-/// What tells a peer, a replica or the node of the current span; nothing where there is no trace. Not for
-/// mirrors: whom we ask for whom is not their matter.
+/// What tells a replica or the node of the current span; nothing where there is no trace. Not for mirrors: whom
+/// we ask for whom is not their matter.
 #[must_use]
 pub fn headers() -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -233,27 +245,18 @@ pub fn headers() -> HeaderMap {
     headers
 }
 
+/// The same for another site, which has nothing to do with what is not sent, and nothing with what a client
+/// adds for whoever receives its own spans.
+#[must_use]
+pub fn headers_for_peers() -> HeaderMap {
+    let is_sent = sampled(&Span::current()).is_some();
+    let mut headers = if is_sent { headers() } else { HeaderMap::new() };
+    headers.remove("tracestate");
+    headers
+}
+
 /// From now on traces are told of, and told by others (W3C Trace Context).
 fn propagate() {
     let trace_context = Box::new(TraceContextPropagator::new());
     global::set_text_map_propagator(TextMapCompositePropagator::new(vec![trace_context]));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_have_no_credentials() {
-        for (path, kept) in [
-            ("/debian/pool/main/a@b.deb", "/debian/pool/main/a@b.deb"),
-            ("/me:secret@host/debian/x", "/host/debian/x"),
-            ("/https/me:secret@host/x", "/https/host/x"),
-            ("/HTTPS///me:secret@host/x@y", "/HTTPS///host/x@y"),
-            ("//me@host/x", "//host/x"),
-            ("/", "/"),
-        ] {
-            assert_eq!(without_userinfo(path), kept, "{path}");
-        }
-    }
 }

@@ -1,12 +1,13 @@
 //! An explanation, as it is told: to programs as it is, to people as facts. Times are seconds since 1970,
-//! durations seconds.
+//! durations seconds. What another version tells, or does not, is no reason to understand nothing.
 
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
+use crate::archive::kind::Kind;
 use crate::content::digest::Expected;
-use crate::engine::explain::{Explanation, Place, Private, Stored as Copy};
+use crate::engine::explain::{AsListed, Explanation, Place, Private, Stored as Copy, Suite};
 use crate::engine::flight::ended::Ended;
 use crate::engine::flight::running::{Giver, Running};
 use crate::mirror::{AccountState, Prospect};
@@ -14,7 +15,8 @@ use crate::web::explain::would;
 use crate::web::status::words;
 
 /// What is known of a resource.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
 pub struct Report {
     /// Its one name, without credentials and query.
     pub url: String,
@@ -42,7 +44,12 @@ pub struct Report {
     pub mirrors: Vec<Mirror>,
     /// Whether the index did not tell in time.
     pub is_index_silent: bool,
-    /// What would be done now: `serve`, `serve_stale`, `revalidate`, `fetch` or `relay`.
+    /// How it stands, if it is a release file.
+    pub release: Option<Release>,
+    /// What it means to clients that were given a release file from here within the last hour, if it is a list.
+    pub as_listed: Option<Listed>,
+    /// What would be done now: `serve`, `serve_stale`, `revalidate`, `fetch` or `relay`. What has expired is
+    /// not served all the same.
     pub plan: String,
     /// The same, in a sentence.
     pub would: String,
@@ -50,8 +57,33 @@ pub struct Report {
     pub now: i64,
 }
 
+/// What keeps clients from a release file.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Release {
+    /// Whether what is stored has passed its `Valid-Until`, and that counts.
+    pub has_expired: bool,
+    /// Why what its mirror has is not admitted.
+    pub refused: Option<String>,
+    /// How long ago that was.
+    pub refused_ago: Option<u64>,
+    /// Whether its mirror said that it does not have it.
+    pub is_absent: bool,
+}
+
+/// What a release file makes of a name.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Listed {
+    /// The release file.
+    pub release: String,
+    /// What it names there.
+    pub report: Box<Report>,
+}
+
 /// What something must be.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
 pub struct Expectation {
     /// Bytes.
     pub size: Option<u64>,
@@ -62,7 +94,8 @@ pub struct Expectation {
 }
 
 /// A list that names it.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
 pub struct Naming {
     /// Its URL.
     pub list: String,
@@ -73,15 +106,17 @@ pub struct Naming {
 }
 
 /// What is stored.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
 pub struct Stored {
     /// Its digest.
     pub sha256: String,
     /// Bytes.
     pub size: u64,
-    /// `volume`, `folders`, `replicas`, or `nowhere`: the index says so, and it is not.
+    /// `volume`, `folders`, `replicas`; `nowhere`: the index says that it is stored, and it is not; `unknown`: the
+    /// volume does not answer.
     pub place: String,
-    /// Paths of files, or URLs of replicas.
+    /// A path, or URLs of replicas.
     pub at: Vec<String>,
     /// Whether it is what it must be.
     pub is_right: bool,
@@ -100,7 +135,8 @@ pub struct Stored {
 }
 
 /// A download under way.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
 pub struct Download {
     /// `mirror`, `peers` or `replica`; nobody yet.
     pub from: Option<String>,
@@ -117,7 +153,8 @@ pub struct Download {
 }
 
 /// One that ended.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
 pub struct LastDownload {
     /// The word of `aptmesh_engine_flight_seconds`.
     pub outcome: String,
@@ -136,7 +173,8 @@ pub struct LastDownload {
 }
 
 /// A site that says that it has it.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
 pub struct Peer {
     /// Its node.
     pub node: String,
@@ -147,7 +185,8 @@ pub struct Peer {
 }
 
 /// A mirror that would be asked.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
 pub struct Mirror {
     /// `SCHEME://HOST[:PORT]`
     pub url: String,
@@ -162,6 +201,7 @@ pub struct Mirror {
 impl From<Explanation> for Report {
     fn from(explained: Explanation) -> Self {
         let would = would::of(&explained);
+        let has_suite = explained.private.is_none() && explained.kind == Kind::Release;
         let is_learnt = explained.lists.iter().any(|naming| naming.is_learnt);
         Self {
             url: explained.name,
@@ -200,6 +240,8 @@ impl From<Explanation> for Report {
                 .collect(),
             mirrors: explained.mirrors.into_iter().map(mirror).collect(),
             is_index_silent: explained.is_index_silent,
+            release: has_suite.then(|| release(explained.suite)),
+            as_listed: explained.as_listed.map(listed),
             plan: explained.plan.label().to_owned(),
             would,
             now: explained.now,
@@ -207,14 +249,27 @@ impl From<Explanation> for Report {
     }
 }
 
+fn release(suite: Suite) -> Release {
+    let (refused, ago) = suite.refused.unzip();
+    Release {
+        has_expired: suite.has_expired,
+        refused,
+        refused_ago: ago.map(|ago| ago.as_secs()),
+        is_absent: suite.is_absent,
+    }
+}
+
+fn listed(listed: AsListed) -> Listed {
+    Listed { release: listed.release, report: Box::new((*listed.explanation).into()) }
+}
+
 fn stored(copy: Copy) -> Stored {
     let (place, at) = match copy.place {
         Place::Volume(path) => ("volume", vec![path.display().to_string()]),
-        Place::Folders(paths) => {
-            ("folders", paths.iter().map(|path| path.display().to_string()).collect())
-        }
+        Place::Folders(path) => ("folders", vec![path.display().to_string()]),
         Place::Replicas(urls) => ("replicas", urls),
         Place::Nowhere => ("nowhere", Vec::new()),
+        Place::Unknown => ("unknown", Vec::new()),
     };
     let known = copy.on_volume.as_ref();
     let time = |at: i64| (at > 0).then_some(at);
@@ -325,6 +380,15 @@ impl Report {
             tell("Uses", stored.uses.map(words::count));
             tell("Last hashed", stored.checked_at.map(when));
         }
+        if let Some(release) = &self.release {
+            tell(
+                "Expired",
+                release.has_expired.then(|| "yes: its Valid-Until has passed".to_owned()),
+            );
+            tell("Not admitted", release.refusal());
+            let absent = "the mirror said that it does not have it";
+            tell("Absent", release.is_absent.then(|| absent.to_owned()));
+        }
         tell("Under way", self.download.as_ref().map(Download::words));
         tell("Last download", self.last_download.as_ref().map(LastDownload::words));
         for peer in &self.peers {
@@ -333,6 +397,15 @@ impl Report {
         for mirror in &self.mirrors {
             tell("Mirror", Some(mirror.words()));
         }
+        if let Some(Listed { release, report }) = &self.as_listed {
+            tell("As listed", Some(format!("{}, by {release}", report.url)));
+            tell("As listed, stored", Some(report.copy()));
+            tell("As listed, under way", report.download.as_ref().map(Download::words));
+            let last = report.last_download.as_ref().map(LastDownload::words);
+            tell("As listed, last", last);
+        }
+        let others = "clients that send credentials, or no-store: their requests are handed on, and nothing is stored";
+        tell("Does not hold for", self.has_copies().then(|| others.to_owned()));
         let silent = "does not answer: what it knows is missing here";
         tell("Index", self.is_index_silent.then(|| silent.to_owned()));
         facts
@@ -354,14 +427,21 @@ impl Report {
     }
 
     fn copy(&self) -> String {
-        let Some(stored) = &self.stored else { return "no".to_owned() };
+        let Some(stored) = &self.stored else {
+            let answer =
+                if self.is_index_silent { "unknown: the index does not answer" } else { "no" };
+            return answer.to_owned();
+        };
         let size = words::bytes(stored.size);
         let place = match (stored.place.as_str(), stored.is_in_memory) {
             ("volume", true) => "on the volume, and at hand in memory",
             ("volume", false) => "on the volume",
             ("folders", _) => "in a shared folder",
-            ("replicas", _) => "at other replicas",
-            _ => "in the index, but not on the volume",
+            ("unknown", true) => "at hand in memory, while the volume does not answer",
+            ("unknown", false) => "in the index, while the volume does not answer",
+            (_, true) => "at hand in memory, but not on the volume",
+            ("replicas", false) => "at other replicas",
+            (_, false) => "in the index, but not on the volume",
         };
         let wrong = if stored.is_right { "" } else { "; another file than it must be by now" };
         format!("{size} {place}{wrong}")
@@ -424,9 +504,12 @@ impl LastDownload {
         let giver = giver(self.from.as_deref(), self.mirror.as_deref());
         let what = match self.outcome.as_str() {
             "whole" => format!("{}{giver}", words::bytes(self.bytes)),
-            "confirmed" => "a mirror confirmed what is stored".to_owned(),
+            "confirmed" if self.from.as_deref() == Some("replica") => {
+                "another replica fetched it, or had it confirmed".to_owned()
+            }
+            "confirmed" => "the mirror had nothing newer than what is stored".to_owned(),
             "refused" => "the mirror refused it".to_owned(),
-            "failed" => "nobody gave it".to_owned(),
+            "failed" => "nothing that is of use was given".to_owned(),
             "cut" => format!("broke off after {}{giver}", words::bytes(self.bytes)),
             "not_stored" => "the volume did not take it".to_owned(),
             _ => format!("given up after {}{giver}: nobody wanted it", words::bytes(self.bytes)),
@@ -436,6 +519,13 @@ impl LastDownload {
         let rate = rate.map(|rate| format!(" at {rate}")).unwrap_or_default();
         let failure = self.failure.as_ref().map(|failure| format!(": {failure}"));
         format!("{}, {what}{rate}{}", words::ago(self.ago), failure.unwrap_or_default())
+    }
+}
+
+impl Release {
+    fn refusal(&self) -> Option<String> {
+        let ago = words::ago(self.refused_ago.unwrap_or_default());
+        self.refused.as_ref().map(|why| format!("what its mirror had {ago}: it {why}"))
     }
 }
 

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::Deserialize;
 use tokio::time::timeout;
 
 use crate::archive::signature::{BadSignature, Verdict};
-use crate::dht::{self, Dht};
+use crate::dht;
 use crate::engine::Engine;
 use crate::engine::flight::running::{Giver, Running};
 use crate::engine::history::Lately;
@@ -16,28 +17,35 @@ use crate::engine::outcome::Source;
 use crate::engine::suites::shown::ReleaseFile;
 use crate::index::budget;
 use crate::mirror::{Account, AccountState};
+use crate::swarm::sidecar::Sidecar;
 use crate::web::status::report::{
     Archive, ByWay, Flight, History, Mirror, Peer, Report, Stored, Swarm, Traffic, Volume,
 };
 use crate::web::status::trouble;
 
 /// How long a part may take.
-const PATIENCE: Duration = Duration::from_millis(1_500);
+pub(in crate::web) const PATIENCE: Duration = Duration::from_millis(1_500);
 /// Flights that are told of one by one.
 const FLIGHTS_MAX: usize = 50;
+/// Letters of what others named: more of it tells people nothing.
+const TEXT_MAX: usize = 500;
+/// Keys that are told of one by one.
+const KEYS_MAX: usize = 16;
+/// By so many seconds a mirror's clock may be ahead of ours.
+const AHEAD_MAX: i64 = 60;
 
 /// Where the parts are.
 pub struct Collector {
     engine: Arc<Engine>,
-    dht: Option<Dht>,
+    node: Option<Arc<Sidecar>>,
     started: Instant,
 }
 
 impl Collector {
-    /// Of a process that starts now.
+    /// Of a process that starts now, and of its site's node.
     #[must_use]
-    pub fn new(engine: Arc<Engine>, dht: Option<Dht>) -> Self {
-        Self { engine, dht, started: Instant::now() }
+    pub fn new(engine: Arc<Engine>, node: Option<Arc<Sidecar>>) -> Self {
+        Self { engine, node, started: Instant::now() }
     }
 
     /// How all is.
@@ -59,7 +67,7 @@ impl Collector {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
             flights,
-            running: running.into_iter().map(flight).collect(),
+            running: running.iter().map(flight).collect(),
             served_bytes: self.served_bytes(),
             traffic: Traffic {
                 now: per_second(lately.now.into(), lately.now_seconds),
@@ -76,7 +84,7 @@ impl Collector {
                 quota,
             }),
             volume,
-            archives: archives.unwrap_or_default().into_iter().map(archive).collect(),
+            archives: archives.ok().map(|files| files.into_iter().map(archive).collect()),
             mirrors: engine.mirrors().into_iter().map(mirror).collect(),
             swarm,
             peers: self.peers(&cards),
@@ -94,12 +102,11 @@ impl Collector {
     /// What lies there, and what room there is.
     async fn volume(&self) -> Volume {
         let room = self.engine.room();
-        let (stored, space) =
-            tokio::join!(budget::waited_for(room.volume()), timeout(PATIENCE, room.space()),);
+        let (stored, space) = tokio::join!(stored(&self.engine), timeout(PATIENCE, room.space()));
         let space = space.ok().flatten();
         Volume {
-            blobs: stored.blobs,
-            bytes: stored.bytes,
+            blobs: stored.map(|stored| stored.blobs),
+            bytes: stored.map(|stored| stored.bytes),
             free: space.map(|space| space.free),
             total: space.map(|space| space.total),
         }
@@ -111,15 +118,22 @@ impl Collector {
     }
 
     async fn swarm(&self) -> Option<Swarm> {
-        let status = timeout(PATIENCE, self.dht.as_ref()?.status()).await.ok().flatten();
-        let trouble = status.is_none().then(|| "the node does not answer".to_owned());
-        Some(Swarm { status, trouble })
+        let node = self.node.as_ref()?;
+        let silent = || "its node did not answer when it was last asked who has a file".to_owned();
+        Some(match node.told("/status", PATIENCE).await {
+            Ok(status) => Swarm { status, trouble: node.is_away().then(silent) },
+            Err(why) => {
+                let trouble = Some(format!("its node does not say how it is: {why}"));
+                Swarm { status: None, trouble }
+            }
+        })
     }
 
     /// What is known of other sites.
     async fn cards(&self) -> Vec<dht::Peer> {
-        let Some(dht) = &self.dht else { return Vec::new() };
-        timeout(PATIENCE, dht.peers()).await.ok().flatten().unwrap_or_default()
+        let Some(node) = &self.node else { return Vec::new() };
+        let told: Result<Cards, String> = node.told("/peers", PATIENCE).await;
+        told.map(|told| told.peers).unwrap_or_default()
     }
 
     fn peers(&self, cards: &[dht::Peer]) -> Vec<Peer> {
@@ -142,6 +156,27 @@ impl Collector {
                 blamed: standing.blamed,
             })
             .collect()
+    }
+}
+
+/// What the node tells of them.
+#[derive(Deserialize)]
+struct Cards {
+    peers: Vec<dht::Peer>,
+}
+
+/// How much lies on the volume; of before, if the index does not say it in time; `None`: it never did.
+pub(in crate::web) async fn stored(engine: &Engine) -> Option<crate::index::Volume> {
+    let room = engine.room();
+    let told = timeout(PATIENCE, budget::waited_for(room.volume_if_told())).await;
+    told.unwrap_or_else(|_elapsed| room.volume_of_before())
+}
+
+/// What others named, as far as people read it.
+fn short(text: &str) -> String {
+    match text.char_indices().nth(TEXT_MAX) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
     }
 }
 
@@ -174,7 +209,7 @@ fn history(lately: &Lately) -> History {
     }
 }
 
-fn flight(running: Running) -> Flight {
+fn flight(running: &Running) -> Flight {
     let (from, mirror) = match &running.giver {
         None => (None, None),
         Some(Giver::Mirror(origin)) => (Some("mirror"), Some(origin.to_string())),
@@ -184,33 +219,36 @@ fn flight(running: Running) -> Flight {
     Flight {
         kind: running.kind.label().to_owned(),
         from: from.map(str::to_owned),
-        mirror,
+        mirror: mirror.as_deref().map(short),
         size: running.size,
         bytes: running.bytes,
         bytes_per_second: rate(running.bytes, running.age),
         waiting: running.waiting,
         age: running.age.as_secs(),
-        url: running.key,
+        url: short(&running.key),
     }
 }
 
 fn archive(file: ReleaseFile) -> Archive {
-    let since = |at: i64| u64::try_from(file.now - at).unwrap_or_default();
+    let since = |at: i64| u64::try_from(file.now.saturating_sub(at)).unwrap_or_default();
     let (refused, refused_ago) = match file.refused {
         Some((reason, ago)) => (Some(reason), Some(ago.as_secs())),
         None => (None, None),
     };
+    let is_past = |at: &i64| *at <= file.now + AHEAD_MAX;
+    let mut keys = file.signature.clone().map(keys).unwrap_or_default();
+    keys.truncate(KEYS_MAX);
     Archive {
-        url: file.key,
-        suite: file.suite,
-        codename: file.codename,
+        url: short(&file.key),
+        suite: file.suite.as_deref().map(short),
+        codename: file.codename.as_deref().map(short),
         date: file.date,
         valid_until: file.valid_until,
-        age: file.date.map(since),
+        age: file.date.filter(is_past).map(since),
         expired: file.valid_until.is_some_and(|until| until < file.now),
         confirmed: file.confirmed_at.filter(|at| *at > 0).map(since),
         signature: file.signature.as_ref().map(|verdict| verdict.label().to_owned()),
-        keys: file.signature.map(keys).unwrap_or_default(),
+        keys,
         refused,
         refused_ago,
         served: file.is_served,
@@ -236,6 +274,7 @@ fn mirror((account, bytes_per_second): (Account, Option<u64>)) -> Mirror {
         None => (None, None),
     };
     let state = match account.state {
+        AccountState::Well if account.has_failed => "failed",
         AccountState::Well => "well",
         AccountState::Benched => "benched",
         AccountState::Away => "away",

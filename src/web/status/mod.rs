@@ -1,7 +1,7 @@
 //! The status page: how the cache is doing, for people. One report is collected (`collect.rs`) and shown as
 //! HTML at `/status` and as JSON at `/status.json`; `aptmesh status` reads that.
 
-mod collect;
+pub(in crate::web) mod collect;
 pub(in crate::web) mod html;
 mod picture;
 pub mod report;

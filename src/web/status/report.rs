@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dht;
 use crate::index;
+use crate::web::status::words;
 
 /// How the cache is doing. Times are in seconds, ages how long ago.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -28,13 +29,13 @@ pub struct Report {
     pub history: History,
     /// What is stored and known; `None`: the index did not tell in time.
     pub stored: Option<Stored>,
-    /// What lies on the volume, as far as is known.
+    /// What lies on the volume.
     pub volume: Volume,
-    /// Release files that clients were given since the start.
-    pub archives: Vec<Archive>,
+    /// Release files that clients were given since the start; `None`: they were not told in time.
+    pub archives: Option<Vec<Archive>>,
     /// Mirrors that are named in the settings or were asked since the start.
     pub mirrors: Vec<Mirror>,
-    /// The node of the swarm; `None`: there is none in this process.
+    /// The site's node of the swarm, in this process or beside it; `None`: there is none.
     pub swarm: Option<Swarm>,
     /// Other sites that were asked, those first that gave most.
     pub peers: Vec<Peer>,
@@ -62,7 +63,7 @@ pub struct ByWay {
     pub from_peers: u64,
     /// Bodies from other replicas.
     pub from_replicas: u64,
-    /// What clients got out of the store.
+    /// What clients got out of the store, or of a download that another client began.
     pub from_store: u64,
     /// Bodies to other sites.
     pub to_peers: u64,
@@ -123,10 +124,10 @@ pub struct Stored {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Volume {
-    /// Files.
-    pub blobs: u64,
+    /// Files; `None`: the index never told.
+    pub blobs: Option<u64>,
     /// Their bytes.
-    pub bytes: u64,
+    pub bytes: Option<u64>,
     /// Bytes that are free; `None`: it did not tell.
     pub free: Option<u64>,
     /// Bytes of all of it.
@@ -171,7 +172,7 @@ pub struct Archive {
     pub date: Option<i64>,
     /// `Valid-Until`, in seconds since 1970.
     pub valid_until: Option<i64>,
-    /// Since its `Date`.
+    /// Since its `Date`; `None` if that is not known, or in the future.
     pub age: Option<u64>,
     /// Whether `Valid-Until` has passed.
     pub expired: bool,
@@ -197,7 +198,7 @@ pub struct Mirror {
     pub url: String,
     /// The archive that it is said to serve.
     pub archive: Option<String>,
-    /// `well`, `benched`, `away`
+    /// `well`; `failed` when it was last asked, and is asked like others all the same; `benched`; `away`
     pub state: String,
     /// Until it is asked like others again.
     pub benched_for: u64,
@@ -289,6 +290,64 @@ impl Archive {
             Some((archive, suite)) => format!("{archive} {suite}"),
             None => place.to_owned(),
         }
+    }
+}
+
+impl Archive {
+    /// What its signature is worth, and whether that is good (`good`), nothing (`quiet`), or `bad`.
+    #[must_use]
+    pub fn signed(&self) -> (&'static str, &'static str) {
+        match self.signature.as_deref() {
+            Some("good") => ("good", "good"),
+            Some("unknown_key") => ("quiet", "by a key that is not known here"),
+            Some("unsigned") => ("bad", "none"),
+            Some("expired" | "expired_key") => ("bad", "by a key that has expired"),
+            Some("weak") => ("bad", "too weak to prove anything"),
+            Some("bad") => ("bad", "wrong"),
+            Some(_) => ("bad", "can not be read"),
+            None if self.served => ("quiet", "could not be looked at"),
+            None => ("quiet", "–"),
+        }
+    }
+
+    /// How long ago it was made.
+    #[must_use]
+    pub fn made(&self) -> String {
+        match (self.age, self.date) {
+            (Some(age), _) => words::ago(age),
+            (None, Some(_)) => "in the future".to_owned(),
+            (None, None) => "unknown".to_owned(),
+        }
+    }
+}
+
+impl Swarm {
+    /// `3 files, 1 due, none late`
+    #[must_use]
+    pub fn announced(node: &dht::Status) -> String {
+        let files = words::things(node.announced as u64, "file", "files");
+        let due = words::count(node.announce_due as u64);
+        match node.announce_late {
+            0 => format!("{files}, {due} due, none late"),
+            late => {
+                let (late, lag) = (words::count(late as u64), words::time(node.announce_lag));
+                format!("{files}, {due} due, {late} late by up to {lag}")
+            }
+        }
+    }
+}
+
+impl Volume {
+    /// `3 files`
+    #[must_use]
+    pub fn files(&self) -> String {
+        self.blobs.map_or("unknown".to_owned(), |blobs| words::things(blobs, "file", "files"))
+    }
+
+    /// `1.5 MB`
+    #[must_use]
+    pub fn size(&self) -> String {
+        self.bytes.map_or("unknown".to_owned(), words::bytes)
     }
 }
 

@@ -3,13 +3,16 @@
 use crate::web::explain;
 use crate::web::status::html::{Column, Html, list, more, section, table};
 use crate::web::status::picture;
-use crate::web::status::report::{Archive, Flight, Mirror, Peer, Report, Trouble, Way};
+use crate::web::status::report::{Archive, Flight, Mirror, Peer, Report, Swarm, Trouble, Way};
 use crate::web::status::words;
 
 /// Rows of a table at most.
 const ROWS_MAX: usize = 50;
 /// Digits of a key's fingerprint by which people tell it.
 const KEY_DIGITS: usize = 16;
+/// What is whose.
+const OF_WHOM: &str = "Stored files, and what is called the whole site’s, are shared by all replicas. \
+    All else is of this process alone.";
 
 /// All of it.
 pub(super) fn of(report: &Report) -> Html {
@@ -18,14 +21,19 @@ pub(super) fn of(report: &Report) -> Html {
         "<div id=\"top\" data-live>\n<header class=\"top\"><h1>aptmesh</h1><span class=\"quiet\">",
     );
     html.text(&report.version).raw(", up ").text(words::time(report.uptime_seconds));
-    html.raw("</span></header>\n").add(&state(&report.troubles)).add(&tiles(report));
+    html.raw(", process ")
+        .text(&report.process)
+        .raw("</span></header>\n")
+        .add(&state(&report.troubles))
+        .add(&tiles(report));
+    html.raw("<p class=\"quiet\">").raw(OF_WHOM).raw("</p>\n");
     html.raw("</div>\n<p id=\"lost\" class=\"card trouble\" role=\"status\" hidden>");
     html.raw("The cache does not answer: these are old numbers.</p>\n");
     html.add(&section("traffic", "Traffic", &traffic(report)));
     html.add(&section("history", "Sources over time", &picture::of(&report.history)));
     html.add(&section("flights", "Downloads under way", &flights(report)));
     html.add(&explain::form());
-    html.add(&section("archives", "Archives", &archives(&report.archives)));
+    html.add(&section("archives", "Archives", &archives(report.archives.as_deref())));
     html.add(&section("mirrors", "Mirrors", &mirrors(&report.mirrors)));
     html.add(&section("swarm", "Swarm", &swarm(report)));
     html.add(&section("site", "This process and its site", &site(report)));
@@ -59,12 +67,17 @@ pub(in crate::web) fn tile(name: &'static str, number: &str, word: &str) -> Html
 fn tiles(report: &Report) -> Html {
     let traffic = &report.traffic;
     let ever = traffic.all_time.unwrap_or(traffic.session);
-    let since = if traffic.all_time.is_some() { "since ever" } else { "since the start" };
+    let since =
+        if traffic.all_time.is_some() { "whole site, since ever" } else { "since the start" };
     let now = &traffic.now;
     let of_quota = report.stored.and_then(|stored| stored.quota);
     let of_quota = of_quota.map_or_else(
-        || words::things(report.volume.blobs, "file", "files"),
-        |quota| format!("{} of {}", words::share(report.volume.bytes, quota), words::bytes(quota)),
+        || report.volume.files(),
+        |quota| {
+            let share =
+                report.volume.bytes.map_or("unknown".to_owned(), |b| words::share(b, quota));
+            format!("{share} of {}", words::bytes(quota))
+        },
     );
     let hit = words::share(ever.from_store, ever.all());
     let from_others = ever.from_peers.saturating_add(ever.from_replicas);
@@ -75,7 +88,7 @@ fn tiles(report: &Report) -> Html {
     let peers = words::share(from_others, ever.not_from_store());
     html.add(&tile("Peer ratio", &peers, "of bytes fetched"));
     html.add(&tile("Now", &words::rate(now.all()), "over ten seconds"));
-    html.add(&tile("Stored", &words::bytes(report.volume.bytes), &of_quota));
+    html.add(&tile("Stored", &report.volume.size(), &of_quota));
     html.raw("</div>\n");
     html
 }
@@ -90,7 +103,7 @@ fn traffic(report: &Report) -> Html {
         Column("All time, whole site", true),
     ];
     let ways: [(&str, Way); 6] = [
-        ("From the store", |bytes| bytes.from_store),
+        ("From the store, or shared", |bytes| bytes.from_store),
         ("From replicas", |bytes| bytes.from_replicas),
         ("From peers", |bytes| bytes.from_peers),
         ("From mirrors", |bytes| bytes.from_mirrors),
@@ -164,8 +177,12 @@ fn kind(label: &str) -> &str {
     }
 }
 
-fn archives(archives: &[Archive]) -> Html {
+fn archives(archives: Option<&[Archive]>) -> Html {
     let mut html = Html::default();
+    let Some(archives) = archives else {
+        html.raw("<p class=\"bad\">Not told in time.</p>\n");
+        return html;
+    };
     if archives.is_empty() {
         html.raw("<p class=\"quiet\">No client asked for a release file since the start.</p>\n");
         return html;
@@ -187,7 +204,10 @@ fn of_archive(archive: &Archive) -> Vec<Html> {
     let mut names = vec![archive.url.rsplit('/').next().unwrap_or_default()];
     names.extend(archive.codename.as_deref().or(archive.suite.as_deref()));
     name.raw("<small>").text(names.join(", ")).raw("</small>");
-    let mut made = Html::of(archive.age.map_or("unknown".to_owned(), words::ago));
+    let mut made = Html::default();
+    let is_odd = archive.age.is_none() && archive.date.is_some();
+    made.raw(if is_odd { "<span class=\"bad\">" } else { "<span>" }).text(archive.made());
+    made.raw("</span>");
     if let Some(date) = archive.date {
         made.raw("<small>").text(words::date(date)).raw("</small>");
     }
@@ -214,17 +234,7 @@ fn of_archive(archive: &Archive) -> Vec<Html> {
 
 fn signature(archive: &Archive) -> Html {
     let mut html = Html::default();
-    let (class, words) = match archive.signature.as_deref() {
-        Some("good") => ("good", "good"),
-        Some("unknown_key") => ("quiet", "by a key that is not known here"),
-        Some("unsigned") => ("bad", "none"),
-        Some("expired" | "expired_key") => ("bad", "by a key that has expired"),
-        Some("weak") => ("bad", "too weak to prove anything"),
-        Some("bad") => ("bad", "wrong"),
-        Some(_) => ("bad", "can not be read"),
-        None if archive.served => ("quiet", "could not be looked at"),
-        None => ("quiet", "–"),
-    };
+    let (class, words) = archive.signed();
     html.raw("<span class=\"").raw(class).raw("\">").raw(words).raw("</span>");
     for key in archive.keys.iter().take(4) {
         let digits = key.len().saturating_sub(KEY_DIGITS);
@@ -263,10 +273,13 @@ fn of_mirror(mirror: &Mirror) -> Vec<Html> {
     match (mirror.state.as_str(), mirror.asked) {
         ("well", None) => state.raw("<span class=\"quiet\">not asked yet</span>"),
         ("well", Some(_)) => state.raw("<span class=\"good\">in use</span>"),
+        ("failed", _) => state.raw("<span class=\"bad\">failed when last asked</span>"),
         ("away", _) => state.raw("<span class=\"bad\">away</span>"),
         _ => state.raw("<span class=\"bad\">benched</span>"),
     };
-    if mirror.state != "well" {
+    if mirror.state == "failed" {
+        state.raw("<small>").text(words::ago(mirror.asked.unwrap_or_default())).raw("</small>");
+    } else if mirror.state != "well" {
         state.raw("<small>for ").text(words::time(mirror.benched_for)).raw("</small>");
     }
     let rate = mirror.bytes_per_second.map_or("–".to_owned(), words::rate);
@@ -292,20 +305,15 @@ fn of_mirror(mirror: &Mirror) -> Vec<Html> {
 fn swarm(report: &Report) -> Html {
     let mut html = Html::default();
     match &report.swarm {
-        None if report.peers.is_empty() => {
-            html.raw("<p class=\"quiet\">No node of a swarm runs in this process.</p>\n");
+        None => {
+            html.raw("<p class=\"quiet\">This site is in no swarm (swarm.key).</p>\n");
         }
-        None => {}
         Some(swarm) => match &swarm.status {
             None => {
                 let why = swarm.trouble.as_deref().unwrap_or("the node does not answer");
                 html.raw("<p class=\"bad\">").text(why).raw("</p>\n");
             }
             Some(node) => {
-                let late = match node.announce_lag {
-                    0..=1 => "none is late".to_owned(),
-                    lag => format!("late by {}", words::time(lag)),
-                };
                 let number = |number: usize| Html::of(words::count(number as u64));
                 html.add(&list(&[
                     ("Site", Html::of(if node.site.is_empty() { "no name" } else { &node.site })),
@@ -313,13 +321,7 @@ fn swarm(report: &Report) -> Html {
                     ("Nodes in the table", number(node.table)),
                     ("Sites known", number(node.cards)),
                     ("Records kept for others", number(node.records)),
-                    (
-                        "Announced",
-                        Html::of(format!(
-                            "{}, {late}",
-                            words::things(node.announced as u64, "file", "files")
-                        )),
-                    ),
+                    ("Announced", Html::of(Swarm::announced(node))),
                     ("Generation of its filter", Html::of(node.filter)),
                     ("Swarm", Html::of(&node.swarm)),
                 ]));
@@ -385,14 +387,7 @@ fn site(report: &Report) -> Html {
     let duties = or(&report.duties, "none at the moment");
     let replicas = or(&report.replicas, "none that others reach");
     list(&[
-        (
-            "Stored",
-            Html::of(format!(
-                "{}, {}",
-                words::things(volume.blobs, "file", "files"),
-                words::bytes(volume.bytes)
-            )),
-        ),
+        ("Stored", Html::of(format!("{}, {}", volume.files(), volume.size()))),
         ("Quota", quota),
         ("Free on the volume", free),
         ("Names known", count(stored.map(|stored| stored.resources))),

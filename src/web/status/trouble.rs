@@ -7,6 +7,9 @@ use crate::web::status::words;
 
 /// Troubles of one kind that are told one by one.
 const OF_A_KIND_MAX: usize = 5;
+/// For how many seconds a mirror is a trouble that no operator named: one that never answered (its name may be
+/// mistyped), and one that did. Then nobody who needs it has asked for that long.
+const UNNAMED_FOR: (u64, u64) = (600, 86_400);
 
 /// What is wrong with the volume and the index, in a line.
 pub(in crate::web) fn of_store_and_index(engine: &Engine) -> Option<String> {
@@ -54,14 +57,27 @@ pub(super) fn all(report: &Report, store: Option<String>, index: Option<&str>) -
             "apt does not notice: files come from the mirrors. See swarm.bootstrap and swarm.key.",
         );
     }
-    troubles.extend(report.archives.iter().filter_map(of_archive).take(OF_A_KIND_MAX));
-    let of_mirror = |mirror| of_mirror(mirror, &report.mirrors);
-    troubles.extend(report.mirrors.iter().filter_map(of_mirror).take(OF_A_KIND_MAX));
+    let archives = report.archives.iter().flatten();
+    troubles.extend(archives.filter_map(of_archive).take(OF_A_KIND_MAX));
+    // Whoever may ask the cache may name hosts that are not there: they hide none that matter.
+    let (named, others): (Vec<&Mirror>, Vec<&Mirror>) =
+        report.mirrors.iter().partition(|mirror| mirror.archive.is_some());
+    for mirrors in [named, others] {
+        let of_mirror = |mirror| of_mirror(mirror, &report.mirrors);
+        troubles.extend(mirrors.into_iter().filter_map(of_mirror).take(OF_A_KIND_MAX));
+    }
     let blamed = report.peers.iter().filter(|peer| peer.blamed).take(OF_A_KIND_MAX);
     troubles.extend(blamed.map(|peer| Trouble {
         what: format!("The site {} gave wrong bytes", peer.name()),
         means: "No client got them. The site is not asked for a day.".to_owned(),
     }));
+    if report.archives.is_none() {
+        troubles.push(Trouble {
+            what: "The release files were not looked at in time".to_owned(),
+            means: "How old they are and who signed them is missing here; the volume or the index is slow."
+                .to_owned(),
+        });
+    }
     if report.stored.is_none() && index.is_none() {
         troubles.push(Trouble {
             what: "The index did not count in time".to_owned(),
@@ -96,10 +112,24 @@ fn of_mirror(mirror: &Mirror, all: &[Mirror]) -> Option<Trouble> {
     let others = |other: &&Mirror| {
         mirror.archive.is_some() && other.archive == mirror.archive && other.state == "well"
     };
+    let asked = mirror.asked.unwrap_or_default();
+    let has_answered = mirror.requests > mirror.failures;
+    let is_old = asked > if has_answered { UNNAMED_FOR.1 } else { UNNAMED_FOR.0 };
+    if mirror.archive.is_none() && is_old {
+        return None;
+    }
     let instead = all.iter().find(others);
-    let what = if mirror.state == "away" { "can not be reached" } else { "failed lately" };
+    let what = match mirror.state.as_str() {
+        "away" => "can not be reached".to_owned(),
+        "failed" => format!("failed when it was last asked ({})", words::ago(asked)),
+        _ => "failed lately".to_owned(),
+    };
     let why = mirror.last_failure.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
     let means = match (instead, mirror.state.as_str()) {
+        (None, _) if mirror.archive.is_none() && !has_answered => {
+            "A client asked for it, and it gave nothing since the start: its name may be mistyped. apt gets \
+             what is stored of it, and an error for the rest."
+        }
         (Some(_), _) => "apt does not notice: other mirrors of the archive are asked first.",
         (None, "away") => {
             "apt gets what is stored, unconfirmed, and an error for the rest. It is asked now and then."
@@ -121,16 +151,21 @@ mod tests {
         Mirror { url: url.to_owned(), archive, state: state.to_owned(), ..Mirror::default() }
     }
 
+    fn well() -> Report {
+        let (stored, archives) = (Some(Default::default()), Some(Vec::new()));
+        Report { stored, archives, ..Report::default() }
+    }
+
     #[test]
     fn each_trouble_says_what_it_means() {
-        let report = Report { stored: Some(Default::default()), ..Report::default() };
+        let report = well();
         assert_eq!(all(&report, None, None), []);
         let of_store = all(&report, Some("the volume is full".to_owned()), None);
         assert!(
             of_store[0].what.contains("full") && of_store[0].means.contains("apt gets everything")
         );
 
-        let alone = [mirror("http://a", None, "away")];
+        let alone = [Mirror { requests: 1, ..mirror("http://a", None, "away") }];
         assert!(of_mirror(&alone[0], &alone).unwrap().means.contains("what is stored"));
         let two = [mirror("http://a", Some("x"), "away"), mirror("http://b", Some("x"), "well")];
         assert!(of_mirror(&two[0], &two).unwrap().means.contains("does not notice"));
@@ -147,7 +182,26 @@ mod tests {
     fn many_of_a_kind_are_few_words() {
         let mirrors = (0..100).map(|number| mirror(&format!("http://{number}"), None, "away"));
         let mirrors = mirrors.collect();
-        let report = Report { mirrors, stored: Some(Default::default()), ..Report::default() };
+        let report = Report { mirrors, ..well() };
         assert_eq!(all(&report, None, None).len(), OF_A_KIND_MAX);
+    }
+
+    #[test]
+    fn hosts_that_clients_name_hide_no_mirror_that_matters() {
+        let mut mirrors: Vec<Mirror> =
+            (0..100).map(|number| mirror(&format!("http://{number}"), None, "failed")).collect();
+        mirrors.push(mirror("http://named", Some("debian"), "failed"));
+        let told = all(&Report { mirrors, ..well() }, None, None);
+        assert!(told[0].what.contains("http://named"), "{told:?}");
+        assert!(told[1].means.contains("mistyped"), "{told:?}");
+
+        let old = |asked, requests| {
+            let mirror =
+                Mirror { asked: Some(asked), requests, ..mirror("http://a", None, "failed") };
+            all(&Report { mirrors: vec![mirror], ..well() }, None, None)
+        };
+        assert_eq!(old(601, 0), []);
+        assert!(old(601, 1)[0].what.contains("(10 min ago)"));
+        assert_eq!(old(86_401, 1), []);
     }
 }

@@ -101,6 +101,17 @@ fn a_site_narrows_it_down() {
     assert!(network.lets(Ours("proxy"), Machine("198.51.100.3"), 22));
 }
 
+#[test]
+fn who_receives_traces_is_named() {
+    let collector = Other("monitoring");
+    let release = render("deployment", &[]);
+    assert!(!Network(&release).lets(Ours("proxy"), collector, 4318));
+    let rule = r#"networkPolicy.extraEgress=[{"to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}], "ports": [{"port": 4318}]}]"#;
+    let release = render("deployment", &[rule]);
+    assert!(Network(&release).lets(Ours("proxy"), collector, 4318));
+    assert!(!Network(&release).lets(Ours("proxy"), Other("builds"), 4318));
+}
+
 /// A network that obeys the policies of a release.
 struct Network<'a>(&'a Manifests);
 

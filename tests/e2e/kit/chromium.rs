@@ -90,6 +90,11 @@ impl Chromium {
         });
     }
 
+    /// Pages run none of theirs from now on.
+    pub fn disable_scripts(&mut self) {
+        self.call("Emulation.setScriptExecutionDisabled", json!({ "value": true }));
+    }
+
     /// Of the window, in pixels.
     pub fn resize(&mut self, width: u32, height: u32) {
         let size =

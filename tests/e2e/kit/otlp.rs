@@ -25,7 +25,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -67,10 +68,22 @@ impl Span {
 }
 
 /// How spans come.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     Http,
     Grpc,
+}
+
+impl Way {
+    /// What has a process send its spans there in this way, without delay.
+    pub fn variables(self, endpoint: &str) -> Vec<(&'static str, String)> {
+        let protocol = if self == Self::Grpc { "grpc" } else { "http/protobuf" };
+        vec![
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.to_owned()),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.to_owned()),
+            ("OTEL_BSP_SCHEDULE_DELAY", "50".to_owned()),
+        ]
+    }
 }
 
 /// The receiver. It goes with the test.
@@ -87,11 +100,17 @@ struct Heard {
     headers: Mutex<Vec<HeaderMap>>,
     connections: AtomicUsize,
     talks_nonsense: AtomicBool,
+    is_slow: AtomicBool,
 }
 
 impl Otlp {
     pub fn start(way: Way) -> Self {
-        Self::open(way, None)
+        Self::start_at(way, SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    /// At that address, where nobody was.
+    pub fn start_at(way: Way, address: SocketAddr) -> Self {
+        Self::open(way, address, None)
     }
 
     /// Speaks TLS as 127.0.0.1 and localhost.
@@ -100,11 +119,12 @@ impl Otlp {
         if way == Way::Grpc {
             config.alpn_protocols = vec![b"h2".to_vec()];
         }
-        Self::open(way, Some(TlsAcceptor::from(Arc::new(config))))
+        let tls = TlsAcceptor::from(Arc::new(config));
+        Self::open(way, SocketAddr::from(([127, 0, 0, 1], 0)), Some(tls))
     }
 
-    fn open(way: Way, tls: Option<TlsAcceptor>) -> Self {
-        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    fn open(way: Way, address: SocketAddr, tls: Option<TlsAcceptor>) -> Self {
+        let listener = std::net::TcpListener::bind(address).expect("a port");
         listener.set_nonblocking(true).unwrap();
         let (address, is_tls) = (listener.local_addr().unwrap(), tls.is_some());
         let heard = Arc::<Heard>::default();
@@ -113,19 +133,11 @@ impl Otlp {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime").block_on(async move {
                 let listener = TcpListener::from_std(listener).expect("a listener");
+                let mut talks = JoinSet::new();
                 loop {
                     let (stream, _) = listener.accept().await.expect("a connection");
                     hearing.connections.fetch_add(1, Ordering::SeqCst);
-                    let (tls, heard) = (tls.clone(), Arc::clone(&hearing));
-                    tokio::spawn(async move {
-                        match tls {
-                            None => converse(way, stream, heard).await,
-                            Some(tls) => match tls.accept(stream).await {
-                                Ok(stream) => converse(way, stream, heard).await,
-                                Err(error) => eprintln!("the receiver's TLS: {error}"),
-                            },
-                        }
-                    });
+                    talks.spawn(receive(way, tls.clone(), stream, Arc::clone(&hearing)));
                 }
             });
         });
@@ -135,17 +147,17 @@ impl Otlp {
     /// What has a process send its spans here, without delay.
     pub fn variables(&self) -> Vec<(&'static str, String)> {
         let scheme = if self.is_tls { "https" } else { "http" };
-        let protocol = if self.way == Way::Grpc { "grpc" } else { "http/protobuf" };
-        vec![
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("{scheme}://{}", self.address)),
-            ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.to_owned()),
-            ("OTEL_BSP_SCHEDULE_DELAY", "50".to_owned()),
-        ]
+        self.way.variables(&format!("{scheme}://{}", self.address))
     }
 
     /// Answers what nobody understands from now on, or does not.
     pub fn talk_nonsense(&self, is_so: bool) {
         self.heard.talks_nonsense.store(is_so, Ordering::SeqCst);
+    }
+
+    /// Keeps its answers to itself from now on, or gives them all.
+    pub fn be_slow(&self, is_so: bool) {
+        self.heard.is_slow.store(is_so, Ordering::SeqCst);
     }
 
     pub fn connections(&self) -> usize {
@@ -209,6 +221,16 @@ fn up(span: &Span, root: &Span, spans: &[Span]) -> Option<String> {
     Some(format!("{} < {}", span.name, up(parent, root, spans)?))
 }
 
+async fn receive(way: Way, tls: Option<TlsAcceptor>, stream: TcpStream, heard: Arc<Heard>) {
+    match tls {
+        None => converse(way, stream, heard).await,
+        Some(tls) => match tls.accept(stream).await {
+            Ok(stream) => converse(way, stream, heard).await,
+            Err(error) => eprintln!("the receiver's TLS: {error}"),
+        },
+    }
+}
+
 async fn converse<S>(way: Way, stream: S, heard: Arc<Heard>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -237,6 +259,7 @@ async fn hear_http(
     assert_eq!(request.headers()["content-type"], "application/x-protobuf");
     heard.headers.lock().unwrap().push(request.headers().clone());
     let body = request.into_body().collect().await.expect("a body").to_bytes();
+    heard.rest().await;
     if heard.talks_nonsense.load(Ordering::SeqCst) {
         let nonsense = Response::builder().status(400).body(Full::from(vec![0xff; 100_000]));
         return Ok(nonsense.unwrap());
@@ -256,13 +279,18 @@ async fn hear_grpc(
     assert_eq!(request.uri().path(), path);
     heard.headers.lock().unwrap().push(request.headers().clone());
     let message = request.into_body().collect().await.expect("a message").to_bytes();
+    heard.rest().await;
+    let is_nonsense = heard.talks_nonsense.load(Ordering::SeqCst);
     let length = u32::from_be_bytes(message[1..5].try_into().unwrap());
     assert_eq!((message[0], length as usize), (0, message.len() - 5), "one uncompressed message");
-    heard.take(&message[5..]);
+    if !is_nonsense {
+        heard.take(&message[5..]);
+    }
     let answer = ExportTraceServiceResponse::default().encode_to_vec();
     let frame = [&[0][..], &u32::try_from(answer.len()).unwrap().to_be_bytes(), &answer].concat();
     let mut trailers = HeaderMap::new();
-    trailers.insert("grpc-status", "0".parse().unwrap());
+    // `INVALID_ARGUMENT`: to send it again is of no use.
+    trailers.insert("grpc-status", if is_nonsense { "3" } else { "0" }.parse().unwrap());
     let body = Full::from(frame).with_trailers(async { Some(Ok(trailers)) });
     Ok(Response::builder().header("content-type", "application/grpc").body(body).unwrap())
 }
@@ -274,6 +302,12 @@ fn unzipped(body: &[u8]) -> Vec<u8> {
 }
 
 impl Heard {
+    async fn rest(&self) {
+        while self.is_slow.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     fn take(&self, message: &[u8]) {
         let message = ExportTraceServiceRequest::decode(message).expect("what the protocol says");
         let mut spans = self.spans.lock().unwrap();

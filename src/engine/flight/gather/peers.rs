@@ -1,5 +1,6 @@
 //! The peers' part of a download: who is asked, for what, and what comes of it.
 
+use std::fmt::Display;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,7 +9,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 
 use crate::content::digest::Sha256;
 use crate::content::validators::Validators;
@@ -22,7 +23,7 @@ use crate::engine::flight::writer::{Proof, Writer};
 use crate::engine::outcome::Meta;
 use crate::swarm::Swarm;
 use crate::swarm::discovery::Holder;
-use crate::swarm::peers::Refused;
+use crate::swarm::peers::{PieceBody, Refused};
 use crate::telemetry::traces::{self, span};
 
 /// How often it is looked how far the mirror is to go.
@@ -352,11 +353,16 @@ impl<'a> Gathering<'a> {
         Ended { giver, number, stand }
     }
 
+    async fn fetched(&self, holder: &Holder, range: Range<u64>) -> Result<PieceBody, Refused> {
+        let fetched = self.swarm.peers.fetch(holder, &self.blob, range).await;
+        fetched.inspect_err(|refused| note_failure(refused.label(), refused))
+    }
+
     async fn brought(&self, giver: Giver, holder: &Holder, assigned: Assigned) -> Stand {
         let mut attempt = self.swarm.ranking.begin(holder);
         let Assigned { number, range } = assigned;
         let start = range.start;
-        let mut body = match self.swarm.peers.fetch(holder, &self.blob, range).await {
+        let mut body = match self.fetched(holder, range).await {
             Ok(body) => body,
             Err(Refused::Absent) => {
                 attempt.absent();
@@ -379,6 +385,7 @@ impl<'a> Gathering<'a> {
             }
         };
         if body.whole().is_some_and(|whole| whole != self.size) {
+            note_failure("failed", "has another file under that digest");
             attempt.failed();
             return Stand::Gone;
         }
@@ -397,6 +404,7 @@ impl<'a> Gathering<'a> {
                 Ok(None) => break,
                 Err(reason) => {
                     tracing::debug!(node = &*holder.node, reason, "a peer broke off");
+                    note_failure("cut", &reason);
                     // It may be its mirror that is silent.
                     if body.have().is_some() {
                         attempt.absent();
@@ -441,6 +449,7 @@ impl<'a> Gathering<'a> {
         lock(&self.board).clear();
         let mut givers = lock(&self.givers);
         let url = &self.transfer.target.url;
+        traces::fail(&span!("engine.verify"), "wrong", "peers gave wrong bytes");
         if let ([giver], 0) = (by, led) {
             // This tells who it was.
             givers.blame(*giver, &self.transfer.engine);
@@ -450,6 +459,11 @@ impl<'a> Gathering<'a> {
         }
         givers.dispute(by, times >= DISPUTES_MAX);
     }
+}
+
+/// Of the question to a peer, whose span is the current one.
+fn note_failure(kind: &str, reason: &(impl Display + ?Sized)) {
+    traces::fail(&Span::current(), kind, reason);
 }
 
 async fn heard_of(looking: &mut Option<BoxFuture<'_, Vec<Holder>>>) -> Vec<Holder> {
