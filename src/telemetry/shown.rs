@@ -13,7 +13,8 @@ const SHOWN_MAX: usize = 512;
 pub fn shown(target: &str) -> Cow<'_, str> {
     let (path, query) =
         target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
-    let has_credentials = path.contains('@') || path.contains("%40") || has_half_of_some(path);
+    let is_half = |(is_host, segment): (bool, &str)| is_host && has_half_of_some(segment);
+    let has_credentials = path.contains('@') || path.contains("%40") || segments(path).any(is_half);
     if query.is_none() && !has_credentials && path.len() <= SHOWN_MAX {
         return Cow::Borrowed(target);
     }
@@ -21,10 +22,7 @@ pub fn shown(target: &str) -> Cow<'_, str> {
         let after = |mark| segment.rfind(mark).map(|at| at + str::len(mark));
         let from = after("@").max(after("%40")).unwrap_or_default();
         let rest = segment.get(from..).unwrap_or_default();
-        match after_name(rest).filter(|_| is_host) {
-            Some(secret) => format!("{}...", rest.strip_suffix(secret).unwrap_or_default()),
-            None => rest.to_owned(),
-        }
+        if is_half((is_host, rest)) { "...".to_owned() } else { rest.to_owned() }
     };
     let mut shown = segments(path).map(segment).collect::<Vec<_>>().join("/");
     if shown.len() > SHOWN_MAX {
@@ -35,11 +33,6 @@ pub fn shown(target: &str) -> Cow<'_, str> {
         shown.push_str("?...");
     }
     shown.into()
-}
-
-fn has_half_of_some(path: &str) -> bool {
-    let has_colon = path.contains(':') || path.contains('%');
-    has_colon && segments(path).any(|(is_host, segment)| is_host && after_name(segment).is_some())
 }
 
 /// The parts of a target, and whether a host is what each may be: at the beginning, and behind a scheme.
@@ -55,11 +48,11 @@ fn segments(path: &str) -> impl Iterator<Item = (bool, &str)> {
     })
 }
 
-/// What stands behind the first colon, if that is no port.
-fn after_name(host: &str) -> Option<&str> {
-    let (_, rest) = ["%3A", "%3a", ":"].iter().find_map(|colon| host.split_once(colon))?;
-    let is_port = rest.bytes().all(|byte| byte.is_ascii_digit());
-    (!is_port && !host.starts_with('[')).then_some(rest)
+/// Whether what may be a host has something else than a port behind its first colon.
+fn has_half_of_some(host: &str) -> bool {
+    let behind = ["%3A", "%3a", ":"].iter().find_map(|colon| host.split_once(colon));
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    behind.is_some_and(|(_, rest)| !is_port(rest)) && !host.starts_with('[')
 }
 
 #[cfg(test)]
@@ -86,12 +79,12 @@ mod tests {
             ("http://HTTPS///user:pass@m.org/x", "http://HTTPS///m.org/x"),
             ("user:pass@m.org:443", "m.org:443"),
             // The host was forgotten; what is behind a `#` does not come to us; a `/` ends a host.
-            ("http://jane:hunter2/x", "http://jane:.../x"),
-            ("http://jane%3Ahunter2/x", "http://jane%3A.../x"),
-            ("http://u:pa", "http://u:..."),
-            ("/u:pa/ss@m.org/x", "/u:.../m.org/x"),
-            ("/cache.example/https/jane:hunter2/x", "/cache.example/https/jane:.../x"),
-            ("jane:hunter2", "jane:..."),
+            ("http://jane:hunter2/x", "http://.../x"),
+            ("http://jane%3Ahunter2/x", "http://.../x"),
+            ("http://u:pa", "http://..."),
+            ("/u:pa/ss@m.org/x", "/.../m.org/x"),
+            ("/cache.example/https/jane:hunter2/x", "/cache.example/https/.../x"),
+            ("jane:hunter2", "..."),
             ("http://[::1]:80/x", "http://[::1]:80/x"),
             ("/m.org:80/pool/a_1:2-3_all.deb", "/m.org:80/pool/a_1:2-3_all.deb"),
             ("/m.org/pool/a_1%3a2-3_all.deb", "/m.org/pool/a_1%3a2-3_all.deb"),

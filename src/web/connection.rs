@@ -209,11 +209,9 @@ async fn converse(
         Err(error) if error.is_parse() => {
             access::malformed(&surface.metrics, client.ip(), &error);
         }
-        // It was a body that ended before its end: its account says so.
-        Err(error) if error.is_user() => tracing::debug!(%client, %error, "cut a client off"),
-        // The same for what could not be read when it was sent.
-        Err(error) if wire.fault().is_some() => {
-            tracing::debug!(%client, %error, "cut a client off")
+        // It was a body that ended before its end, or could not be read when it was sent: its account says so.
+        Err(error) if error.is_user() || wire.fault().is_some() => {
+            tracing::debug!(%client, %error, "cut a client off");
         }
         Err(error) if is_ours(&error) => {
             tracing::warn!(%client, %error, cause = ?error.source(), "a connection broke");

@@ -2,6 +2,7 @@
 //! nobody waiting.
 
 use crate::access::{line, lines, proxy};
+use crate::kit::node::swarm_key;
 use crate::kit::otlp::{Otlp, Way};
 use crate::kit::*;
 use crate::swarm::Swarm;
@@ -302,6 +303,13 @@ fn what_lasts_is_told_once() {
     drop(crowd);
     wait_until(PATIENCE, "it is well again", || get(proxy.addr(), "/").status == 406);
     assert_eq!(told(), 1, "{}", proxy.log());
+
+    // A node that is alone looks for others again after half a second, one, two.
+    let node = Node::build(&swarm_key()).env("SWARM_BOOTSTRAP", "no-such-host.invalid").start();
+    let told = || node.log().matches("could not resolve the name of a seed").count();
+    wait_until(PATIENCE, "it says so", || told() > 0);
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(told(), 1, "{}", node.log());
 }
 
 /// A proxy whose standard error is a pipe of ours.
