@@ -97,6 +97,7 @@ const ONLY_IN: [(&str, &[&str]); 20] = [
             "dht/node/mod.rs",
             "announce/filter.rs",
             "cli/evict.rs",
+            "telemetry/logs.rs",
         ],
     ),
     ("rustls_native_certs", &["trust"]),
