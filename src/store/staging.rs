@@ -429,7 +429,7 @@ mod tests {
     fn a_source_that_can_not_be_read_is_told_from_a_volume_that_fails() {
         let root = tempfile::TempDir::new().unwrap();
         let staging =
-            Staging::new(root.path().join("staging"), &Health::default(), Calls::default());
+            Staging::new(root.path().join("staging"), &Health::default(), Calls::to("the volume"));
         let path = root.path().join("source");
         fs::write(&path, vec![7; COPY_BUFFER + 1]).unwrap();
         let size = COPY_BUFFER as u64 + 1;
