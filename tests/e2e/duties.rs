@@ -170,6 +170,11 @@ fn what_is_stored_is_scrubbed_once_whatever_becomes_of_who_does_it() {
     assert!(begun > 4, "it is stopped in its midst: {begun} are left");
     wait_until(PATIENCE, "another to go on", || site.sql(left).parse::<usize>().unwrap() < 3);
     paused.signal("CONT");
+    // How far it is, only who has the duty tells.
+    let tells = |replica: &&&Proxy| replica.count("aptmesh_store_scrubbed_at_seconds") > 0;
+    wait_until(PATIENCE, "one to tell, and it no more", || {
+        !tells(&paused) && all.iter().filter(tells).count() == 1
+    });
     wait_until(PATIENCE, "all to be checked", || site.sql(left) == "0");
     thread::sleep(Duration::from_secs(6));
     let by_paused = paused.count(CHECKED) - done_before;
