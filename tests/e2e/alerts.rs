@@ -174,11 +174,19 @@ impl Scene {
     }
 
     fn what_is_told_is_lost(&self, watch: &mut Watch) {
+        let path = "/debian/pool/t/told_1.orig.tar.xz";
+        self.mirror.put(path, File::new(noise(1, 100)));
+        // More than a pipe and the queue before it take.
         watch.sees("AptmeshLogLinesLost", || {
-            let mut client = Connection::open(self.mute.addr());
-            for _ in 0..2_000 {
-                client.get("/nobody/");
-            }
+            thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        let mut client = Connection::open(self.mute.addr());
+                        let target = self.mute.url_for(&self.mirror, path);
+                        (0..2_500).for_each(|_| assert_eq!(client.get(&target).status, 200));
+                    });
+                }
+            });
         });
         watch.has("AptmeshTracesLost");
     }
