@@ -108,7 +108,7 @@ fn custom_resources_are_what_the_operator_knows() {
         let ports = service["spec"]["ports"].as_array().unwrap();
         assert!(ports.iter().any(|port| port["name"] == endpoint["port"]), "{endpoint}");
         assert_eq!(endpoint["path"], "/metrics");
-        let labels = [("job", job), ("site", "cache")];
+        let labels = [("job", job), ("site", "aptmesh")];
         for (label, (name, value)) in endpoint["relabelings"].as_array().unwrap().iter().zip(labels)
         {
             assert!(label["targetLabel"] == name && label["replacement"] == value, "{label}");
