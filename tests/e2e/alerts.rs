@@ -351,10 +351,11 @@ fn each_alert_sees_its_fault() {
     scene.the_swarm_errs(&mut watch);
     scene.mirrors_err(&mut watch);
     scene.volumes_err(&mut watch);
-    scene.what_is_told_is_lost(&mut watch);
     scene.clients_wait(&mut watch);
     scene.indexes_err(&mut watch);
     scene.nobody_is_told(&mut watch);
+    // With so many requests that few are slow.
+    scene.what_is_told_is_lost(&mut watch);
     fleet_names_them(&watch.prometheus);
     scene.processes_end(&mut watch);
     // Somebody named his jobs otherwise.
