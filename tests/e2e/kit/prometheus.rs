@@ -27,14 +27,22 @@ impl Prometheus {
     /// Scrapes these for a job of this name, and has the repository's alerts, which fire after seconds rather than minutes.
     pub fn start(job: &str, targets: &[SocketAddr]) -> Self {
         let labelled: Vec<_> = targets.iter().map(|target| (*target, String::new())).collect();
-        Self::start_with(job, &labelled)
+        Self::with_rules(job, &labelled, soon)
     }
 
-    /// The same; series of each target have these labels, such as `site: north`.
+    /// Scrapes these, with the alerts as they are; series of each target have these labels, such as `site: north`.
     pub fn start_with(job: &str, targets: &[(SocketAddr, String)]) -> Self {
+        Self::with_rules(job, targets, str::to_owned)
+    }
+
+    fn with_rules(
+        job: &str,
+        targets: &[(SocketAddr, String)],
+        changed: impl Fn(&str) -> String,
+    ) -> Self {
         let folder = TempDir::new().expect("a folder");
         let alerts = format!("{}/dashboards/alerts.yaml", env!("CARGO_MANIFEST_DIR"));
-        fs::write(folder.path().join("alerts.yaml"), soon(&fs::read_to_string(alerts).unwrap()))
+        fs::write(folder.path().join("alerts.yaml"), changed(&fs::read_to_string(alerts).unwrap()))
             .expect("alerts");
         write_targets(&folder, targets);
         let config = format!(
