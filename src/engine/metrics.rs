@@ -45,13 +45,10 @@ impl EngineMetrics {
         let labels = ["resource", "source", "outcome"];
         let served = metrics.counters(
             "aptmesh_engine_served_total",
-            "Requests answered, by kind of resource, source of the bytes and outcome.",
+            "Requests answered, by kind of resource, source of the bytes and outcome. refused: the mirror said no (4xx), or \
+             a rule of yours; error: a fault of the cache, or a mirror's (5xx, 429, silence, wrong bytes).",
             &labels,
         );
-        // So that no errors are 0 errors, and the first one is an increase.
-        for resource in Kind::LABELS {
-            served.with_label_values(&[resource, "none", "error"]);
-        }
         let served_bytes = metrics.counters(
             "aptmesh_engine_served_bytes_total",
             "Bytes of bodies handed to clients, by kind of resource, source and outcome.",
@@ -108,7 +105,13 @@ pub struct ServedCounters {
 }
 
 impl ServedCounters {
+    /// What was not counted yet is 0 from the start: else Prometheus would take the first time of each for no increase.
     fn new(counters: IntCounterVec) -> Self {
+        for (resource, (source, outcome)) in
+            Kind::LABELS.iter().flat_map(|kind| ServedAs::PAIRS.map(|pair| (kind, pair)))
+        {
+            counters.with_label_values(&[resource, source.label(), outcome.label()]);
+        }
         let cells = Kind::LABELS.len() * Source::ALL.len() * Outcome::ALL.len();
         Self { counters, found: (0..cells).map(|_| OnceLock::new()).collect() }
     }

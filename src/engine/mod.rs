@@ -551,8 +551,10 @@ impl Engine {
         }
         let expected =
             expected.map(|digest| (digest, ask.target.key.clone(), self.tainted.clone()));
+        let is_trouble = answer.status.is_server_error() || answer.status == 429;
+        let outcome = if is_trouble { Outcome::Error } else { Outcome::Relayed };
         let relayed = Box::new(Relayed::new(answer, expected));
-        Ok(Served::new(Content::Relay(relayed), Outcome::Relayed))
+        Ok(Served::new(Content::Relay(relayed), outcome))
     }
 
     /// Asks for it under each of its names, until one is not refused.

@@ -208,11 +208,36 @@ impl ServedAs {
     pub fn of(kind: Kind, served: &Result<Served, Failure>) -> Self {
         let (source, outcome) = match served {
             Ok(served) => (served.source(), served.outcome),
-            Err(Failure::Upstream { .. }) => (Source::Mirror, Outcome::Refused),
-            Err(_) => (Source::None, Outcome::Error),
+            Err(failure) => {
+                let is_mirrors = matches!(failure, Failure::Upstream { .. });
+                let source = if is_mirrors { Source::Mirror } else { Source::None };
+                (source, if failure.is_no() { Outcome::Refused } else { Outcome::Error })
+            }
         };
         Self { kind, source, outcome }
     }
+
+    /// What can come together. The counters of all of it are there from the start.
+    pub(super) const PAIRS: [(Source, Outcome); 18] = [
+        (Source::None, Outcome::Refused),
+        (Source::None, Outcome::Error),
+        (Source::Memory, Outcome::Hit),
+        (Source::Memory, Outcome::Revalidated),
+        (Source::Store, Outcome::Hit),
+        (Source::Store, Outcome::Revalidated),
+        (Source::Stale, Outcome::Stale),
+        (Source::Flight, Outcome::Collapsed),
+        (Source::Replica, Outcome::Hit),
+        (Source::Replica, Outcome::Stale),
+        (Source::Replica, Outcome::Revalidated),
+        (Source::Replica, Outcome::Miss),
+        (Source::Replica, Outcome::Collapsed),
+        (Source::Peer, Outcome::Miss),
+        (Source::Mirror, Outcome::Miss),
+        (Source::Mirror, Outcome::Relayed),
+        (Source::Mirror, Outcome::Refused),
+        (Source::Mirror, Outcome::Error),
+    ];
 }
 
 /// Where an answer's bytes are.
@@ -240,9 +265,9 @@ pub enum Outcome {
     Collapsed,
     /// Handed the mirror's answer on.
     Relayed,
-    /// Handed the mirror's no on.
+    /// Said no: the mirror, or a rule of the operator's.
     Refused,
-    /// Had no answer.
+    /// Had no answer, or that of a mirror in trouble.
     Error,
 }
 
@@ -334,6 +359,16 @@ impl Failure {
     #[must_use]
     pub fn is_not_there(&self) -> bool {
         matches!(self, Self::Upstream { status, .. } if matches!(status.as_u16(), 404 | 410))
+    }
+
+    /// Whether it is a clear no: the mirror's, or that the host may not be asked.
+    #[must_use]
+    pub fn is_no(&self) -> bool {
+        match self {
+            Self::Upstream { status, .. } => status.is_client_error() && *status != 429,
+            Self::Mirror(error) => error.kind == mirror::MirrorErrorKind::Forbidden,
+            Self::Unusable { .. } | Self::Internal(_) => false,
+        }
     }
 
     /// Whether it is the mirror that is in trouble, so that what is stored is better than nothing.

@@ -547,11 +547,16 @@ pub struct IndexError {
     pub source: Box<dyn Error + Send + Sync>,
 }
 
+/// Nobody was asked this time, for a reason that was told when it was noticed.
+#[derive(Debug, Error)]
+#[error("{0}")]
+struct NotAsked(&'static str);
+
 impl IndexError {
     /// Whether it only says again that the index is away, which was told already.
     #[must_use]
     pub fn is_old_news(&self) -> bool {
-        self.source.is::<postgres::NotAsked>()
+        self.source.is::<NotAsked>()
     }
 
     /// Whether another process has the lease under which it was to be done.

@@ -6,11 +6,13 @@ use std::time::Duration;
 use http::StatusCode;
 use prometheus::{HistogramVec, IntCounter, IntCounterVec};
 use tokio::time::Instant;
+use url::Url;
 
 use super::error::{MirrorError, MirrorErrorKind};
 use super::health::{Health, Standing};
 use super::{Answer, is_trouble};
 use crate::archive::groups::Groups;
+use crate::archive::target::Target;
 use crate::telemetry::metrics::Metrics;
 
 /// Bounds of what answers are waited for, in seconds: from a mirror in the same room to all patience.
@@ -21,6 +23,7 @@ const CLASSES: [&str; 5] = ["2xx", "304", "3xx", "4xx", "5xx"];
 pub(super) struct MirrorMetrics {
     requests: IntCounterVec,
     seconds: HistogramVec,
+    asked: Asked,
     /// Answers of others than the first mirror.
     pub(super) failovers: IntCounter,
     /// Bytes of bodies.
@@ -35,7 +38,9 @@ impl MirrorMetrics {
         metrics.gauge_of("aptmesh_mirror_away", "Mirrors that can not be reached.", count);
         declare_up(metrics, groups, Arc::clone(health));
         let answers = [&CLASSES[..], &MirrorErrorKind::ALL.map(MirrorErrorKind::label)].concat();
+        let outcomes = ["given", "refused", "failed"];
         Self {
+            asked: Asked::new(metrics, groups, &outcomes),
             requests: metrics.counters_of(
                 "aptmesh_mirror_requests_total",
                 "Requests sent to mirrors, by the class of their answer, or by why there was none.",
@@ -47,7 +52,7 @@ impl MirrorMetrics {
                 "For how long mirrors were waited for, in seconds, up to the head of their answer: one that gave \
                  something, or confirmed it (given), that said no (refused), or none of use (failed).",
                 "outcome",
-                &["given", "refused", "failed"],
+                &outcomes,
                 &SECONDS,
             ),
             failovers: metrics.counter(
@@ -62,7 +67,7 @@ impl MirrorMetrics {
     }
 
     /// A request was answered, or not.
-    pub(super) fn count(&self, answered: &Result<Answer, MirrorError>, took: Duration) {
+    pub(super) fn count(&self, url: &Url, answered: &Result<Answer, MirrorError>, took: Duration) {
         let class = match answered {
             Ok(answer) => status_class(answer.status),
             Err(error) => error.kind.label(),
@@ -74,6 +79,44 @@ impl MirrorMetrics {
             _ => "refused",
         };
         self.seconds.with_label_values(&[outcome]).observe(took.as_secs_f64());
+        self.asked.count(url, outcome);
+    }
+}
+
+/// What asking those mirrors came to that the operator named.
+struct Asked {
+    counters: IntCounterVec,
+    /// Groups, their mirrors' URLs, and with what URLs begin that are asked of these.
+    named: Vec<(String, String, String)>,
+}
+
+impl Asked {
+    fn new(metrics: &Metrics, groups: &Groups, outcomes: &[&str]) -> Self {
+        let counters = metrics.counters(
+            "aptmesh_mirror_asked_total",
+            "Requests sent to mirrors of archives (archive.groups), by what they came to: the mirror gave something, or \
+             confirmed it (given), said no (refused), or nothing of use (failed).",
+            &["group", "mirror", "outcome"],
+        );
+        let of = |(group, mirror): (&str, &Target)| {
+            let start = Url::parse(&mirror.url).map_or_else(|_| mirror.url.clone(), String::from);
+            let start = format!("{}/", start.trim_end_matches('/'));
+            (group.to_owned(), mirror.url.clone(), start)
+        };
+        let named: Vec<_> = groups.mirrors().map(of).collect();
+        for (group, mirror, _) in &named {
+            for outcome in outcomes {
+                counters.with_label_values(&[group.as_str(), mirror, outcome]);
+            }
+        }
+        Self { counters, named }
+    }
+
+    fn count(&self, url: &Url, outcome: &str) {
+        let its = self.named.iter().filter(|(_, _, start)| url.as_str().starts_with(start));
+        for (group, mirror, _) in its {
+            self.counters.with_label_values(&[group.as_str(), mirror, outcome]).inc();
+        }
     }
 }
 

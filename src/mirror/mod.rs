@@ -221,7 +221,7 @@ impl Mirror {
         } else if answered.is_ok() {
             self.health.answered(&source.origin, Instant::now());
         }
-        self.metrics.count(&answered, begun.elapsed());
+        self.metrics.count(&source.url, &answered, begun.elapsed());
         match &answered {
             Ok(answer) => {
                 let status = i64::from(answer.status.as_u16());

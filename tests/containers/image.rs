@@ -32,7 +32,10 @@ fn real_apt_is_served_by_one_container_without_any_rights() {
     assert!(!cache.exec(&["touch", "/tmp/file"]).ok, "the root file system can be written");
     // What a client got went through the cache, and its release file was checked with the image's keys.
     let told = metrics(&cache);
-    assert!(value(&told, r#"aptmesh_engine_release_verdicts_total{verdict="good"}"#) > 0, "{told}");
+    assert!(
+        value(&told, r#"aptmesh_engine_release_verdicts_total{admitted="yes",verdict="good"}"#) > 0,
+        "{told}"
+    );
     // Another client gets what is stored.
     let fetched = value(&told, "aptmesh_mirror_received_bytes_total");
     let other = client_of(&network, cache.name());

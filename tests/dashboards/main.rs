@@ -172,6 +172,22 @@ fn grafana_can_draw_them() {
     }
 }
 
+/// Grafana does not draw what is below the least value of an axis, nor a point that is alone between two gaps unless it is
+/// told to.
+#[test]
+fn nothing_that_they_draw_is_out_of_sight() {
+    for (name, board) in dashboards() {
+        for panel in panels(&board).filter(|panel| panel["type"] == "timeseries") {
+            let (title, defaults) = (&panel["title"], &panel["fieldConfig"]["defaults"]);
+            let expressions = panel["targets"].as_array().unwrap().iter();
+            let mut differences =
+                expressions.filter(|one| one["expr"].as_str().unwrap().contains(") - sum"));
+            assert!(differences.next().is_none() || defaults["min"].is_null(), "{name}, {title}");
+            assert_eq!(defaults["custom"]["showPoints"], "auto", "{name}, {title}");
+        }
+    }
+}
+
 #[test]
 fn each_panel_says_what_it_shows_and_what_is_bad() {
     for (name, board) in dashboards() {

@@ -11,8 +11,8 @@ pub const BOARDS: [&str; 4] = ["fleet", "site", "swarm", "mirrors"];
 pub const COLUMNS: u64 = 24;
 /// What `$here` of an expression stands for: the sites and instances that are chosen.
 pub const HERE: &str = "$by=~\"$site\",instance=~\"$instance\"";
-/// By which of its labels a target's site is told. The first is there without any doing.
-const SITE_LABELS: [&str; 5] = ["job", "site", "namespace", "cluster", "instance"];
+/// By which of its labels a target's site is told. The first is what compose.yaml and the chart set.
+const SITE_LABELS: [&str; 5] = ["site", "job", "namespace", "cluster", "instance"];
 
 /// What has the same name has the same colour in all panels: what costs nothing is green, what other sites
 /// give is blue, what the mirror had to send is orange, what failed is red.
@@ -33,10 +33,10 @@ const COLOURS: [(&str, &[&str]); 14] = [
     ("#FFCB7D", &["relayed"]),
     ("#B877D9", &["collapsed"]),
     ("#A352CC", &["refused"]),
-    ("#8E8E8E", &["none", "idle", "known", "not_asked", "absent", "left"]),
+    ("#8E8E8E", &["none", "idle", "known", "not_asked", "absent", "left", "given_up"]),
     ("#F2495C", &["error", "5xx", "bad", "failed", "lost", "silent", "waiting", "wasted", "quota"]),
-    ("#C4162A", &["cut", "expired", "unreachable", "broken"]),
-    ("#E0B400", &["unsigned", "unknown_key"]),
+    ("#C4162A", &["cut", "expired", "unreachable", "broken", "away"]),
+    ("#E0B400", &["unsigned", "unknown_key", "expired_key", "weak", "malformed", "unreadable"]),
 ];
 /// Which of those words a label has.
 const LABELS: [(&str, &[&str]); 9] = [
@@ -85,7 +85,21 @@ const LABELS: [(&str, &[&str]); 9] = [
             "failed",
         ],
     ),
-    ("verdict", &["good", "bad", "expired", "older", "unsigned", "unknown_key"]),
+    (
+        "verdict",
+        &[
+            "good",
+            "bad",
+            "expired",
+            "older",
+            "unsigned",
+            "unknown_key",
+            "expired_key",
+            "weak",
+            "malformed",
+            "unreadable",
+        ],
+    ),
     ("result", &["found", "none", "late", "taken", "refused", "failed"]),
     ("fate", &["fetched", "used", "wasted"]),
     ("state", &["idle"]),
@@ -124,6 +138,9 @@ struct Panel {
     /// From where on it is how bad.
     judge: Option<Judge>,
     decimals: Option<u64>,
+    /// Whether lines may fall below zero.
+    #[serde(default)]
+    below_zero: bool,
     /// What is shown where there is nothing.
     nothing: Option<String>,
     /// What 0 and 1 mean.
@@ -344,15 +361,17 @@ fn defaults(panel: &Panel) -> Value {
     match panel.draw {
         Draw::Stat | Draw::States => defaults["color"] = json!({ "mode": "thresholds" }),
         Draw::Lines => {
-            defaults["min"] = json!(0);
+            if !panel.below_zero {
+                defaults["min"] = json!(0);
+            }
             defaults["custom"] = json!({
-                "lineWidth": 1, "fillOpacity": 8, "showPoints": "never", "spanNulls": false,
+                "lineWidth": 1, "fillOpacity": 8, "showPoints": "auto", "spanNulls": false,
             });
         }
         Draw::Stack => {
             defaults["min"] = json!(0);
             defaults["custom"] = json!({
-                "lineWidth": 1, "fillOpacity": 40, "showPoints": "never", "spanNulls": false,
+                "lineWidth": 1, "fillOpacity": 40, "showPoints": "auto", "spanNulls": false,
                 "stacking": { "mode": "normal", "group": "A" },
             });
         }

@@ -124,6 +124,19 @@ fn what_one_client_does_is_told_line_by_line() {
     let absent = next("GET", &proxy.url_for(&mirror, "/debian/pool/n/no_1_all.deb"), &[]);
     assert_line(&absent, 404, "refused", "mirror", "Not Found\n".len(), "whole");
     assert_eq!(absent["reason"], "Not Found");
+    // A mirror in trouble is no mirror that said no, whether its answer is to be stored or not.
+    for path in ["/debian/pool/t/trouble_1_all.deb", "/debian/trouble?v=1"] {
+        mirror.put(path, File::new(b"!<arch>\n".as_slice()));
+        mirror.script(path, vec![Fault::Status(500); 9]);
+        let trouble = next("GET", &proxy.url_for(&mirror, path), &[]);
+        let expected =
+            [("status", 500.into()), ("outcome", "error".into()), ("source", "mirror".into())];
+        assert_fields(&trouble, &expected);
+    }
+    let forbidden = next("GET", "/169.254.1.1/debian/pool/t/tool_1_all.deb", &[]);
+    let expected =
+        [("status", 403.into()), ("outcome", "refused".into()), ("source", "none".into())];
+    assert_fields(&forbidden, &expected);
     let relayed = next("GET", &proxy.url_for(&mirror, "/debian/README?v=1"), &[]);
     assert_fields(&relayed, &[("outcome", "relayed".into()), ("source", "mirror".into())]);
     let nonsense = next("GET", "/no%host/x", &[]);

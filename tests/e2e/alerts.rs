@@ -1,5 +1,5 @@
-//! Each alert's condition holds at a real Prometheus once its fault is there, and not before. How long it
-//! has to hold is tested by promtool (`dashboards/alerts.test.yaml`).
+//! Each alert fires at a real Prometheus once its fault is there, and its condition does not hold before. How long it has to
+//! hold is shortened here; it is tested by promtool (`dashboards/alerts.test.yaml`).
 
 use crate::heal;
 use crate::hostile::{self, Liar};
@@ -44,7 +44,7 @@ impl Watch {
         found.unwrap_or_else(|| panic!("there is no alert {alert}")).1
     }
 
-    /// The condition does not hold, then `provoke` is called until it does.
+    /// The condition does not hold, then `provoke` is called until the alert fires.
     fn sees(&mut self, alert: &str, mut provoke: impl FnMut()) {
         let expression = self.expression(alert);
         let before = self.prometheus.query(&expression);
@@ -52,10 +52,15 @@ impl Watch {
         wait_until(2 * PATIENCE, &format!("{alert}: {expression}"), || {
             provoke();
             // For two looks of Prometheus.
-            std::thread::sleep(LOOKS);
-            !self.prometheus.query(&expression).is_empty()
+            thread::sleep(LOOKS);
+            self.fires(alert)
         });
         self.seen.insert(alert.to_owned());
+    }
+
+    fn fires(&self, alert: &str) -> bool {
+        let firing = format!("ALERTS{{alertname=\"{alert}\",alertstate=\"firing\"}}");
+        !self.prometheus.query(&firing).is_empty()
     }
 
     /// No condition holds but those of these.
@@ -66,12 +71,10 @@ impl Watch {
         }
     }
 
-    /// The condition holds from the start, or as a consequence of what was provoked before.
+    /// It fires from the start, or as a consequence of what was provoked before.
     fn has(&mut self, alert: &str) {
         let expression = self.expression(alert);
-        wait_until(PATIENCE, &format!("{alert}: {expression}"), || {
-            !self.prometheus.query(&expression).is_empty()
-        });
+        wait_until(2 * PATIENCE, &format!("{alert}: {expression}"), || self.fires(alert));
         self.seen.insert(alert.to_owned());
     }
 }
@@ -100,6 +103,8 @@ struct Scene {
     site: Site,
     /// The same; it has something to tell.
     lone: Site,
+    /// Whose log nobody reads, and whose traces nobody takes.
+    mute: Proxy,
     swarm: Swarm,
 }
 
@@ -112,6 +117,13 @@ impl Scene {
         // Where nobody is.
         let alone = || Site::build(&swarm.key).bootstrap(&[NOBODY.parse().unwrap()]).start();
         let (site, lone) = (alone(), alone());
+        // A pipe that is open at both ends of itself.
+        let unread = "mkfifo \"$0\" && exec \"$@\" 2<>\"$0\"";
+        let pipes = tempfile::tempdir().unwrap();
+        let pipe = pipes.path().join("log").display().to_string();
+        let unread = ["sh", "-c", unread, &pipe].map(str::to_owned);
+        let nobody = ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{NOBODY}"));
+        let mute = Proxy::build().prefix(unread.to_vec()).variables(vec![nobody]).start();
         let files = ["prlimit", &format!("--nofile={FILES_MAX}")].map(str::to_owned);
         Self {
             mirror: Mirror::start(),
@@ -128,29 +140,55 @@ impl Scene {
             orphan,
             site,
             lone,
+            mute,
             swarm,
         }
     }
 
-    fn proxies(&self) -> [&Proxy; 8] {
-        let swarm: [&Proxy; 3] = [&self.orphan, &self.site, &self.lone];
-        let [one, two, three] = swarm;
-        [&self.cache, &self.small, &self.narrow, &self.full, &self.replica, one, two, three]
+    fn proxies(&self) -> [&Proxy; 9] {
+        let alone = [&self.cache, &self.small, &self.narrow, &self.full, &self.replica, &self.mute];
+        let [one, two, three, four, five, six] = alone;
+        [one, two, three, four, five, six, &self.orphan, &self.site, &self.lone]
     }
 
     fn targets(&self) -> Vec<SocketAddr> {
         self.proxies().map(Proxy::admin).to_vec()
     }
 
-    /// First, as nobody must be served before.
+    /// First, as nobody must be served before. The mirror answers, which is all that it does.
     fn requests_fail(&self, watch: &mut Watch) {
+        let path = "/debian/pool/a/away_1_all.deb";
+        self.mirror.put(path, File::new(b"!<arch>\n".as_slice()));
         let fail = || {
-            let reply = get(self.cache.addr(), &format!("/{NOBODY}/debian/pool/a_1_all.deb"));
-            assert!(reply.status >= 500, "{}", reply.reason);
+            for _ in 0..12 {
+                self.mirror.script(path, vec![Fault::Status(500); 9]);
+                assert_eq!(ask(&self.cache, &self.mirror, path).status, 500);
+            }
         };
         watch.sees("AptmeshNothingServed", fail);
         watch.has("AptmeshRequestsFail");
-        watch.has("AptmeshMirrorAway");
+        watch.sees("AptmeshMirrorAway", || {
+            let reply = get(self.cache.addr(), &format!("/{NOBODY}/debian/pool/a_1_all.deb"));
+            assert!(reply.status >= 500, "{}", reply.reason);
+        });
+    }
+
+    fn what_is_told_is_lost(&self, watch: &mut Watch) {
+        let path = "/debian/pool/t/told_1.orig.tar.xz";
+        self.mirror.put(path, File::new(noise(1, 100)));
+        // More than a pipe and the queue before it take.
+        watch.sees("AptmeshLogLinesLost", || {
+            thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        let mut client = Connection::open(self.mute.addr());
+                        let target = self.mute.url_for(&self.mirror, path);
+                        (0..2_500).for_each(|_| assert_eq!(client.get(&target).status, 200));
+                    });
+                }
+            });
+        });
+        watch.has("AptmeshTracesLost");
     }
 
     fn mirrors_err(&self, watch: &mut Watch) {
@@ -169,6 +207,17 @@ impl Scene {
         mirror.put("/debian/dists/old/Release", File::new(expired.as_bytes().to_vec()));
         watch.sees("AptmeshReleaseFilesRefused", || {
             assert_eq!(ask(cache, mirror, "/debian/dists/old/Release").status, 503);
+        });
+
+        let mut number = 0;
+        watch.sees("AptmeshAnswersCut", || {
+            for _ in 0..6 {
+                number += 1;
+                let path = format!("/debian/pool/c/cut{number}_1.orig.tar.xz");
+                mirror.put(&path, File::new(noise(number, MB)).no_validators());
+                mirror.script(&path, vec![Fault::Cut { after: MB / 2 }; 9]);
+                assert!(!ask(cache, mirror, &path).complete);
+            }
         });
 
         let garbage = [b"\x1f\x8b\x08\x00".as_slice(), &noise(2, 50_000)].concat();
@@ -278,6 +327,9 @@ impl Scene {
     fn processes_end(&mut self, watch: &mut Watch) {
         watch.sees("AptmeshRestartsOften", || self.narrow.restart_in_place());
         watch.sees("AptmeshTargetDown", || self.cache.kill9());
+        // Where they are found by name, what was killed is no target any more.
+        watch.prometheus.retarget(&self.targets()[1..]);
+        watch.has("AptmeshTargetsGone");
         self.proxies().into_iter().for_each(Proxy::kill9);
         watch.has("AptmeshDown");
     }
@@ -302,6 +354,8 @@ fn each_alert_sees_its_fault() {
     scene.clients_wait(&mut watch);
     scene.indexes_err(&mut watch);
     scene.nobody_is_told(&mut watch);
+    // With so many requests that few are slow.
+    scene.what_is_told_is_lost(&mut watch);
     fleet_names_them(&watch.prometheus);
     scene.processes_end(&mut watch);
     // Somebody named his jobs otherwise.

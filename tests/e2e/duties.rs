@@ -159,17 +159,22 @@ fn what_is_stored_is_scrubbed_once_whatever_becomes_of_who_does_it() {
     let all: Vec<&Proxy> = replicas.iter().collect();
     site.stock(all[0], FILES);
     let before = sum(&all, CHECKED);
-    site.sql("UPDATE blobs SET checked_at = 0");
+    site.sql("UPDATE blobs SET checked_at = 1");
     let checked = || sum(&all, CHECKED) - before;
     wait_until(PATIENCE, "the scrub to begin", || checked() > 2 * MB as u64);
     let paused = all.iter().find(|replica| does(replica, "scrub")).unwrap();
     let done_before = paused.count(CHECKED);
     pause(paused);
-    let left = "SELECT count(*) FROM blobs WHERE checked_at = 0";
+    let left = "SELECT count(*) FROM blobs WHERE checked_at = 1";
     let begun: usize = site.sql(left).parse().unwrap();
     assert!(begun > 4, "it is stopped in its midst: {begun} are left");
     wait_until(PATIENCE, "another to go on", || site.sql(left).parse::<usize>().unwrap() < 3);
     paused.signal("CONT");
+    // How far it is, only who has the duty tells.
+    let tells = |replica: &&&Proxy| replica.count("aptmesh_store_scrubbed_at_seconds") > 0;
+    wait_until(PATIENCE, "one to tell, and it no more", || {
+        !tells(&paused) && all.iter().filter(tells).count() == 1
+    });
     wait_until(PATIENCE, "all to be checked", || site.sql(left) == "0");
     thread::sleep(Duration::from_secs(6));
     let by_paused = paused.count(CHECKED) - done_before;

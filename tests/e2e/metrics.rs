@@ -92,6 +92,13 @@ fn every_metric_moves_and_none_has_too_many_series() {
     let is_still = |name: &&String| !ledger.has_moved(name) && !is_excused(name);
     let still: Vec<&String> = declared.iter().filter(is_still).collect();
     assert!(still.is_empty(), "these never moved: {still:#?}");
+    let idle = Proxy::start();
+    let from_the_start = series(idle.admin());
+    for metric in ["aptmesh_engine_served_total", "aptmesh_engine_served_bytes_total"] {
+        let all = ledger.all(metric);
+        let late: Vec<&String> = all.difference(&from_the_start).collect();
+        assert!(late.is_empty(), "what is first counted is lost to Prometheus: {late:#?}");
+    }
     let (of_each, most) = ledger.series();
     for (name, series) in of_each {
         assert!(series <= SERIES_OF_A_METRIC_MAX, "{name} has {series} series");

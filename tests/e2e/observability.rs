@@ -18,6 +18,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const MB: usize = 1024 * 1024;
+const FROM_MIRRORS: &str = "aptmesh_mirror_received_bytes_total";
+const SAVED: &str = "Not fetched from mirrors";
 const BOARDS: [&str; 4] = ["fleet", "site", "swarm", "mirrors"];
 /// Has the handbook's pictures drawn: `make pictures`.
 const WRITE: &str = "APTMESH_WRITE_PICTURES";
@@ -35,12 +37,14 @@ const PICTURE_MAX: u64 = 200_000;
 /// Two looks of Prometheus.
 const LOOKS: Duration = Duration::from_secs(2);
 
-/// Two sites, each on an index of another make, with one archive that two mirrors have.
+/// Two sites, each on an index of another make, with one archive that two mirrors have. The northern one has one more
+/// process, a node by itself, under a job of its own, as those of compose.yaml and of the chart.
 struct Busy {
     swarm: Swarm,
     other: Mirror,
     north: Site,
     south: Site,
+    node: Node,
     names: Vec<String>,
     /// How long each act is.
     act: Duration,
@@ -83,8 +87,19 @@ impl Busy {
         let north = set(Site::build(&swarm.key)).env("INDEX_URL", url).start();
         let south = set(Site::build(&swarm.key)).seeds(&[&north]);
         let south = south.variables(collector.variables()).start();
+        let node = Node::build(&swarm.key).env("SWARM_BOOTSTRAP", north.dht().to_string()).start();
         let names = packages.into_iter().map(|(name, _)| name).collect();
-        Self { swarm, other, north, south, names, act, _server: server, _collector: collector }
+        Self {
+            swarm,
+            other,
+            north,
+            south,
+            node,
+            names,
+            act,
+            _server: server,
+            _collector: collector,
+        }
     }
 
     /// Under the names that the handbook is to have.
@@ -92,7 +107,8 @@ impl Busy {
         let target = |site: &Site, name: &str| {
             (site.admin(), format!("site: {name}, instance: cache.{name}.example.org"))
         };
-        vec![target(&self.north, "north"), target(&self.south, "south")]
+        let node = "site: north, job: aptmesh-dht, instance: node.north.example.org".to_owned();
+        vec![target(&self.north, "north"), target(&self.south, "south"), (self.node.admin(), node)]
     }
 
     /// What a day may bring, in five acts.
@@ -191,8 +207,8 @@ fn title(board: &str) -> String {
 fn prometheus_has_data_for_every_panel_and_people_see_it() {
     let is_written = std::env::var_os(WRITE).is_some();
     let busy = Busy::new(Duration::from_secs(if is_written { 36 } else { 2 }));
-    let prometheus = Prometheus::start_with("aptmesh", &busy.targets());
-    wait_until(PATIENCE, "both are scraped", || prometheus.value("sum(up)") == Some(2.0));
+    let prometheus = Prometheus::start_with("aptmesh-proxy", &busy.targets());
+    wait_until(PATIENCE, "all are scraped", || prometheus.value("sum(up)") == Some(3.0));
     // What counts from nothing is no increase to Prometheus: it must have seen it before.
     thread::sleep(LOOKS);
     let from = now();
@@ -205,6 +221,7 @@ fn prometheus_has_data_for_every_panel_and_people_see_it() {
         assert_there(&view, board);
     }
     assert_true(&view);
+    assert_savings(&view, &busy);
     assert_variables(&prometheus);
     alerts_have_what_they_look_at(&prometheus);
 
@@ -258,7 +275,7 @@ fn assert_true(view: &View) {
     for board in ["fleet", "site"] {
         assert!(number(board, "Saved ratio") > 0.5, "{board}");
         assert!(number(board, "Not fetched from mirrors") > 10.0 * MB as f64, "{board}");
-        let well = [("Targets up", 2.0), ("Targets down", 0.0)];
+        let well = [("Targets up", 3.0), ("Targets down", 0.0)];
         for (title, wanted) in well {
             assert_eq!(number(board, title), wanted, "{board}: {title}");
         }
@@ -281,9 +298,26 @@ fn assert_true(view: &View) {
     let sites: Vec<&str> = sites.lines.iter().map(|(names, _)| names[0].as_str()).collect();
     assert_eq!(sites, ["north", "south"]);
     let lines = table("Instances").lines;
-    assert_eq!(lines.len(), 2, "{lines:?}");
-    for (_, values) in lines {
-        assert!(values.iter().all(Option::is_some), "{values:?}");
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    for (names, values) in lines {
+        let is_node = names.iter().any(|name| name.starts_with("node."));
+        assert!(is_node || values.iter().all(Option::is_some), "{values:?}");
+    }
+}
+
+/// What was saved is what clients really got, less what mirrors really sent, to the last first time of anything.
+fn assert_savings(view: &View, busy: &Busy) {
+    let of_both = |metric: &str| (busy.north.count(metric) + busy.south.count(metric)) as f64;
+    let real = of_both("aptmesh_engine_served_bytes_total") - of_both(FROM_MIRRORS);
+    for board in ["fleet", "site"] {
+        let panel = board::panels(board).into_iter().find(|panel| panel.title == SAVED);
+        let told = view.number(&panel.expect(SAVED)).expect("a number");
+        // Prometheus reckons beyond its first and last look.
+        assert!((told - real).abs() < real / 20.0, "{board}: {told}, not {real}");
+        // Nobody is served where there is nobody.
+        let nowhere = View { site: "nowhere", ..*view };
+        let panel = board::panels(board).into_iter().find(|panel| panel.title == SAVED);
+        assert_eq!(nowhere.number(&panel.expect(SAVED)), None, "{board}");
     }
 }
 
@@ -303,9 +337,16 @@ fn assert_variables(prometheus: &Prometheus) {
             prometheus.label_values(selector, label)
         };
         assert_eq!(offered("site"), ["north", "south"], "{board}");
+        let instances =
+            ["cache.north", "cache.south", "node.north"].map(|name| format!("{name}.example.org"));
+        // A node has nothing to do with mirrors.
+        let expected = if board == "mirrors" { &instances[..2] } else { &instances[..] };
+        assert_eq!(offered("instance"), expected, "{board}");
+        // Which compose.yaml and the chart set.
+        let by = &json["templating"]["list"][1];
         assert_eq!(
-            offered("instance"),
-            ["cache.north.example.org", "cache.south.example.org"],
+            (&by["name"], &by["current"]["value"]),
+            (&"by".into(), &"site".into()),
             "{board}"
         );
     }

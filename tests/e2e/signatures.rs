@@ -42,6 +42,10 @@ fn verdicts(proxy: &Proxy, verdict: &str) -> u64 {
     proxy.count(&format!("{VERDICTS}{{verdict=\"{verdict}\"}}"))
 }
 
+fn admitted(proxy: &Proxy, verdict: &str, admitted: &str) -> u64 {
+    proxy.count(&format!("{VERDICTS}{{verdict=\"{verdict}\",admitted=\"{admitted}\"}}"))
+}
+
 #[test]
 fn a_good_signature_is_enough_for_the_strictest() {
     let mirror = Mirror::start();
@@ -57,6 +61,7 @@ fn a_good_signature_is_enough_for_the_strictest() {
         put(&mirror, RELEASE_GPG, signer.detach(&text));
         assert_eq!(fetch(&proxy, &mirror, RELEASE).body, text.as_bytes(), "{algorithm}");
         assert_eq!(verdicts(&proxy, "good"), 2);
+        assert_eq!(admitted(&proxy, "good", "yes"), 2);
         assert_eq!(proxy.blobs().len(), 3);
     }
 }
@@ -96,9 +101,10 @@ fn what_can_not_be_judged_passes_unless_proof_is_demanded() {
         assert_eq!(reply.status, 503, "{path}");
         assert!(reply.reason.contains("signed"), "{}", reply.reason);
     }
-    for proxy in [&lenient, &strict] {
-        assert_eq!(verdicts(proxy, "unknown_key"), 1);
-        assert_eq!(verdicts(proxy, "unsigned"), 1);
+    for (proxy, is_admitted) in [(&lenient, "yes"), (&strict, "no")] {
+        for verdict in ["unknown_key", "unsigned"] {
+            assert_eq!((verdicts(proxy, verdict), admitted(proxy, verdict, is_admitted)), (1, 1));
+        }
     }
     assert_eq!(strict.blobs().len(), 0);
 }

@@ -1,7 +1,10 @@
 //! A volume that is full, or can not be written: clients get their files all the same, and operators
 //! are told.
 
-use crate::kit::{File, Mirror, Proxy, Reply, download_hash, get, noise, sha256_hex, wait_until};
+use crate::kit::{
+    Apt, File, LocalArchive, Mirror, Proxy, Remote, Reply, download_hash, get, noise, sha256_hex,
+    wait_until,
+};
 use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -345,4 +348,39 @@ fn a_stray_file_among_the_staged_ones_is_in_nobodys_way() {
     }
     assert_eq!(mirror.bodies(SMALL), 1);
     assert_eq!(proxy.blobs().len(), 1);
+}
+
+#[test]
+fn an_index_whose_disk_says_nothing_holds_no_request_up() {
+    let (remote, mirror, archive) = (Remote::mounted(), Mirror::start(), LocalArchive::new("demo"));
+    let archive = archive.package("tool", "1.0", 900_000).package("toy", "1.0", 900);
+    archive.publish(&mirror, "/debian");
+    let url = format!("sqlite:{}", remote.path().join("index.sqlite").display());
+    let mut proxy = Proxy::build().env("APTMESH_INDEX_URL", url).start();
+    let path = |name| format!("/debian/{}", archive.deb_path(name));
+    let fetch = |proxy: &Proxy, name| {
+        let reply = get(proxy.addr(), &proxy.url_for(&mirror, &path(name)));
+        assert_eq!((reply.status, reply.complete), (200, true), "{name}: {}", reply.reason);
+        assert!(reply.body == archive.deb(name), "{name}");
+        reply.header("cache-status").map(str::to_owned)
+    };
+    fetch(&proxy, "tool");
+    proxy.wait_landed();
+    // Nothing of it is in memory.
+    proxy.restart();
+    let frozen = remote.freeze();
+    for name in ["tool", "toy", "tool"] {
+        fetch(&proxy, name);
+    }
+    let apt = Apt::new(Some(format!("http://{}", proxy.addr())));
+    apt.sources(&archive.source_line(&format!("http://{}/debian", mirror.host())));
+    for run in [apt.update(), apt.download(&["tool", "toy"])] {
+        assert!(run.ok, "{}", run.output);
+    }
+    assert_eq!(proxy.count("aptmesh_index_up"), 0);
+    drop(frozen);
+    wait_until(Duration::from_secs(60), "it is asked again", || {
+        ["tool", "toy"].iter().all(|name| fetch(&proxy, name).as_deref() == Some("aptmesh; hit"))
+            && proxy.count("aptmesh_index_up") == 1
+    });
 }

@@ -284,7 +284,7 @@ impl Flight {
     fn outcome(&self) -> &'static str {
         match &*self.landing.borrow() {
             Some(Landing::Unchanged(_) | Landing::Settled(_)) => "confirmed",
-            Some(Landing::Failed(Failure::Upstream { .. })) => "refused",
+            Some(Landing::Failed(failure)) if failure.is_no() => "refused",
             Some(Landing::Failed(_)) | None => "failed",
             Some(Landing::Unstorable) => "not_stored",
             Some(Landing::Flowing(_)) => match self.progress.borrow().state {

@@ -74,12 +74,17 @@ pub(in crate::engine) struct Case<'a> {
 
 impl Judge {
     pub(in crate::engine) fn new(config: Config, metrics: &Metrics) -> Self {
-        let judged = metrics.counters_of(
+        let judged = metrics.counters(
             "aptmesh_engine_release_verdicts_total",
-            "Release files that were judged, by verdict.",
-            "verdict",
-            &[&Verdict::LABELS[..], &["expired", "older", "unreadable"]].concat(),
+            "Release files that were judged, by verdict, and by whether they were admitted: under archive.verify = \
+             \"enforce\" only good ones are. In place of an older one, clients get the newer one that is stored.",
+            &["verdict", "admitted"],
         );
+        for verdict in [&Verdict::LABELS[..], &["expired", "older", "unreadable"]].concat() {
+            for admitted in ["yes", "no"] {
+                judged.with_label_values(&[verdict, admitted]);
+            }
+        }
         Self { config, judged }
     }
 
@@ -107,7 +112,9 @@ impl Judge {
     pub(in crate::engine) fn judge(&self, case: &Case<'_>) -> Judgement {
         let (verdict, judgement) = self.examine(case);
         if self.is_in_session() {
-            self.judged.with_label_values(&[verdict]).inc();
+            let is_admitted = matches!(judgement, Judgement::Accepted { .. });
+            let admitted = if is_admitted { "yes" } else { "no" };
+            self.judged.with_label_values(&[verdict, admitted]).inc();
         }
         judgement
     }

@@ -143,7 +143,8 @@ impl Folders {
             doubted: Mutex::default(),
             hashing: RandomState::new(),
             files: metrics.gauge("aptmesh_store_shared_files", "Files of shared folders, hashed."),
-            bytes: metrics.gauge("aptmesh_store_shared_bytes", "Bytes of these."),
+            bytes: metrics
+                .gauge("aptmesh_store_shared_bytes", "Bytes of files of shared folders, hashed."),
         })
     }
 

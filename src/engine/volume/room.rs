@@ -119,8 +119,10 @@ impl RoomMetrics {
                 "aptmesh_store_unadopted_bytes",
                 "Bytes found on the volume that the index is still to know of.",
             ),
-            quota: metrics
-                .gauge("aptmesh_store_quota_bytes", "The bound of both; 0 if there is none."),
+            quota: metrics.gauge(
+                "aptmesh_store_quota_bytes",
+                "The bound of what is stored and promised (store.quota); 0 if there is none.",
+            ),
             free: metrics.gauge("aptmesh_store_free_bytes", "What the volume has left."),
             refused: metrics.counter(
                 "aptmesh_store_refused_total",

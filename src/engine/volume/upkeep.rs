@@ -49,7 +49,17 @@ pub(in crate::engine) async fn scrub(
     }
 }
 
+/// Only who has the duty tells how far it is.
+struct Telling<'a>(&'a Inspector);
+
+impl Drop for Telling<'_> {
+    fn drop(&mut self) {
+        self.0.scrubbed_at.set(0);
+    }
+}
+
 async fn scrub_on(inspector: &Inspector, config: Config, sureness: Sureness) -> Infallible {
+    let _telling = Telling(inspector);
     let mut pace = Pace::of(config.rate).under(sureness);
     loop {
         pace.ensure_duty().await;

@@ -17,6 +17,7 @@ use tokio_postgres::{Client, Row};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
+use crate::index::NotAsked;
 use crate::index::budget::Budget;
 use crate::index::metrics::{self, IndexMetrics, Outcome};
 use crate::index::postgres::gauges::Gauges;
@@ -24,7 +25,7 @@ use crate::index::postgres::health::{Condition, Health};
 use crate::index::postgres::hosts::Hosts;
 use crate::index::postgres::link::{Connection, LOOK_EVERY, Link, full};
 use crate::index::postgres::tls;
-use crate::index::postgres::trouble::{NotAsked, Trouble};
+use crate::index::postgres::trouble::Trouble;
 use crate::index::postgres::url::Config;
 use crate::index::postgres::volumes::Own;
 use crate::index::{FencedOff, IndexError};

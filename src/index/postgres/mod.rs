@@ -27,7 +27,6 @@ use async_trait::async_trait;
 use tokio_postgres::types::Type;
 
 use self::calls::{Calls, Purpose};
-pub use self::trouble::NotAsked;
 pub use self::url::Config;
 use crate::content::digest::Sha256;
 use crate::index::{

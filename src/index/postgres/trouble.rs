@@ -4,7 +4,6 @@ use std::fmt;
 use std::time::Duration;
 
 use deadpool_postgres::PoolError;
-use thiserror::Error;
 use tokio_postgres::error::SqlState;
 
 use crate::index::FencedOff;
@@ -14,11 +13,6 @@ use crate::index::postgres::schema::SchemaMismatch;
 
 /// For how long a server whose disk is full is not written to.
 const FULL_FOR: Duration = Duration::from_secs(15);
-
-/// Nobody was asked this time, for a reason that was told when it was noticed.
-#[derive(Debug, Error)]
-#[error("{0}")]
-pub struct NotAsked(pub(super) &'static str);
 
 /// Why a call failed.
 #[derive(Debug)]

@@ -56,10 +56,22 @@ fn dashboards_and_alerts_are_the_repositorys() {
     assert!(boards > 0, "there are dashboards");
     assert_eq!(release.0.iter().filter(|object| is_board(object)).count(), boards);
 
-    let alerts = yaml(&fs::read_to_string("dashboards/alerts.yaml").unwrap());
+    let text = fs::read_to_string("dashboards/alerts.yaml").unwrap();
+    let alerts = yaml(&text);
     let rules = release.get("PrometheusRule", "cache");
     assert_eq!(rules["spec"], alerts[0]);
     assert!(rules["spec"]["groups"][0]["rules"][0]["alert"].is_string(), "{rules}");
+
+    let handbook = "https://wiki.example.org/aptmesh";
+    let value = format!("prometheusRule.handbook={handbook}");
+    let linked =
+        template(&chart().display().to_string(), &["--values", &example("full"), "--set", &value]);
+    let linked = Manifests::read(&linked.unwrap());
+    let links = yaml(
+        &text.replace("runbook_url: docs/operations.md#", &format!("runbook_url: {handbook}#")),
+    );
+    assert_eq!(linked.get("PrometheusRule", "cache")["spec"], links[0]);
+    assert_ne!(links[0], alerts[0]);
 }
 
 /// The versions of chart and program are those of the repository.
@@ -96,8 +108,11 @@ fn custom_resources_are_what_the_operator_knows() {
         let ports = service["spec"]["ports"].as_array().unwrap();
         assert!(ports.iter().any(|port| port["name"] == endpoint["port"]), "{endpoint}");
         assert_eq!(endpoint["path"], "/metrics");
-        let label = &endpoint["relabelings"][0];
-        assert!(label["targetLabel"] == "job" && label["replacement"] == job, "{label}");
+        let labels = [("job", job), ("site", "aptmesh")];
+        for (label, (name, value)) in endpoint["relabelings"].as_array().unwrap().iter().zip(labels)
+        {
+            assert!(label["targetLabel"] == name && label["replacement"] == value, "{label}");
+        }
         // Which is how the site in compose.yaml calls it, and what dashboards and alerts go by.
         let config = fs::read_to_string("deploy/compose/prometheus.yml").unwrap();
         assert!(config.contains(&format!("job_name: {job}\n")), "{job}");

@@ -10,6 +10,8 @@ use std::collections::HashMap;
 use std::thread;
 
 const CASES: &str = include_str!("switches.txt");
+/// Changes each alert: `package.rs` has what it does.
+const ELSEWHERE: &str = "prometheusRule.handbook";
 /// Renderings at a time.
 const AT_ONCE: usize = 2;
 
@@ -63,7 +65,7 @@ fn each_value_does_what_it_says_and_nothing_else() {
 #[test]
 fn each_value_is_a_case() {
     let set: Vec<_> = cases().into_iter().flat_map(|case| case.set).collect();
-    for value in values() {
+    for value in values().into_iter().filter(|value| value.key != ELSEWHERE) {
         let is_set = |other: &&str| {
             let key = other.split('=').next().unwrap();
             key == value.key || key.starts_with(&format!("{}.", value.key))

@@ -165,6 +165,8 @@ fn prometheus_sees_all_of_it(site: &Site) {
     wait_until(PATIENCE, "all targets up", || {
         site.ask("count(up)") == Some(5.0) && site.ask("sum(up)") == Some(5.0)
     });
+    // Its own processes are one site to dashboards and alerts.
+    assert_eq!(site.ask(r#"count(up{site="aptmesh"})"#), Some(4.0));
     let hits = r#"sum(aptmesh_engine_served_bytes_total{source="store"})"#;
     let served = site.count(SERVED, r#"source="store""#) as f64;
     wait_until(PATIENCE, "Prometheus to know what was served", || site.ask(hits) >= Some(served));

@@ -11,6 +11,10 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 const START_TIME: Duration = Duration::from_secs(60);
+/// Whom it scrapes.
+const TARGETS: &str = "targets.yaml";
+/// For how long an alert's condition has to hold here, in place of minutes.
+const FOR: &str = "2s";
 
 /// A server that looks at its targets every second. It is killed when it is dropped.
 pub struct Prometheus {
@@ -20,25 +24,31 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Scrapes these for a job of this name, and has the repository's alerts.
+    /// Scrapes these for a job of this name, and has the repository's alerts, which fire after seconds rather than minutes.
     pub fn start(job: &str, targets: &[SocketAddr]) -> Self {
         let labelled: Vec<_> = targets.iter().map(|target| (*target, String::new())).collect();
-        Self::start_with(job, &labelled)
+        Self::with_rules(job, &labelled, soon)
     }
 
-    /// The same; series of each target have these labels, such as `site: north`.
+    /// Scrapes these, with the alerts as they are; series of each target have these labels, such as `site: north`.
     pub fn start_with(job: &str, targets: &[(SocketAddr, String)]) -> Self {
+        Self::with_rules(job, targets, str::to_owned)
+    }
+
+    fn with_rules(
+        job: &str,
+        targets: &[(SocketAddr, String)],
+        changed: impl Fn(&str) -> String,
+    ) -> Self {
         let folder = TempDir::new().expect("a folder");
-        let target = |(target, labels): &(SocketAddr, String)| {
-            format!("{{targets: ['{target}'], labels: {{{labels}}}}}")
-        };
-        let targets: Vec<String> = targets.iter().map(target).collect();
+        let alerts = format!("{}/dashboards/alerts.yaml", env!("CARGO_MANIFEST_DIR"));
+        fs::write(folder.path().join("alerts.yaml"), changed(&fs::read_to_string(alerts).unwrap()))
+            .expect("alerts");
+        write_targets(&folder, targets);
         let config = format!(
             "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n\
-             rule_files: ['{}/dashboards/alerts.yaml']\n\
-             scrape_configs:\n- job_name: {job}\n  static_configs: [{}]\n",
-            env!("CARGO_MANIFEST_DIR"),
-            targets.join(", ")
+             rule_files: [alerts.yaml]\n\
+             scrape_configs:\n- job_name: {job}\n  file_sd_configs: [{{files: [{TARGETS}]}}]\n"
         );
         let file = folder.path().join("prometheus.yml");
         fs::write(&file, config).expect("a file");
@@ -56,6 +66,12 @@ impl Prometheus {
         let prometheus = Self { address, server, folder };
         wait_until(START_TIME, "Prometheus", || prometheus.is_ready());
         prometheus
+    }
+
+    /// From now on scrapes these, as where targets are found by name.
+    pub fn retarget(&self, targets: &[SocketAddr]) {
+        let labelled: Vec<_> = targets.iter().map(|target| (*target, String::new())).collect();
+        write_targets(&self.folder, &labelled);
     }
 
     fn is_ready(&self) -> bool {
@@ -133,6 +149,26 @@ impl Prometheus {
     fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
+}
+
+/// The rules, with [`FOR`] in place of all `for`.
+fn soon(rules: &str) -> String {
+    let line = |line: &str| match line.trim_start().strip_prefix("for: ") {
+        Some(long) => line.replace(long, FOR),
+        None => line.to_owned(),
+    };
+    rules.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn write_targets(folder: &TempDir, targets: &[(SocketAddr, String)]) {
+    let target = |(target, labels): &(SocketAddr, String)| {
+        format!("{{targets: ['{target}'], labels: {{{labels}}}}}")
+    };
+    let targets: Vec<String> = targets.iter().map(target).collect();
+    let file = folder.path().join(TARGETS);
+    let new = file.with_extension("new");
+    fs::write(&new, format!("[{}]\n", targets.join(", "))).expect("a file");
+    fs::rename(new, file).expect("a file in its place");
 }
 
 /// A time and its value.

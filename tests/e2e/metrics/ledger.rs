@@ -72,6 +72,8 @@ struct Page {
     first: BTreeMap<String, f64>,
     /// The most series that one process told.
     series: usize,
+    /// All of them, of whatever process.
+    all: BTreeSet<String>,
 }
 
 /// All that was seen. Counters and histograms begin with nothing, so they moved when they count something; a
@@ -98,6 +100,7 @@ impl Ledger {
                 }
                 _ => sample.value > 0.0,
             };
+            page.all.insert(sample.series.clone());
             *counts.entry(sample.metric.clone()).or_default() += 1;
         }
         for (metric, count) in counts {
@@ -125,6 +128,11 @@ impl Ledger {
     /// The names of all.
     pub fn names(&self) -> BTreeSet<String> {
         self.pages.lock().unwrap().keys().cloned().collect()
+    }
+
+    /// All series of a metric.
+    pub fn all(&self, metric: &str) -> BTreeSet<String> {
+        self.pages.lock().unwrap().get(metric).map(|page| page.all.clone()).unwrap_or_default()
     }
 
     /// The most series that one process told of each, and in all.
