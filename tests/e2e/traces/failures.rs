@@ -30,14 +30,14 @@ fn ask(proxy: &Proxy, mirror: &Mirror, path: &str) -> Reply {
 
 #[test]
 fn a_mirror_in_trouble() {
-    for (status, by_us) in [(503, true), (404, false)] {
+    for (status, by_us, outcome) in [(503, true, "failed"), (404, false, "refused")] {
         let (mirror, receiver, proxy) = scene(Way::Http, &[]);
         mirror.script(TOOL, vec![Fault::Status(status); 20]);
         assert_eq!(ask(&proxy, &mirror, TOOL).status, status);
         let root = receiver.wait_request("proxy", TOOL);
         let kind = status.to_string();
         let mut expected = vec![
-            ("engine.flight", "refused"),
+            ("engine.flight", outcome),
             ("mirror.ask", kind.as_str()),
             ("mirror.request", kind.as_str()),
         ];
