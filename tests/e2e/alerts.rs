@@ -176,17 +176,14 @@ impl Scene {
     fn what_is_told_is_lost(&self, watch: &mut Watch) {
         let path = "/debian/pool/t/told_1.orig.tar.xz";
         self.mirror.put(path, File::new(noise(1, 100)));
+        let target = self.mute.url_for(&self.mirror, path);
+        let ask = || {
+            let mut client = Connection::open(self.mute.addr());
+            (0..2_500).for_each(|_| assert_eq!(client.get(&target).status, 200));
+        };
         // More than a pipe and the queue before it take.
         watch.sees("AptmeshLogLinesLost", || {
-            thread::scope(|scope| {
-                for _ in 0..4 {
-                    scope.spawn(|| {
-                        let mut client = Connection::open(self.mute.addr());
-                        let target = self.mute.url_for(&self.mirror, path);
-                        (0..2_500).for_each(|_| assert_eq!(client.get(&target).status, 200));
-                    });
-                }
-            });
+            thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(ask))));
         });
         watch.has("AptmeshTracesLost");
     }
