@@ -271,7 +271,8 @@ fn machines_are_told_the_end_in_an_object_too() {
         (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
     };
     let last = |said: &str| {
-        let objects = said.lines().map(|line| serde_json::from_str::<Value>(line).expect(line));
+        let object = |line| serde_json::from_str::<Value>(line).expect(line);
+        let objects: Vec<Value> = said.lines().map(object).collect();
         let last = objects.last().expect("a line");
         assert_eq!(last["level"], "ERROR", "{last}");
         last["message"].as_str().unwrap().to_owned()
