@@ -214,8 +214,13 @@ impl Node {
                 addresses.push(address);
             }
         }
-        // Better one that is hard to reach than none: this may be a machine that is all alone.
-        addresses.extend(listening.first().filter(|_| addresses.is_empty()));
+        // Better one that is hard to reach than none, but for loopback, which is another machine's own to others, unless
+        // it was named.
+        let is_told = |first: &&SocketAddr| {
+            let is_named = self.config.listen.iter().any(|named| named.ip() == first.ip());
+            is_named || !first.ip().is_loopback()
+        };
+        addresses.extend(listening.first().filter(is_told).filter(|_| addresses.is_empty()));
         addresses
     }
 

@@ -50,6 +50,8 @@ const LATE: Duration = Duration::from_secs(30);
 const SAVE: Duration = Duration::from_mins(1);
 /// For how long it waits for an address to listen on.
 const LISTEN_MAX: Duration = Duration::from_secs(5);
+/// For how long a machine's addresses are waited for beyond the first, where all of them count.
+const SETTLE_MAX: Duration = Duration::from_millis(500);
 /// Connections that a node keeps up by itself: in a swarm of fewer nodes, all are connected.
 const CONNECTED_MIN: usize = 128;
 /// Nodes that it dials at a time for that.
@@ -580,6 +582,19 @@ async fn listen(net: &mut Swarm<Net>, addresses: &[SocketAddr]) -> anyhow::Resul
         Ok(())
     };
     timeout(LISTEN_MAX, listening).await.context("no address to listen on (listen.dht)")??;
+    if addresses.iter().any(|address| address.ip().is_unspecified()) {
+        // Loopback is heard of first, the addresses at which others find us a moment later. A machine that has
+        // none does without.
+        let only_loopback = |net: &Swarm<Net>| {
+            net.listeners().filter_map(socket_address).all(|address| address.ip().is_loopback())
+        };
+        let settling = async {
+            while only_loopback(net) {
+                net.select_next_some().await;
+            }
+        };
+        drop(timeout(SETTLE_MAX, settling).await);
+    }
     let first = net.listeners().find_map(socket_address);
     first.context("no address to listen on (listen.dht)")
 }
