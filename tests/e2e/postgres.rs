@@ -192,6 +192,9 @@ fn a_first_hit_asks_the_database_once_and_a_warm_one_not_at_all() {
     wait_until(PATIENCE, "the lists are learnt", || storing.count(LEARNT) >= 2);
 
     let serving = replica(&url, volume.path());
+    // To be told at the start of what was learnt counts as news, which makes it ask again.
+    let told = "aptmesh_index_calls_total{operation=\"look up what is new\"}";
+    wait_until(PATIENCE, "it heard what is new", || serving.count(told) >= 2);
     for (number, package) in ["tool", "toy"].into_iter().enumerate() {
         let target = serving.url_for(&mirror, &format!("/debian/{}", archive.deb_path(package)));
         for hit in 0..20 {
