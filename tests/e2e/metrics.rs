@@ -298,9 +298,8 @@ fn what_a_process_tells_of_itself_is_true() {
 
     let (before, threads) = (proxy.metric("process_open_fds"), number("Threads:"));
     let crowd: Vec<Connection> = (0..100).map(|_| Connection::open(proxy.addr())).collect();
-    wait_until(PATIENCE, "a hundred sockets", || {
-        proxy.metric("process_open_fds") >= before + 100.0
-    });
+    // Some of those before may have been open for a moment only.
+    wait_until(PATIENCE, "a hundred sockets", || proxy.metric("process_open_fds") >= before + 90.0);
     assert!(proxy.metric("aptmesh_runtime_tasks") >= 100.0);
     drop(crowd);
     wait_until(PATIENCE, "them to be gone", || proxy.metric("process_open_fds") < before + 50.0);

@@ -42,7 +42,9 @@ fn a_request_that_waits_for_its_turn_is_one_trace() {
     client.send("GET", &proxy.url_for(&mirror, TOOL), &[]);
     let traced = [("traceparent", &*traceparent("01"))];
     client.send("GET", &proxy.url_for(&mirror, NEXT), &traced);
-    wait_until(PATIENCE, "it is begun", || !mirror.requests(NEXT).is_empty());
+    wait_until(PATIENCE, "both are begun", || {
+        [TOOL, NEXT].iter().all(|path| !mirror.requests(path).is_empty())
+    });
     assert_eq!(mirror.requests(TOOL)[0].status, 0, "the first is answered already");
     for _ in 0..2 {
         assert_eq!(client.read_reply("GET").status, 200);
@@ -69,7 +71,9 @@ fn a_client_that_leaves_before_its_turn_is_seen() {
     for path in [TOOL, NEXT] {
         client.send("GET", &proxy.url_for(&mirror, path), &[]);
     }
-    wait_until(PATIENCE, "it is begun", || !mirror.requests(NEXT).is_empty());
+    wait_until(PATIENCE, "both are begun", || {
+        [TOOL, NEXT].iter().all(|path| !mirror.requests(path).is_empty())
+    });
     drop(client);
     let left = receiver.wait_request("proxy", NEXT);
     assert_eq!((left.get("aptmesh.outcome"), left.get("http.response.status_code")), ("left", ""));
