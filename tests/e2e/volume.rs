@@ -378,6 +378,8 @@ fn an_index_whose_disk_says_nothing_holds_no_request_up() {
         assert!(run.ok, "{}", run.output);
     }
     assert_eq!(proxy.count("aptmesh_index_up"), 0);
+    let status = String::from_utf8(get(proxy.admin(), "/status.json").body).unwrap();
+    assert!(status.contains("without its index: SQLite says nothing"), "{status}");
     drop(frozen);
     wait_until(Duration::from_secs(60), "it is asked again", || {
         ["tool", "toy"].iter().all(|name| fetch(&proxy, name).as_deref() == Some("aptmesh; hit"))

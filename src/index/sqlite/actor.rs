@@ -115,7 +115,7 @@ impl Actor {
     }
 
     /// Whether the thread has been at one call for longer than a client waits.
-    fn is_held_up(&self) -> bool {
+    pub(super) fn is_held_up(&self) -> bool {
         let busy_since = self.busy_since.lock().unwrap_or_else(PoisonError::into_inner);
         busy_since.is_some_and(|since| since.elapsed() > PATIENCE)
     }

@@ -494,6 +494,11 @@ impl Index for SqliteIndex {
         self.writer.call("forget files", move |c| files::forget(c, &paths)).await
     }
 
+    fn trouble(&self) -> Option<&'static str> {
+        // Writing and counting may take long where all is well.
+        self.reader.is_held_up().then_some("SQLite says nothing, as if its disk were away")
+    }
+
     async fn add_errands(&self, errands: &[Errand], now: i64) -> Result<(), IndexError> {
         let errands = errands.to_vec();
         self.writer.call("add errands", move |c| errands::add(c, &errands, now)).await
