@@ -118,9 +118,10 @@ impl Chromium {
         answer["result"]["value"].clone()
     }
 
-    /// What a person reads.
+    /// What a person reads: nothing while a page is loaded.
     pub fn text(&mut self) -> String {
-        self.evaluate("document.body.innerText").as_str().expect("text").to_owned()
+        let text = "document.body ? document.body.innerText : ''";
+        self.evaluate(text).as_str().expect("text").to_owned()
     }
 
     /// As it is now, scripts' doing included.
