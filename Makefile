@@ -25,7 +25,7 @@ needs:
 # Many tests wait for the clock of apt or of the cache: more of them at a time than there are cores.
 test: export RUST_TEST_THREADS ?= 4
 test: needs
-	$(CARGO) test --locked
+	tools/again.sh $(CARGO) test --locked --no-fail-fast
 
 # What pages and dashboards look like with real data, into docs/pictures: some minutes of it.
 pictures: needs
@@ -34,7 +34,7 @@ pictures: needs
 # One engine, two cores: several at a time only wait for each other.
 e2e: export RUST_TEST_THREADS ?= 2
 e2e: needs
-	tools/engine.sh $(CARGO) test --locked --test containers
+	tools/engine.sh tools/again.sh $(CARGO) test --locked --test containers
 
 # The chart rendered and held against Kubernetes' schemas; its containers run in e2e.
 chart: needs
