@@ -1,14 +1,11 @@
 //! What release files do to a resource: to one of them, and to the lists that they name.
 
-use std::time::Duration;
-
 use crate::archive::target::Target;
 use crate::content::digest::Sha256;
 use crate::engine::Engine;
 use crate::engine::explain::lists::ABOVE_MAX;
 use crate::engine::explain::questions::Questions;
 use crate::engine::explain::{Stored, Suite};
-use crate::engine::memory::now_seconds;
 
 impl Engine {
     /// How a release file stands of which `served` is at hand for clients.
@@ -23,14 +20,9 @@ impl Engine {
             None => false,
         };
         let confirmed_at = served.and_then(|release| release.confirmed_at);
-        let is_over = |ago: Duration| {
-            let ago = i64::try_from(ago.as_secs()).unwrap_or(i64::MAX);
-            confirmed_at.is_some_and(|at| at > now_seconds().saturating_sub(ago))
-        };
         Suite {
             has_expired,
-            // What was admitted since, by a fellow perhaps, was right.
-            refused: self.suites.shown.refused(key).filter(|(_, ago)| !is_over(*ago)),
+            refused: self.suites.shown.refused(key, confirmed_at),
             is_absent: questions.ask(self.index.is_absent(key)).await.unwrap_or_default(),
         }
     }

@@ -104,10 +104,15 @@ impl Shown {
         });
     }
 
-    /// Why it was not, and how long ago that was.
-    pub(in crate::engine) fn refused(&self, key: &str) -> Option<(String, Duration)> {
-        let refused = self.all().get(key)?.refused.clone();
-        refused.map(|(reason, at)| (reason, at.elapsed()))
+    /// Why what its mirror has is not admitted, if that still counts, `confirmed_at` being when what is served was
+    /// found right; and how long ago that was.
+    pub(in crate::engine) fn refused(
+        &self,
+        key: &str,
+        confirmed_at: Option<i64>,
+    ) -> Option<(String, Duration)> {
+        let memo = self.all().get(key)?.clone();
+        memo.refusal(confirmed_at, now_seconds())
     }
 
     /// What its mirror has is admitted, or is what was admitted before.
