@@ -7,6 +7,7 @@ pub mod explain;
 pub mod fellows;
 pub mod flight;
 pub mod give;
+mod hint;
 pub mod history;
 mod known;
 mod late;
@@ -18,17 +19,17 @@ pub mod outcome;
 pub mod plan;
 pub mod prefetch;
 pub mod relayed;
+mod state;
 pub mod suites;
 mod taint;
 mod traffic;
 pub mod volume;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::header;
-use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, Span};
@@ -46,6 +47,7 @@ use crate::engine::flight::transfer::Transfer;
 use crate::engine::flight::writer::TAIL;
 use crate::engine::flight::{Boarding, By, Flights, Flow, Interest, Landing, NotBoarded};
 use crate::engine::give::Gate;
+pub use crate::engine::hint::Hint;
 use crate::engine::history::History;
 use crate::engine::known::{Finding, Findings};
 use crate::engine::late::Late;
@@ -68,11 +70,10 @@ use crate::engine::volume::proof::Checks;
 use crate::engine::volume::room::{self, Room};
 use crate::engine::volume::upkeep;
 use crate::engine::volume::uses::Uses;
-use crate::index::{Entry, Expectation, Index, IndexError, Totals, budget};
-use crate::mirror::{Account, Answer, Framing, Mirror, Question};
+use crate::index::{Entry, Expectation, Index, IndexError, budget};
+use crate::mirror::{Answer, Framing, Mirror, Question};
 use crate::store::Store;
 use crate::swarm::Swarm;
-use crate::swarm::ranking::Standing;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::shown::shown;
 use crate::telemetry::traces::{self, span};
@@ -81,8 +82,6 @@ use crate::telemetry::traces::{self, span};
 const STALE_PATIENCE: Duration = Duration::from_secs(5);
 /// For how long the index is told at least, at the end, what it does not know yet.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
-/// What is told of a volume without the blobs that the index knows.
-const NOT_MOUNTED: &str = "the volume may not be mounted: most blobs of the index are not on it";
 /// How often a client takes its place in another flight because one broke off before its start.
 const BOARDINGS_MAX: u32 = 3;
 
@@ -333,43 +332,6 @@ impl Engine {
         &self.room
     }
 
-    /// Begins what a request will need, without waiting: for requests whose turn to be answered has
-    /// not come. `None` if there is nothing to begin.
-    #[must_use]
-    pub fn prepare(self: &Arc<Self>, ask: Ask) -> Option<Hint> {
-        let in_memory = self.memory.get(&ask.target.key);
-        if in_memory.is_some_and(|known| self.plan(&ask, Some(&known)) == Plan::Serve) {
-            return None;
-        }
-        let engine = Arc::clone(self);
-        let begun = Arc::new(AtomicBool::new(false));
-        let has_begun = Arc::clone(&begun);
-        let preparing = budget::waited_for(async move {
-            let ask = engine.pinned(&ask).await.unwrap_or(ask);
-            let span = span!("engine.prepare");
-            let Finding { known: held, expectation } =
-                engine.find(&ask).instrument(span.clone()).await;
-            let bringing = || Box::pin(engine.bring(&ask).instrument(span.clone()));
-            let known = if held.is_some() { held } else { bringing().await };
-            drop(span);
-            let interest = match (engine.plan(&ask, known.as_deref()), known) {
-                (Plan::Fetch, _) => engine.board(&ask, None, expectation),
-                (Plan::Revalidate, Some(known)) => {
-                    let expectation = engine.expectation(&ask).await;
-                    engine.board(&ask, Some(&known), expectation)
-                }
-                _ => return,
-            };
-            if let Ok((interest, outcome)) = interest {
-                has_begun.store(outcome == Outcome::Miss, Ordering::Relaxed);
-                // Kept until the hint is dropped, or the flight is over.
-                interest.flight().over().await;
-            }
-        });
-        let preparing = self.tasks.spawn(preparing.instrument(Span::current()));
-        Some(Hint { preparing: preparing.abort_handle(), begun })
-    }
-
     fn plan(&self, ask: &Ask, known: Option<&Known>) -> Plan {
         plan(&Situation {
             kind: ask.kind,
@@ -604,12 +566,6 @@ impl Engine {
         self.tasks.spawn(async move { engine.record(&key, &entry, None).await });
     }
 
-    /// What is wrong with the index at present, in words.
-    #[must_use]
-    pub fn index_trouble(&self) -> Option<&'static str> {
-        self.index.trouble()
-    }
-
     fn count(&self, ask: &Ask, served: &Result<Served, Failure>) {
         self.metrics.served.of(ServedAs::of(ask.kind, served)).inc();
         self.note_use(ask, served);
@@ -625,70 +581,6 @@ impl Engine {
         if matches!(ask.kind, Kind::Release | Kind::Index) && served.is_ok() {
             self.uses.note_asked(&ask.target.key);
         }
-    }
-
-    /// What it counts.
-    #[must_use]
-    pub fn metrics(&self) -> &EngineMetrics {
-        &self.metrics
-    }
-
-    /// What is wrong with the volume, in words; `None` when all is well.
-    #[must_use]
-    pub fn store_trouble(&self) -> Option<String> {
-        let failing = self.store.health().trouble().map(|why| format!("not storing: {why}"));
-        let missing = || self.inspector.is_volume_missing().then(|| NOT_MOUNTED.to_owned());
-        failing.or_else(missing)
-    }
-
-    /// What its site does once, and this process does now.
-    #[must_use]
-    pub fn duties(&self) -> Vec<&'static str> {
-        self.duties.labels()
-    }
-
-    /// Who this process is to other replicas of its site, and where those are reached.
-    #[must_use]
-    pub fn replicas(&self) -> (&str, Vec<String>) {
-        (self.leases.owner(), self.fellows.others())
-    }
-
-    /// How mirrors are doing, and bytes per second of those that brought something large lately.
-    #[must_use]
-    pub fn mirrors(&self) -> Vec<(Account, Option<u64>)> {
-        let accounts = self.mirror.accounts().into_iter();
-        accounts.map(|account| (account.clone(), self.paces.of(&account.host))).collect()
-    }
-
-    /// Whether no mirror is asked, by the operator's word.
-    #[must_use]
-    pub fn is_offline(&self) -> bool {
-        self.mirror.is_offline()
-    }
-
-    /// Whether this site is in no swarm.
-    #[must_use]
-    pub fn is_alone(&self) -> bool {
-        self.swarm.is_alone()
-    }
-
-    /// How other sites have been doing.
-    #[must_use]
-    pub fn peers(&self) -> Vec<Standing> {
-        self.swarm.ranking.snapshot()
-    }
-
-    /// Downloads under way.
-    #[must_use]
-    pub fn flights(&self) -> usize {
-        self.flights.count()
-    }
-
-    /// How much is stored and known; `None` if the index can not tell.
-    pub async fn totals(&self) -> Option<Totals> {
-        let volume = self.room.volume_if_told().await?;
-        let counted = self.count.of(&*self.index).await?;
-        Some(Totals { blobs: volume.blobs, bytes: volume.bytes, ..counted })
     }
 
     /// Opens a tunnel for a client.
@@ -727,24 +619,4 @@ fn without_index<T>(error: &IndexError) -> Option<T> {
 
 fn stored(known: Arc<Known>, outcome: Outcome) -> Served {
     Served::new(Content::Known(known), outcome)
-}
-
-/// A request whose turn has not come: while it is held, what it needs is under way.
-pub struct Hint {
-    preparing: AbortHandle,
-    begun: Arc<AtomicBool>,
-}
-
-impl Hint {
-    /// Whether it began a flight.
-    #[must_use]
-    pub fn has_begun(&self) -> bool {
-        self.begun.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Hint {
-    fn drop(&mut self) {
-        self.preparing.abort();
-    }
 }
