@@ -252,12 +252,7 @@ impl Apart {
         }
         let seed = giver.dht().to_string();
         let node = Node::build(&swarm.key).env("SWARM_BOOTSTRAP", seed).start();
-        let proxy = Proxy::build()
-            .env("APTMESH_SWARM_KEY", &swarm.key)
-            .env("APTMESH_SWARM_ANNOUNCE", "false")
-            .env("APTMESH_SWARM_ALLOW_PRIVATE", "127.0.0.0/8")
-            .env("APTMESH_PROXY_SIDECAR", format!("http://{}", node.api()))
-            .start();
+        let proxy = Proxy::build().beside(&swarm.key, format!("http://{}", node.api())).start();
         swarm.learn(&proxy);
         node.wait_connected(1);
         wait_at_rest(&node, 1);

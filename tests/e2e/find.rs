@@ -136,12 +136,9 @@ pub fn proxy_of(key: &str, node: &Node) -> Proxy {
 
 fn proxy_at(key: &str, api: &str) -> Proxy {
     Proxy::build()
-        .env("APTMESH_SWARM_KEY", key)
-        .env("APTMESH_SWARM_ANNOUNCE", "false")
+        .beside(key, api)
         // All that is fetched is looked up.
         .env("APTMESH_SWARM_ANNOUNCE_MIN_SIZE", "1KiB")
-        .env("APTMESH_SWARM_ALLOW_PRIVATE", "127.0.0.0/8")
-        .env("APTMESH_PROXY_SIDECAR", api)
         .start()
 }
 
@@ -373,10 +370,8 @@ fn sites_lead_nowhere_where_sites_are_not_to_be() {
     let name = Fake::with_url(&key, &[&node], by_name, &urls[1]);
     // Where the test's own peer ports are is loopback, but none of these.
     let proxy = Proxy::build()
-        .env("APTMESH_SWARM_KEY", &key)
-        .env("APTMESH_SWARM_ANNOUNCE", "false")
+        .beside(&key, format!("http://{}", node.api()))
         .env("APTMESH_SWARM_ALLOW_PRIVATE", "10.0.0.0/8")
-        .env("APTMESH_PROXY_SIDECAR", format!("http://{}", node.api()))
         .start();
     for fake in [&address, &name] {
         fake.put(1, filter(1, &[1]));

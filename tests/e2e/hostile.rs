@@ -283,12 +283,7 @@ fn of_a_thousand_false_providers_few_are_asked() {
         node.put(&format!("/lookup/{blob}"), File::new(told.as_bytes()));
     }
     node.put("/peers", File::new(told.as_bytes()));
-    let proxy = Proxy::build()
-        .env("APTMESH_SWARM_KEY", &swarm.key)
-        .env("APTMESH_SWARM_ANNOUNCE", "false")
-        .env("APTMESH_SWARM_ALLOW_PRIVATE", "127.0.0.0/8")
-        .env("APTMESH_PROXY_SIDECAR", format!("http://{}", node.addr()))
-        .start();
+    let proxy = Proxy::build().beside(&swarm.key, format!("http://{}", node.addr())).start();
     swarm.learn(&proxy);
     let client = Client::of(&swarm, &proxy);
     // Nobody is so busy that the mirror has given all before anybody is asked.

@@ -183,9 +183,7 @@ fn a_node_in_a_process_of_its_own_is_part_of_the_trace() {
     let receiver = Otlp::start(Way::Http);
     let node = Node::build(&swarm.key).variables(receiver.variables()).start();
     let proxy = Proxy::build()
-        .env("APTMESH_SWARM_KEY", &swarm.key)
-        .env("APTMESH_SWARM_ANNOUNCE", "false")
-        .env("APTMESH_PROXY_SIDECAR", format!("http://{}", node.api()))
+        .beside(&swarm.key, format!("http://{}", node.api()))
         .variables(receiver.variables())
         .start();
     swarm.learn(&proxy);

@@ -71,6 +71,14 @@ impl Build {
         variables.into_iter().fold(self, |build, (name, value)| build.env(name, value))
     }
 
+    /// In the swarm with this key, by way of the node at that URL, and gives nothing itself.
+    pub fn beside(self, key: &str, node: impl Into<OsString>) -> Self {
+        self.env("APTMESH_SWARM_KEY", key)
+            .env("APTMESH_SWARM_ANNOUNCE", "false")
+            .env("APTMESH_SWARM_ALLOW_PRIVATE", "127.0.0.0/8")
+            .env("APTMESH_PROXY_SIDECAR", node)
+    }
+
     /// Listens on another loopback address.
     pub fn at(mut self, ip: IpAddr) -> Self {
         self.addresses = [SocketAddr::from((ip, 0)); 2];

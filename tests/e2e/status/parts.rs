@@ -25,12 +25,7 @@ fn a_node_beside_the_proxy_is_shown_and_missed() {
     swarm.learn(&giver);
     swarm.fetch(&giver, "tool");
     let mut node = Node::build(&swarm.key).env("SWARM_BOOTSTRAP", giver.dht().to_string()).start();
-    let proxy = Proxy::build()
-        .env("APTMESH_SWARM_KEY", &swarm.key)
-        .env("APTMESH_SWARM_ANNOUNCE", "false")
-        .env("APTMESH_SWARM_ALLOW_PRIVATE", "127.0.0.0/8")
-        .env("APTMESH_PROXY_SIDECAR", format!("http://{}", node.api()))
-        .start();
+    let proxy = Proxy::build().beside(&swarm.key, format!("http://{}", node.api())).start();
     swarm.learn(&proxy);
     node.wait_connected(1);
     wait_until(PATIENCE, "the giver is found", || !node.look_up(&swarm.blob("tool")).is_empty());

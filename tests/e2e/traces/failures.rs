@@ -213,9 +213,7 @@ fn a_node_that_is_away() {
     let (swarm, receiver) = (Swarm::of(&[("tool", 5 * MB)]), Otlp::start(Way::Http));
     let mut node = Node::build(&swarm.key).start();
     let proxy = Proxy::build()
-        .env("APTMESH_SWARM_KEY", &swarm.key)
-        .env("APTMESH_SWARM_ANNOUNCE", "false")
-        .env("APTMESH_PROXY_SIDECAR", format!("http://{}", node.api()))
+        .beside(&swarm.key, format!("http://{}", node.api()))
         .variables(receiver.variables())
         .start();
     swarm.learn(&proxy);
