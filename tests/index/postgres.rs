@@ -476,6 +476,35 @@ fn background_work_leaves_connections_to_clients() {
     });
 }
 
+/// Background work holds connections while it waits for a lock, and the server was slow meanwhile: who looks after it
+/// does not wait for those.
+#[test]
+fn a_server_that_was_slow_is_used_again_while_background_work_waits() {
+    let (server, template) = migrated();
+    let url = server.copy_of(&template);
+    let index = open(&url);
+    wait(async {
+        index.add_blob(&Sha256::of(b"a"), 1, 1).await.unwrap();
+        let lock = server.session(database_of(&url), "SELECT FROM blobs FOR UPDATE");
+        let used = [Use { digest: Sha256::of(b"a"), uses: 1, used_at: 2 }];
+        let touching = futures_util::future::join_all((0..20).map(|_| index.touch(&used)));
+        let looking = async {
+            let look = || budget::waited_for(index.look_up("m/a"));
+            let slow = server.slow(database_of(&url), "LOCK TABLE resources", 5);
+            until("it is too slow", async || {
+                drop(look().await);
+                index.trouble().is_some()
+            })
+            .await;
+            // That ends by itself; the end of a session would be that of all.
+            until("clients are answered", async || look().await.is_ok()).await;
+            drop((slow, lock));
+        };
+        let (touched, ()) = futures_util::future::join(touching, looking).await;
+        touched.into_iter().for_each(Result::unwrap);
+    });
+}
+
 /// The one that stores does not see what the other learns, and is held up until it has learnt it.
 #[test]
 fn what_is_stored_while_it_is_learnt_is_referenced() {

@@ -134,7 +134,7 @@ impl Calls {
 
     /// Opens connections ahead of the first clients, who have no time for that.
     pub(super) async fn warm_up(&self) {
-        Link::warm_up(&self.link).await;
+        Link::warm_up(&self.link, self.link.patience).await;
     }
 
     /// The number of this process's volume, as an expression.

@@ -6,6 +6,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use deadpool_postgres::{Object, Pool};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::SimpleQueryMessage;
 use tokio_util::task::TaskTracker;
@@ -40,12 +42,22 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) async fn warm_up(link: &Arc<Self>) {
-        let number = link.pool.status().max_size.min(WARM_MAX);
-        let opening = futures_util::future::join_all((0..number).map(|_| link.connection()));
-        if let Ok(opened) = timeout(link.patience, opening).await {
-            opened.into_iter().flatten().for_each(Connection::give_back);
-        }
+    /// Opens connections, as far as there are some that nobody uses: who uses one may wait for a lock with it.
+    pub(super) async fn warm_up(link: &Arc<Self>, patience: Duration) {
+        let pool = link.pool.status();
+        let used = pool.size.saturating_sub(pool.available);
+        let number = pool.max_size.saturating_sub(used).min(WARM_MAX);
+        let mut opening: FuturesUnordered<_> = (0..number).map(|_| link.connection()).collect();
+        // None is given back before all are there: the next one would get it.
+        let mut opened = Vec::new();
+        let all = async {
+            while let Some(connection) = opening.next().await {
+                opened.extend(connection);
+            }
+        };
+        // Those that are late are there for others all the same.
+        let _all_or_some = timeout(patience, all).await;
+        opened.into_iter().for_each(Connection::give_back);
     }
 
     /// Has somebody look at the server, `after` a while and until it is well.
@@ -146,7 +158,7 @@ impl Watch {
             link.pool.retain(|_, _| false);
         }
         if condition == Condition::default() && link.health.is_about_to_be_well() {
-            Link::warm_up(&link).await;
+            Link::warm_up(&link, LOOK_EVERY).await;
         }
         link.health.found(condition, &why);
         link.health.trouble().is_some()
