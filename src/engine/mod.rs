@@ -142,7 +142,7 @@ pub struct Engine {
     doubts: Arc<Doubts>,
     suites: Suites,
     tainted: Tainted,
-    count: Count,
+    count: Arc<Count>,
     tasks: TaskTracker,
     metrics: EngineMetrics,
 }
@@ -219,7 +219,7 @@ impl Engine {
             doubts: Doubts::new(&duties),
             suites: Suites::default(),
             tainted: Tainted::default(),
-            count: Count::default(),
+            count: Arc::new(Count::new(metrics)),
             tasks: TaskTracker::new(),
             metrics: counted,
         });
@@ -238,6 +238,7 @@ impl Engine {
         background.spawn(Arc::clone(&self.room).tell_fellows());
         background.spawn(Arc::clone(&self.leases).run());
         background.spawn(Arc::clone(&self.meter).keep_telling());
+        background.spawn(Arc::clone(&self.count).keep_telling(Arc::clone(&self.index)));
         background.spawn(Arc::clone(&self.history).watch(Arc::clone(&self.meter)));
         let (late, inspector) = (Arc::clone(&self.late), Arc::clone(&self.inspector));
         background.spawn(async move { late.tell(&inspector).await });

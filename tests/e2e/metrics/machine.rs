@@ -55,7 +55,12 @@ pub fn run(ledger: &Ledger) {
     garbled.send_raw(b"PROXY NONSENSE\r\n");
     garbled.read_head();
     tunnels(&proxy, &mirrors[1]);
-    for metric in ["aptmesh_store_scrubbed_at_seconds", "aptmesh_store_bad_blobs_total"] {
+    for metric in [
+        "aptmesh_engine_expectations",
+        "aptmesh_engine_resources",
+        "aptmesh_store_scrubbed_at_seconds",
+        "aptmesh_store_bad_blobs_total",
+    ] {
         sees(metric);
     }
     wait_at_rest(&proxy);
