@@ -80,12 +80,11 @@ fn tiles(report: &Report) -> Html {
         },
     );
     let hit = words::share(ever.from_store, ever.all());
-    let from_others = ever.from_peers.saturating_add(ever.from_replicas);
     let mut html = Html::default();
     html.raw("<div class=\"card tiles\">\n");
     html.add(&tile("Spared the mirrors", &words::bytes(ever.spared()), since));
     html.add(&tile("Hit ratio", &hit, &format!("of bytes, {since}")));
-    let peers = words::share(from_others, ever.not_from_store());
+    let peers = words::share(ever.from_peers, ever.not_from_store());
     html.add(&tile("Peer ratio", &peers, "of bytes fetched"));
     html.add(&tile("Now", &words::rate(now.all()), "over ten seconds"));
     html.add(&tile("Stored", &report.volume.size(), &of_quota));
