@@ -41,7 +41,7 @@ impl SwarmKey {
     /// The key as text; keep it secret.
     #[must_use]
     pub fn reveal(&self) -> String {
-        hex(&self.0)
+        digest::to_hex(&self.0)
     }
 
     /// Under which key a blob is announced and looked up: `HMAC-SHA1(swarm key, sha256)`. Who is not in
@@ -67,7 +67,7 @@ impl SwarmKey {
     /// Tells keys apart without giving them away.
     #[must_use]
     pub fn fingerprint(&self) -> String {
-        hex(self.derive(b"aptmesh fingerprint 1").get(..4).unwrap_or_default())
+        digest::to_hex(self.derive(b"aptmesh fingerprint 1").get(..4).unwrap_or_default())
     }
 
     fn derive(&self, purpose: &[u8]) -> [u8; 32] {
@@ -124,15 +124,6 @@ fn padded(key: &[u8; 32]) -> Array<u8, U64> {
     block
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut hex, byte| {
-        for nibble in [byte >> 4, byte & 15] {
-            hex.extend(char::from_digit(nibble.into(), 16));
-        }
-        hex
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,9 +155,12 @@ mod tests {
     fn the_derivations_stay_as_they_are() {
         let key = SwarmKey::new([0x11; 32]);
         let blob = Sha256::of(b"abc");
-        assert_eq!(hex(key.dht_key(&blob).as_bytes()), "8d873d7c0d8830289890da0c45e4eccfc1dc5937");
         assert_eq!(
-            hex(&key.pre_shared()),
+            digest::to_hex(key.dht_key(&blob).as_bytes()),
+            "8d873d7c0d8830289890da0c45e4eccfc1dc5937"
+        );
+        assert_eq!(
+            digest::to_hex(&key.pre_shared()),
             "0a05edac4229d921b84ca4396c0dea382ae5830870015771b1d7c0a7100f8e22"
         );
     }

@@ -56,6 +56,18 @@ pub enum AccountState {
     Away,
 }
 
+impl AccountState {
+    /// In a word.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Well => "well",
+            Self::Benched => "benched",
+            Self::Away => "away",
+        }
+    }
+}
+
 /// All accounts, by origin.
 #[derive(Default)]
 pub(super) struct Ledger(Mutex<HashMap<Arc<str>, Arc<Line>>>);

@@ -40,6 +40,27 @@ pub enum Giver {
     Replica,
 }
 
+impl Giver {
+    /// In a word.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Mirror(_) => "mirror",
+            Self::Peers => "peers",
+            Self::Replica => "replica",
+        }
+    }
+
+    /// The mirror's origin, if it is one.
+    #[must_use]
+    pub fn mirror(&self) -> Option<&str> {
+        match self {
+            Self::Mirror(origin) => Some(origin),
+            Self::Peers | Self::Replica => None,
+        }
+    }
+}
+
 impl Flight {
     /// Who gives what it brings; `None`: nobody yet.
     pub(super) fn giver(&self) -> Option<Giver> {

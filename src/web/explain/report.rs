@@ -1,16 +1,14 @@
 //! An explanation, as it is told: to programs as it is, to people as facts. Times are seconds since 1970,
 //! durations seconds. What another version tells, or does not, is no reason to understand nothing.
 
-use std::fmt::Write as _;
-
 use serde::{Deserialize, Serialize};
 
 use crate::archive::kind::Kind;
-use crate::content::digest::Expected;
+use crate::content::digest::{Expected, to_hex};
 use crate::engine::explain::{AsListed, Explanation, Place, Private, Stored as Copy, Suite};
 use crate::engine::flight::ended::Ended;
 use crate::engine::flight::running::{Giver, Running};
-use crate::mirror::{AccountState, Prospect};
+use crate::mirror::Prospect;
 use crate::web::explain::would;
 use crate::web::status::words;
 
@@ -215,7 +213,7 @@ impl From<Explanation> for Report {
             expected: explained.expectation.map(|expected| Expectation {
                 size: expected.size,
                 algorithm: algorithm(&expected.digest).to_owned(),
-                digest: hex(expected.digest.as_bytes()),
+                digest: to_hex(expected.digest.as_bytes()),
             }),
             lists: explained
                 .lists
@@ -227,7 +225,7 @@ impl From<Explanation> for Report {
                 })
                 .collect(),
             stored: explained.stored.map(stored),
-            download: explained.running.map(download),
+            download: explained.running.as_ref().map(download),
             last_download: explained.ended.map(last_download),
             peers: explained
                 .claims
@@ -288,21 +286,11 @@ fn stored(copy: Copy) -> Stored {
     }
 }
 
-/// Who gives, and which mirror it is.
-fn from(giver: Option<Giver>) -> (Option<String>, Option<String>) {
-    match giver {
-        None => (None, None),
-        Some(Giver::Mirror(origin)) => (Some("mirror".to_owned()), Some(origin.to_string())),
-        Some(Giver::Peers) => (Some("peers".to_owned()), None),
-        Some(Giver::Replica) => (Some("replica".to_owned()), None),
-    }
-}
-
-fn download(running: Running) -> Download {
-    let (from, mirror) = from(running.giver);
+fn download(running: &Running) -> Download {
+    let giver = running.giver.as_ref();
     Download {
-        from,
-        mirror,
+        from: giver.map(|giver| giver.label().to_owned()),
+        mirror: giver.and_then(Giver::mirror).map(str::to_owned),
         bytes: running.bytes,
         size: running.size,
         waiting: running.waiting,
@@ -311,11 +299,11 @@ fn download(running: Running) -> Download {
 }
 
 fn last_download(ended: Ended) -> LastDownload {
-    let (from, mirror) = from(ended.giver);
+    let giver = ended.giver.as_ref();
     LastDownload {
         outcome: ended.outcome.to_owned(),
-        from,
-        mirror,
+        from: giver.map(|giver| giver.label().to_owned()),
+        mirror: giver.and_then(Giver::mirror).map(str::to_owned),
         bytes: ended.bytes,
         took_ms: u64::try_from(ended.took.as_millis()).unwrap_or(u64::MAX),
         ago: ended.ago.as_secs(),
@@ -326,11 +314,7 @@ fn last_download(ended: Ended) -> LastDownload {
 fn mirror(prospect: Prospect) -> Mirror {
     Mirror {
         url: prospect.origin,
-        state: match prospect.state {
-            AccountState::Well => "well".to_owned(),
-            AccountState::Benched => "benched".to_owned(),
-            AccountState::Away => "away".to_owned(),
-        },
+        state: prospect.state.label().to_owned(),
         benched_for: prospect.benched_for.as_secs(),
         forbidden: prospect.forbidden,
     }
@@ -342,14 +326,6 @@ fn algorithm(digest: &Expected) -> &'static str {
         Expected::Sha256(_) => "sha256",
         Expected::Sha512(_) => "sha512",
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string never fails.
-        write!(text, "{byte:02x}").unwrap_or_default();
-        text
-    })
 }
 
 impl Report {

@@ -210,16 +210,11 @@ fn history(lately: &Lately) -> History {
 }
 
 fn flight(running: &Running) -> Flight {
-    let (from, mirror) = match &running.giver {
-        None => (None, None),
-        Some(Giver::Mirror(origin)) => (Some("mirror"), Some(origin.to_string())),
-        Some(Giver::Peers) => (Some("peers"), None),
-        Some(Giver::Replica) => (Some("replica"), None),
-    };
+    let giver = running.giver.as_ref();
     Flight {
         kind: running.kind.label().to_owned(),
-        from: from.map(str::to_owned),
-        mirror: mirror.as_deref().map(short),
+        from: giver.map(|giver| giver.label().to_owned()),
+        mirror: giver.and_then(Giver::mirror).map(short),
         size: running.size,
         bytes: running.bytes,
         bytes_per_second: rate(running.bytes, running.age),
@@ -275,9 +270,7 @@ fn mirror((account, bytes_per_second): (Account, Option<u64>)) -> Mirror {
     };
     let state = match account.state {
         AccountState::Well if account.has_failed => "failed",
-        AccountState::Well => "well",
-        AccountState::Benched => "benched",
-        AccountState::Away => "away",
+        state => state.label(),
     };
     Mirror {
         url: account.origin,
