@@ -1,6 +1,7 @@
 # The same targets at home and in CI. `make test` is all that a fresh machine needs.
 
 CARGO ?= cargo
+UNTRACED = $(or $(CARGO_TARGET_DIR),target)/untraced
 # Tests may panic, and say what they mean as briefly as they can.
 LINTS_NOT_FOR_TESTS = -A clippy::pedantic -A clippy::restriction -A unfulfilled_lint_expectations
 
@@ -72,6 +73,9 @@ docs/settings.toml: src/config/keys.rs
 docs/metrics.md: needs
 	APTMESH_WRITE_METRICS=1 $(CARGO) test --locked --test e2e metrics::the_handbook
 
+# Spans are of the level TRACE, which the compiler leaves out of a second binary: what they cost when they are off.
+bench: export APTMESH_BENCH_UNTRACED = $(abspath $(UNTRACED))/release/aptmesh
 bench: needs
 	@tools/need.sh nginx=nginx-light wrk apt-cacher-ng xz=xz-utils
+	$(CARGO) build --locked --release --bin aptmesh --features tracing/release_max_level_debug --target-dir $(UNTRACED)
 	$(CARGO) bench --locked --bench side_by_side

@@ -1,6 +1,6 @@
 //! What it costs a hit that it is seen: aptmesh with its access log and without, and then with traces, of which none
-//! are sampled, some, and all; beside the binary of another version that `APTMESH_BENCH_BESIDE` names, such as one
-//! without any of it.
+//! are sampled, some, and all; beside the same without the code of traces (`APTMESH_BENCH_UNTRACED`: `make bench` builds it)
+//! and beside the binary of another version that `APTMESH_BENCH_BESIDE` names.
 
 use crate::hits::{contender, measure, without_access_log};
 use crate::kit::otlp::{Otlp, Way};
@@ -28,9 +28,15 @@ pub fn run() {
         ("on, 1 % sampled", sampled("0.01").start()),
         ("on, all sampled", sampled("1").start()),
     ];
-    if let Some(binary) = std::env::var_os("APTMESH_BENCH_BESIDE") {
-        let other = without_access_log(Proxy::build()).prefix(instead(&binary.to_string_lossy()));
-        proxies.push(("off, the other binary", other.start()));
+    let others = [
+        ("left out by the compiler", "APTMESH_BENCH_UNTRACED"),
+        ("off, the other version", "APTMESH_BENCH_BESIDE"),
+    ];
+    for (name, variable) in others {
+        if let Some(binary) = std::env::var_os(variable) {
+            let binary = instead(&binary.to_string_lossy());
+            proxies.push((name, without_access_log(Proxy::build()).prefix(binary).start()));
+        }
     }
     let through = format!("/{}", origin.address);
     let contenders: Vec<_> = proxies
