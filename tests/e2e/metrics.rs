@@ -359,7 +359,11 @@ fn what_a_process_tells_of_itself_is_true() {
     assert!(proxy.metric("aptmesh_telemetry_runtime_tasks") >= 100.0);
     drop(crowd);
     wait_until(PATIENCE, "them to be gone", || proxy.metric("process_open_fds") < before + 50.0);
-    assert!(proxy.metric("aptmesh_telemetry_runtime_workers") <= threads);
+    let processors = thread::available_parallelism().unwrap().get() as f64;
+    assert_eq!(proxy.metric("aptmesh_telemetry_runtime_workers"), processors);
+    assert!(processors <= threads);
+    let build = format!("aptmesh_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
+    assert_eq!(proxy.metric(&build), 1.0);
 
     let path = "/debian/pool/b/busy_1.orig.tar.xz";
     mirror.put(path, File::new(noise(1, 10_000_000)));
@@ -371,7 +375,6 @@ fn what_a_process_tells_of_itself_is_true() {
         cpu() > cpu_before + 0.1 && busy() > busy_before + 0.02
     });
     // Not more than all processors have.
-    let processors = thread::available_parallelism().unwrap().get() as f64;
     let most = (at.elapsed().as_secs_f64() + 1.0) * processors;
     assert!(cpu() - cpu_before <= most, "{} s", cpu() - cpu_before);
 }
