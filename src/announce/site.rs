@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::dht::Dht;
+use crate::dht::{Dht, Fellow};
 use crate::index::{Index, IndexError, Lease, Renewal, Taken};
 
 /// How often a node says that it is there.
@@ -54,7 +54,7 @@ impl Nodes {
         // One that has stopped is nowhere.
         let Some(status) = dht.status().await else { return Ok(()) };
         self.me = status.node;
-        let mut places = Vec::new();
+        let mut fellows = Vec::new();
         let mut is_alone = true;
         self.announcing.clear();
         for other in index.holdings_like(NODE).await?.into_iter().take(NODES_MAX) {
@@ -62,14 +62,14 @@ impl Nodes {
             let id = other.lease.name.strip_prefix(NODE).unwrap_or_default();
             let Some(told) = told.filter(|_| id != self.me) else { continue };
             is_alone = false;
-            places.extend(told.addresses);
+            fellows.push(Fellow { node: id.to_owned(), addresses: told.addresses });
             self.announcing.extend(told.announces.then(|| id.to_owned()));
         }
         // What one announces that reaches nobody, nobody hears of: others have its share, then.
         let is_heard = is_alone || status.connected > 0;
         let note = Note { addresses: status.addresses, announces: announces && is_heard };
         self.hold(index, &note, announces).await?;
-        dht.find(places).await;
+        dht.meet(fellows).await;
         self.met_at = Some(Instant::now());
         Ok(())
     }

@@ -132,7 +132,7 @@ fn swarm(text: &mut String, report: &Report) -> anyhow::Result<()> {
     let site = if node.site.is_empty() { "no name" } else { &node.site };
     writeln!(
         text,
-        "swarm:                   {} (site {}), {} sites known, {} nodes connected, {} in the table",
+        "swarm:                   {} (site {}), {} nodes known, {} connected, {} in the table",
         plain(&node.swarm),
         plain(site),
         node.cards,

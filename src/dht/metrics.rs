@@ -9,11 +9,12 @@ const LOOK_UP_BUCKETS: [f64; 12] =
     [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.3, 1.0, 3.0, 10.0];
 
 /// From nobody to far more than a look-up asks in a large swarm.
-const HOPS: [f64; 9] = [0.0, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 48.0];
+const REQUESTS: [f64; 9] = [0.0, 1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 48.0];
 
 /// A node's metrics.
 pub(super) struct DhtMetrics {
     pub(super) connected: IntGauge,
+    pub(super) connected_others: IntGauge,
     pub(super) table: IntGauge,
     pub(super) cards: IntGauge,
     pub(super) records: IntGauge,
@@ -24,7 +25,7 @@ pub(super) struct DhtMetrics {
     pub(super) announce_lag: IntGauge,
     pub(super) look_ups: IntCounterVec,
     pub(super) look_up_seconds: Histogram,
-    pub(super) look_up_hops: Histogram,
+    pub(super) look_up_requests: Histogram,
     pub(super) announces: IntCounterVec,
     pub(super) taken: IntCounterVec,
     pub(super) cards_refused: IntCounter,
@@ -41,8 +42,12 @@ impl DhtMetrics {
         looked_for.set(seeds.try_into().unwrap_or(i64::MAX));
         Self {
             connected: metrics.gauge("aptmesh_dht_connected_nodes", "Nodes connected to this one."),
+            connected_others: metrics.gauge(
+                "aptmesh_dht_connected_others",
+                "Nodes of other sites connected to this one; this site's own are told by its index.",
+            ),
             table: metrics.gauge("aptmesh_dht_table_nodes", "Nodes in the routing table."),
-            cards: metrics.gauge("aptmesh_dht_cards", "Sites of which the card is known."),
+            cards: metrics.gauge("aptmesh_dht_cards", "Other nodes whose card is known, of this site and of others."),
             records: metrics.gauge("aptmesh_dht_records", "Records kept for the swarm."),
             records_evicted: metrics.counter(
                 "aptmesh_dht_records_evicted_total",
@@ -72,11 +77,11 @@ impl DhtMetrics {
                 "How long look-ups took, in seconds.",
                 &LOOK_UP_BUCKETS,
             ),
-            look_up_hops: metrics.histogram(
-                "aptmesh_dht_look_up_hops",
-                "Nodes that were asked for a look-up, several at a time, until it ended; none where this node \
-                 keeps the record itself.",
-                &HOPS,
+            look_up_requests: metrics.histogram(
+                "aptmesh_dht_look_up_requests",
+                "Nodes that were asked for a look-up, several at a time, until it ended; none where this node keeps \
+                 the record itself. How many hops that was, libp2p's Kademlia does not tell.",
+                &REQUESTS,
             ),
             announces: metrics.counters_of(
                 "aptmesh_dht_announces_total",

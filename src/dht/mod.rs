@@ -141,6 +141,15 @@ pub struct Peer {
     pub card_age: u64,
 }
 
+/// Another node of the same site.
+#[derive(Debug)]
+pub struct Fellow {
+    /// Its id.
+    pub node: String,
+    /// Where it listens.
+    pub addresses: Vec<SocketAddr>,
+}
+
 /// What became of blobs that were to be announced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Announced {
@@ -167,8 +176,14 @@ pub struct Status {
     pub addresses: Vec<SocketAddr>,
     /// Whether it knows others, or was told of none.
     pub ready: bool,
+    /// Whether no node of another site is connected, though it was told where to look.
+    #[serde(default)]
+    pub alone: bool,
     /// Nodes connected.
     pub connected: usize,
+    /// Of these, those of other sites.
+    #[serde(default)]
+    pub connected_others: usize,
     /// Nodes in its table.
     pub table: usize,
     /// Cards known.
@@ -265,9 +280,9 @@ impl Dht {
         self.order(|reply| Order::AnnounceOnly { keys, reply }).await
     }
 
-    /// Looks for other nodes there: they are the site's own.
-    pub async fn find(&self, nodes: Vec<SocketAddr>) -> Option<()> {
-        self.order(|reply| Order::Find { nodes, reply }).await
+    /// Looks for the site's other nodes.
+    pub async fn meet(&self, fellows: Vec<Fellow>) -> Option<()> {
+        self.order(|reply| Order::Meet { fellows, reply }).await
     }
 
     /// Announces them no more, and has the others forget; tells how many were announced.

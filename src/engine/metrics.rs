@@ -14,6 +14,17 @@ use crate::telemetry::metrics::Metrics;
 const FLIGHT_SECONDS: [f64; 12] =
     [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0];
 
+/// Who is given what from where. The counters of all of it are there from the start.
+const GIVEN: [(&str, Source); 7] = [
+    ("replica", Source::Memory),
+    ("replica", Source::Store),
+    ("replica", Source::Flight),
+    ("peer", Source::Memory),
+    ("peer", Source::Store),
+    ("peer", Source::Flight),
+    ("peer", Source::Replica),
+];
+
 /// The engine's metrics.
 pub struct EngineMetrics {
     /// Requests answered.
@@ -54,14 +65,18 @@ impl EngineMetrics {
             "Bytes of bodies handed to clients, by kind of resource, source and outcome.",
             &labels,
         );
+        let given_bytes = metrics.counters(
+            "aptmesh_engine_given_bytes_total",
+            "Bytes of blobs handed to other replicas and to other sites (peers), by source.",
+            &["to", "source"],
+        );
+        for (to, source) in GIVEN {
+            given_bytes.with_label_values(&[to, source.label()]);
+        }
         Self {
             served: ServedCounters::new(served),
             served_bytes: Arc::new(ServedCounters::new(served_bytes)),
-            given_bytes: metrics.counters(
-                "aptmesh_engine_given_bytes_total",
-                "Bytes of blobs handed to other replicas and to other sites (peers), by source.",
-                &["to", "source"],
-            ),
+            given_bytes,
             flights: metrics
                 .gauge("aptmesh_engine_flights", "Downloads and revalidations under way."),
             flight_seconds: metrics.histograms_of(

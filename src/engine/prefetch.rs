@@ -111,6 +111,12 @@ impl Prefetcher {
     /// The prefetcher, and what it is to be run with where it is on.
     pub(super) fn new(config: &Config, metrics: &Metrics) -> (Self, Option<Errands>) {
         let watched = Watched::new(metrics);
+        metrics
+            .gauge(
+                "aptmesh_engine_prefetch_limit_bytes_per_second",
+                "Bytes a second at which packages are fetched before anybody asks (prefetch.rate); 0: no limit.",
+            )
+            .set(config.rate.try_into().unwrap_or(i64::MAX));
         if config.budget == 0 {
             return (Self { offers: None, watched }, None);
         }

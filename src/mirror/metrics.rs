@@ -43,7 +43,7 @@ impl MirrorMetrics {
             asked: Asked::new(metrics, groups, &outcomes),
             requests: metrics.counters_of(
                 "aptmesh_mirror_requests_total",
-                "Requests sent to mirrors, by the class of their answer, or by why there was none.",
+                "Requests for mirrors, by the class of their answer, or by why there was none; what is forbidden is not sent.",
                 "answer",
                 &answers,
             ),
@@ -66,8 +66,13 @@ impl MirrorMetrics {
         }
     }
 
-    /// A request was answered, or not.
-    pub(super) fn count(&self, url: &Url, answered: &Result<Answer, MirrorError>, took: Duration) {
+    /// A request was answered, or not; `took` is for how long the mirror was waited for, if it was asked.
+    pub(super) fn count(
+        &self,
+        url: &Url,
+        answered: &Result<Answer, MirrorError>,
+        took: Option<Duration>,
+    ) {
         let class = match answered {
             Ok(answer) => status_class(answer.status),
             Err(error) => error.kind.label(),
@@ -78,7 +83,9 @@ impl MirrorMetrics {
             _ if is_trouble(answered) || answered.is_err() => "failed",
             _ => "refused",
         };
-        self.seconds.with_label_values(&[outcome]).observe(took.as_secs_f64());
+        if let Some(took) = took {
+            self.seconds.with_label_values(&[outcome]).observe(took.as_secs_f64());
+        }
         self.asked.count(url, outcome);
     }
 }
@@ -94,8 +101,8 @@ impl Asked {
     fn new(metrics: &Metrics, groups: &Groups, outcomes: &[&str]) -> Self {
         let counters = metrics.counters(
             "aptmesh_mirror_asked_total",
-            "Requests sent to mirrors of archives (archive.groups), by what they came to: the mirror gave something, or \
-             confirmed it (given), said no (refused), or nothing of use (failed).",
+            "Requests for mirrors of archives (archive.groups), by what they came to: the mirror gave something, or \
+             confirmed it (given), said no (refused), or nothing of use (failed), be it that it may not be asked.",
             &["group", "mirror", "outcome"],
         );
         let of = |(group, mirror): (&str, &Target)| {

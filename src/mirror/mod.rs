@@ -221,7 +221,10 @@ impl Mirror {
         } else if answered.is_ok() {
             self.health.answered(&source.origin, Instant::now());
         }
-        self.metrics.count(&source.url, &answered, begun.elapsed());
+        let is_forbidden =
+            answered.as_ref().is_err_and(|error| error.kind == MirrorErrorKind::Forbidden);
+        let was_asked = !is_forbidden || is_elsewhere.load(Ordering::Relaxed);
+        self.metrics.count(&source.url, &answered, was_asked.then(|| begun.elapsed()));
         match &answered {
             Ok(answer) => {
                 let status = i64::from(answer.status.as_u16());

@@ -105,12 +105,12 @@ impl Ranking {
         };
         gauge(
             "aptmesh_swarm_known_peers",
-            "Sites from which something was fetched, or tried to be.",
+            "Nodes of other sites from which something was fetched, or tried to be.",
             |known, _| known.peers.len(),
         );
         gauge(
             "aptmesh_swarm_benched_peers",
-            "Sites that are not asked at present, since they failed, or gave wrong bytes.",
+            "Nodes of other sites that are not asked at present, since they failed, or gave wrong bytes.",
             Known::benched,
         );
         Self { known, chance: Chance::default() }

@@ -60,20 +60,24 @@ fn declare_runtime(metrics: &Metrics, runtime: &RuntimeMetrics) {
         let runtime = runtime.clone();
         metrics.gauge_of(name, help, move || i64::try_from(now(&runtime)).unwrap_or(i64::MAX));
     };
-    gauge("aptmesh_runtime_workers", "Threads that run tasks.", RuntimeMetrics::num_workers);
     gauge(
-        "aptmesh_runtime_tasks",
+        "aptmesh_telemetry_runtime_workers",
+        "Threads that run tasks.",
+        RuntimeMetrics::num_workers,
+    );
+    gauge(
+        "aptmesh_telemetry_runtime_tasks",
         "Tasks that have not ended: connections, downloads, what goes on in the background.",
         RuntimeMetrics::num_alive_tasks,
     );
     gauge(
-        "aptmesh_runtime_queue_depth",
+        "aptmesh_telemetry_runtime_queue_depth",
         "Tasks that wait for a worker, in the queue that all workers share.",
         RuntimeMetrics::global_queue_depth,
     );
     let runtime = runtime.clone();
     metrics.counter_of(
-        "aptmesh_runtime_busy_seconds_total",
+        "aptmesh_telemetry_runtime_busy_seconds_total",
         "Time that workers were busy with tasks, in seconds, summed up over all of them.",
         move || {
             let workers = 0..runtime.num_workers();

@@ -89,7 +89,7 @@ impl Peer {
         let uplink = Uplink::new(upload_limit, waits);
         let limited = Arc::clone(&uplink);
         metrics.gauge_of(
-            "aptmesh_web_peer_upload_limit_bytes",
+            "aptmesh_web_peer_upload_limit_bytes_per_second",
             "Bytes a second that all other sites together get at most (swarm.upload_limit); 0: no limit.",
             move || i64::try_from(limited.limit().unwrap_or_default()).unwrap_or(i64::MAX),
         );

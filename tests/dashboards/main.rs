@@ -5,7 +5,7 @@
 mod source;
 
 use serde_json::Value;
-use source::{BOARDS, COLUMNS, HERE, made};
+use source::{BOARDS, COLOURS, COLUMNS, HERE, LABELS, made};
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
@@ -164,6 +164,52 @@ fn nothing_that_they_draw_is_out_of_sight() {
             assert_eq!(defaults["custom"]["showPoints"], "auto", "{name}, {title}");
         }
     }
+}
+
+/// All files below a folder, one after the other.
+fn sources(folder: &str) -> String {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let text = |path: std::path::PathBuf| match path.is_dir() {
+        true => sources(path.to_str().unwrap()),
+        false => fs::read_to_string(path).unwrap(),
+    };
+    entries.map(text).collect()
+}
+
+/// Savings first, then health; what mirrors and lists tell saves nothing.
+#[test]
+fn each_begins_with_what_it_saves() {
+    for (name, board) in dashboards() {
+        let rows = board["panels"].as_array().unwrap().iter();
+        let rows: Vec<&Value> =
+            rows.filter(|panel| panel["type"] == "row").map(|row| &row["title"]).collect();
+        let wanted =
+            if name == "aptmesh-mirrors" { ["Now", "Answers"] } else { ["Savings", "Health"] };
+        assert_eq!(rows[..2], wanted, "{name}");
+    }
+}
+
+/// What has a colour is drawn somewhere, and what a label may be called has a colour.
+#[test]
+fn each_colour_is_borne_by_something() {
+    let boards = dashboards();
+    let overrides = boards
+        .iter()
+        .flat_map(|(_, board)| panels(board))
+        .flat_map(|panel| panel["fieldConfig"]["overrides"].as_array().unwrap());
+    let named = overrides.filter_map(|one| one["matcher"]["options"].as_str());
+    let borne: BTreeSet<&str> =
+        named.flat_map(|names| names.split(['/', '^', '(', '|', ')', '$'])).collect();
+    let words: BTreeSet<&str> = COLOURS.iter().flat_map(|(_, words)| *words).copied().collect();
+    let unused: Vec<&&str> = words.difference(&borne).collect();
+    assert!(unused.is_empty(), "nothing bears {unused:?}");
+    let labels: BTreeSet<&str> = LABELS.iter().flat_map(|(_, words)| *words).copied().collect();
+    let plain: Vec<&&str> = labels.difference(&words).collect();
+    assert!(plain.is_empty(), "these have no colour: {plain:?}");
+    let source = sources("src");
+    let unknown = labels.into_iter().filter(|word| !source.contains(&format!("\"{word}\"")));
+    let unknown: Vec<&str> = unknown.collect();
+    assert!(unknown.is_empty(), "the source has no {unknown:?}");
 }
 
 #[test]

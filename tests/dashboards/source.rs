@@ -16,7 +16,7 @@ const SITE_LABELS: [&str; 5] = ["site", "job", "namespace", "cluster", "instance
 
 /// What has the same name has the same colour in all panels: what costs nothing is green, what other sites
 /// give is blue, what the mirror had to send is orange, what failed is red.
-const COLOURS: [(&str, &[&str]); 14] = [
+pub const COLOURS: [(&str, &[&str]); 14] = [
     ("#37872D", &["memory"]),
     (
         "#73BF69",
@@ -26,20 +26,20 @@ const COLOURS: [(&str, &[&str]); 14] = [
         ],
     ),
     ("#C8F2C2", &["flight", "revalidated", "confirmed", "304", "3xx"]),
-    ("#FADE2A", &["stale", "4xx", "p95", "older", "late", "promised", "superseded"]),
+    ("#FADE2A", &["stale", "4xx", "p95", "older", "late", "superseded", "not_stored", "no_room"]),
     ("#8AB8FF", &["replica"]),
-    ("#5794F2", &["peer", "free"]),
+    ("#5794F2", &["peer"]),
     ("#FF9830", &["mirror", "miss", "fetched", "p99"]),
     ("#FFCB7D", &["relayed"]),
     ("#B877D9", &["collapsed"]),
     ("#A352CC", &["refused"]),
     ("#8E8E8E", &["none", "idle", "known", "not_asked", "absent", "left", "given_up"]),
-    ("#F2495C", &["error", "5xx", "bad", "failed", "lost", "silent", "waiting", "wasted", "quota"]),
+    ("#F2495C", &["error", "5xx", "bad", "failed", "lost", "silent", "waiting", "wasted"]),
     ("#C4162A", &["cut", "expired", "unreachable", "broken", "away"]),
     ("#E0B400", &["unsigned", "unknown_key", "expired_key", "weak", "malformed", "unreadable"]),
 ];
 /// Which of those words a label has.
-const LABELS: [(&str, &[&str]); 9] = [
+pub const LABELS: [(&str, &[&str]); 9] = [
     ("source", &["memory", "store", "flight", "stale", "replica", "peer", "mirror", "none"]),
     ("from", &["peer", "replica"]),
     (
@@ -65,7 +65,13 @@ const LABELS: [(&str, &[&str]); 9] = [
             "lost",
             "taken",
             "told",
-            "landed",
+            "whole",
+            "confirmed",
+            "cut",
+            "not_stored",
+            "given_up",
+            "away",
+            "no_room",
         ],
     ),
     ("class", &["2xx", "3xx", "4xx", "5xx", "cut", "left"]),
@@ -200,8 +206,6 @@ enum Judge {
     Never,
     /// Of requests that fail.
     Failing,
-    /// Seconds until a first byte.
-    Slow,
     /// Seconds behind.
     Late,
 }
@@ -215,7 +219,6 @@ impl Judge {
             Self::Few => &[(None, "green"), (Some(1.0), "orange")],
             Self::Never => &[(None, "green"), (Some(0.001), "red")],
             Self::Failing => &[(None, "green"), (Some(0.01), "orange"), (Some(0.05), "red")],
-            Self::Slow => &[(None, "green"), (Some(1.0), "orange"), (Some(5.0), "red")],
             Self::Late => &[(None, "green"), (Some(60.0), "orange"), (Some(600.0), "red")],
         }
     }

@@ -294,6 +294,34 @@ fn blob_path(proxy: &Proxy, digest: &str) -> std::path::PathBuf {
 }
 
 #[test]
+fn a_site_of_two_nodes_is_alone_as_long_as_it_finds_no_other_site() {
+    let server = Postgres::start();
+    let (url, key) = (fleet::migrated(&server), swarm_key());
+    // Nobody is there.
+    let seed = "127.0.0.1:9";
+    let one = Site::build(&key).env("INDEX_URL", &url).env("SWARM_BOOTSTRAP", seed).start();
+    let two = Node::build(&key).env("INDEX_URL", &url).env("SWARM_BOOTSTRAP", seed).start();
+    let tells = |connected: f64, others: f64| {
+        let of_two =
+            ["nodes", "others"].map(|of| two.metric(&format!("aptmesh_dht_connected_{of}")));
+        let of_one =
+            ["nodes", "others"].map(|of| one.metric(&format!("aptmesh_dht_connected_{of}")));
+        (of_one, of_two) == ([connected, others], [connected, others])
+    };
+    wait_until(LONG, "the nodes to have found each other, and nobody else", || tells(1.0, 0.0));
+    let is_trouble = || {
+        let status = get(one.admin(), "/status.json");
+        String::from_utf8_lossy(&status.body).contains("no other site is found yet")
+    };
+    assert!(is_trouble());
+    // Which is none of a balancer's business.
+    assert_eq!(get(two.admin(), "/readyz").status, 200);
+
+    let _other = Site::build(&key).bootstrap(&[one.dht(), two.dht()]).start();
+    wait_until(LONG, "both to have found another site", || tells(2.0, 1.0) && !is_trouble());
+}
+
+#[test]
 fn the_nodes_of_a_site_find_each_other_in_its_database_and_share_the_work() {
     let server = Postgres::start();
     let url = fleet::migrated(&server);

@@ -87,6 +87,9 @@ fn special_addresses_are_refused_in_every_spelling() {
         assert_forbidden(&proxy, &format!("/https/{host}{PACKAGE}"), "mirror.allow_private");
     }
     assert_eq!(mirror.connections(), 0);
+    // No mirror was waited for.
+    assert!(proxy.metric("aptmesh_mirror_requests_total{answer=\"forbidden\"}") > 0.0);
+    assert_eq!(proxy.count("aptmesh_mirror_request_seconds_count"), 0);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use self::ledger::{Ledger, Sample, samples};
 use crate::kit::fleet::migrated;
 use crate::kit::node::swarm_key;
 use crate::kit::*;
+use crate::volumes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write as _;
@@ -20,8 +21,22 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What does not change in the life of a process, and is the same for all on one machine.
-const CONSTANT: [&str; 3] = ["aptmesh_build_info", "aptmesh_runtime_workers", "process_max_fds"];
+/// What does not change in the life of a process; `what_a_process_tells_of_itself_is_true` compares it.
+const CONSTANT: [&str; 4] = [
+    "aptmesh_build_info",
+    "aptmesh_telemetry_runtime_workers",
+    "process_max_fds",
+    "process_start_time_seconds",
+];
+/// Gauges of settings: which, what is set in a test of it, and what is to be told then.
+const SETTINGS: [(&str, &str, &str, f64); 6] = [
+    ("aptmesh_dht_seeds", "SWARM_BOOTSTRAP", "127.0.0.1:9,127.0.0.2:9", 2.0),
+    ("aptmesh_engine_prefetch_limit_bytes_per_second", "PREFETCH_RATE", "3kB", 3_000.0),
+    ("aptmesh_index_connections_max", "INDEX_POOL", "5", 5.0),
+    ("aptmesh_store_quota_bytes", "STORE_QUOTA", "70MB", 70e6),
+    ("aptmesh_web_connections_max", "LISTEN_CONNECTIONS", "500", 500.0),
+    ("aptmesh_web_peer_upload_limit_bytes_per_second", "SWARM_UPLOAD_LIMIT", "100kB/s", 100e3),
+];
 /// What has tests of its own, with what it takes to move it: a log that nobody reads, and somebody who takes traces.
 const SEEN_ELSEWHERE: [&str; 2] =
     ["aptmesh_telemetry_log_lines_lost_total", "aptmesh_telemetry_spans_total"];
@@ -63,11 +78,12 @@ fn declared() -> BTreeSet<String> {
     found
 }
 
-/// Nothing is under way any more.
+/// Nothing is under way any more, and what was counted of it all is well-formed.
 fn wait_at_rest(proxy: &Proxy) {
     for gauge in UNDER_WAY {
         wait_until(PATIENCE, &format!("{gauge} to be 0 again"), || proxy.count(gauge) == 0);
     }
+    assert_well_formed(proxy.admin());
 }
 
 #[test]
@@ -88,22 +104,62 @@ fn every_metric_moves_and_none_has_too_many_series() {
     assert!(declared.len() > 90, "{declared:?}");
     let undeclared: Vec<String> = ledger.names().difference(&declared).cloned().collect();
     assert!(undeclared.is_empty(), "not found in the source: {undeclared:?}");
-    let is_excused = |name: &str| CONSTANT.contains(&name) || SEEN_ELSEWHERE.contains(&name);
+    let is_setting = |name: &str| SETTINGS.iter().any(|(setting, ..)| *setting == name);
+    let is_excused =
+        |name: &str| CONSTANT.contains(&name) || SEEN_ELSEWHERE.contains(&name) || is_setting(name);
     let is_still = |name: &&String| !ledger.has_moved(name) && !is_excused(name);
     let still: Vec<&String> = declared.iter().filter(is_still).collect();
     assert!(still.is_empty(), "these never moved: {still:#?}");
-    let idle = Proxy::start();
-    let from_the_start = series(idle.admin());
-    for metric in ["aptmesh_engine_served_total", "aptmesh_engine_served_bytes_total"] {
-        let all = ledger.all(metric);
-        let late: Vec<&String> = all.difference(&from_the_start).collect();
-        assert!(late.is_empty(), "what is first counted is lost to Prometheus: {late:#?}");
-    }
+    let counters = ledger.counters();
+    let from_the_start = told_from_the_start();
+    // Calls to the index are all told from the first one on, and what an operator names is known to the process that
+    // has it in its settings alone.
+    let is_excused = |series: &&String| {
+        let starts = ["aptmesh_index_calls_total{", "aptmesh_mirror_asked_total{"];
+        starts.iter().any(|start| series.starts_with(start))
+    };
+    let late: Vec<&String> =
+        counters.difference(&from_the_start).filter(|series| !is_excused(series)).collect();
+    assert!(late.is_empty(), "what is first counted is lost to Prometheus: {late:#?}");
     let (of_each, most) = ledger.series();
     for (name, series) in of_each {
         assert!(series <= SERIES_OF_A_METRIC_MAX, "{name} has {series} series");
     }
     assert!(most <= SERIES_MAX, "a process has {most} series");
+}
+
+/// What processes tell of which nobody wants anything.
+fn told_from_the_start() -> BTreeSet<String> {
+    let server = Postgres::start();
+    let node = Node::start(&swarm_key(), &[]);
+    let whole = Site::build(&swarm_key()).env("INDEX_URL", migrated(&server)).start();
+    let replicas = volumes::Site::new();
+    let replica = replicas.replica();
+    let beside =
+        Site::build(&swarm_key()).env("PROXY_SIDECAR", format!("http://{}", node.api())).start();
+    let all = [node.admin(), whole.admin(), replica.admin(), beside.admin()];
+    all.into_iter().flat_map(series).collect()
+}
+
+#[test]
+fn settings_are_told_as_they_are_set() {
+    let server = Postgres::start();
+    let site = Site::build(&swarm_key()).env("INDEX_URL", migrated(&server));
+    let site = SETTINGS.iter().fold(site, |site, (_, name, value, _)| site.env(name, *value));
+    let site = site.start();
+    for (metric, setting, value, told) in SETTINGS {
+        assert_eq!(site.metric(metric), told, "{setting} = {value}");
+    }
+}
+
+/// Names are `aptmesh_<folder>_<what>_<unit>`, or what all Prometheus clients tell.
+#[test]
+fn names_say_which_folder_of_the_source_counts() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for name in declared().iter().filter(|name| !name.starts_with("process_")) {
+        let folder = name.split('_').nth(1).unwrap();
+        assert!(folder == "build" || source.join(folder).is_dir(), "{name}: no folder {folder}");
+    }
 }
 
 /// Names and labels of what a process tells.
@@ -258,7 +314,7 @@ fn promtool_finds_nothing_wrong_with_any_role() {
         assert_well_formed(admin);
     }
     // What a process tells of itself, whatever it does.
-    let of_all = ["aptmesh_build_info", "aptmesh_runtime_tasks", "process_open_fds"];
+    let of_all = ["aptmesh_build_info", "aptmesh_telemetry_runtime_tasks", "process_open_fds"];
     let all = [samples(site.admin()), samples(replica.admin()), samples(node.admin())];
     for (name, told) in of_all.iter().flat_map(|name| all.iter().map(move |told| (name, told))) {
         assert!(told.iter().any(|sample| sample.metric == *name && sample.value > 0.0), "{name}");
@@ -300,22 +356,25 @@ fn what_a_process_tells_of_itself_is_true() {
     let crowd: Vec<Connection> = (0..100).map(|_| Connection::open(proxy.addr())).collect();
     // Some of those before may have been open for a moment only.
     wait_until(PATIENCE, "a hundred sockets", || proxy.metric("process_open_fds") >= before + 90.0);
-    assert!(proxy.metric("aptmesh_runtime_tasks") >= 100.0);
+    assert!(proxy.metric("aptmesh_telemetry_runtime_tasks") >= 100.0);
     drop(crowd);
     wait_until(PATIENCE, "them to be gone", || proxy.metric("process_open_fds") < before + 50.0);
-    assert!(proxy.metric("aptmesh_runtime_workers") <= threads);
+    let processors = thread::available_parallelism().unwrap().get() as f64;
+    assert_eq!(proxy.metric("aptmesh_telemetry_runtime_workers"), processors);
+    assert!(processors <= threads);
+    let build = format!("aptmesh_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
+    assert_eq!(proxy.metric(&build), 1.0);
 
     let path = "/debian/pool/b/busy_1.orig.tar.xz";
     mirror.put(path, File::new(noise(1, 10_000_000)));
     let cpu = || proxy.metric("process_cpu_seconds_total");
-    let busy = || proxy.metric("aptmesh_runtime_busy_seconds_total");
+    let busy = || proxy.metric("aptmesh_telemetry_runtime_busy_seconds_total");
     let (cpu_before, busy_before, at) = (cpu(), busy(), Instant::now());
     wait_until(PATIENCE, "it to be busy for a while", || {
         assert_eq!(get(proxy.addr(), &proxy.url_for(&mirror, path)).status, 200);
         cpu() > cpu_before + 0.1 && busy() > busy_before + 0.02
     });
     // Not more than all processors have.
-    let processors = thread::available_parallelism().unwrap().get() as f64;
     let most = (at.elapsed().as_secs_f64() + 1.0) * processors;
     assert!(cpu() - cpu_before <= most, "{} s", cpu() - cpu_before);
 }

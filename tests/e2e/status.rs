@@ -185,7 +185,7 @@ fn the_pictures_of_a_busy_site_are_what_a_browser_shows() {
         "signature: good (",
         "answered 503",
         "berlin: in use",
-        "1 sites known",
+        "1 nodes known",
         "kept for others:",
         " of 200.0 MB",
         "free on the volume:",

@@ -175,7 +175,7 @@ impl Node {
         let trace = self.found(&search).trace;
         self.metrics.look_ups.with_label_values(&[trace.ended]).inc();
         self.metrics.look_up_seconds.observe(search.began.elapsed().as_secs_f64());
-        self.metrics.look_up_hops.observe(f64::from(trace.asked));
+        self.metrics.look_up_requests.observe(f64::from(trace.asked));
         let answers: Vec<Found> = search.askers.iter().map(|_| self.found(&search)).collect();
         for (asker, found) in search.askers.into_iter().zip(answers) {
             drop(asker.reply.send(found));

@@ -34,7 +34,7 @@ use crate::dht::place::Map;
 use crate::dht::rate::Rates;
 use crate::dht::reach::{Reach, multiaddr, socket_address};
 use crate::dht::records::{BOUNDS, Records};
-use crate::dht::{Announced, Config, Found, Peer, Status, seeds};
+use crate::dht::{Announced, Config, Fellow, Found, Peer, Status, seeds};
 use crate::telemetry::metrics::Metrics;
 
 /// How often a node looks after what is to be done.
@@ -74,7 +74,7 @@ pub(super) enum Order {
     Promise { keys: Vec<DhtKey>, reply: oneshot::Sender<Announced> },
     TakeBack { keys: Vec<DhtKey>, reply: oneshot::Sender<usize> },
     SetFilter { generation: u64, reply: oneshot::Sender<()> },
-    Find { nodes: Vec<SocketAddr>, reply: oneshot::Sender<()> },
+    Meet { fellows: Vec<Fellow>, reply: oneshot::Sender<()> },
     Status { reply: oneshot::Sender<Status> },
     Peers { reply: oneshot::Sender<Vec<Peer>> },
     Leave { reply: oneshot::Sender<()> },
@@ -127,6 +127,8 @@ pub(super) struct Node {
     /// Where seeds are, by their addresses.
     seeds_found: mpsc::Receiver<Vec<SocketAddr>>,
     alone: watch::Sender<bool>,
+    /// Nodes of our own site, as far as its index told.
+    fellows: HashSet<PeerId>,
     /// Addresses behind which we found ourselves.
     selves: HashSet<SocketAddr>,
     /// Addresses that we are connected to.
@@ -200,6 +202,7 @@ impl Node {
             seeds_known: !config.seeds.is_empty(),
             seeds_found,
             alone,
+            fellows: HashSet::new(),
             selves: HashSet::new(),
             dialled: HashMap::new(),
             met_at: now,
@@ -260,8 +263,8 @@ impl Node {
                 self.filter = generation;
                 reply.send(()).ok();
             }
-            Order::Find { nodes, reply } => {
-                self.find(nodes);
+            Order::Meet { fellows, reply } => {
+                self.meet_fellows(fellows);
                 reply.send(()).ok();
             }
             Order::Status { reply } => drop(reply.send(self.status())),
@@ -362,6 +365,15 @@ impl Node {
         self.find(found);
     }
 
+    /// Looks for them. One that the index does not tell of any more is a fellow for as long as it is connected.
+    fn meet_fellows(&mut self, fellows: Vec<Fellow>) {
+        self.fellows.retain(|peer| self.net.is_connected(peer));
+        for fellow in fellows {
+            self.fellows.extend(fellow.node.parse::<PeerId>().ok());
+            self.find(fellow.addresses);
+        }
+    }
+
     fn find(&mut self, found: Vec<SocketAddr>) {
         for address in &found {
             self.reach.allow(address.ip());
@@ -458,6 +470,7 @@ impl Node {
         let records = self.net.behaviour_mut().kad.store_mut().evicted();
         let metrics = &self.metrics;
         metrics.connected.set(gauge(status.connected));
+        metrics.connected_others.set(gauge(status.connected_others));
         metrics.table.set(gauge(status.table));
         metrics.cards.set(gauge(status.cards));
         metrics.records.set(gauge(status.records));
@@ -492,13 +505,17 @@ impl Node {
         let kad = &mut self.net.behaviour_mut().kad;
         let records = kad.store_mut().len();
         let table = kad.kbuckets().map(|bucket| bucket.num_entries()).sum();
+        let others =
+            self.net.connected_peers().filter(|peer| !self.fellows.contains(*peer)).count();
         Status {
             node: self.me.to_string(),
             site: self.config.site.clone(),
             swarm: self.swarm_name.clone(),
             addresses: self.own_addresses(),
             ready: table > 0 || !self.seeds_known,
+            alone: others == 0 && self.seeds_known,
             connected: self.net.connected_peers().count(),
+            connected_others: others,
             table,
             cards: self.directory.len(),
             records,

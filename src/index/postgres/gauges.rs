@@ -13,6 +13,7 @@ pub(super) struct Gauges<U> {
     is_up: U,
     up: IntGauge,
     connections: IntGaugeVec,
+    most: IntGauge,
     waiting: IntGauge,
 }
 
@@ -29,6 +30,10 @@ impl<U: Fn() -> bool + Send + Sync> Gauges<U> {
             is_up,
             up: gauge(UP, UP_HELP),
             connections: IntGaugeVec::new(connections, &["state"]).expect("a valid name"),
+            most: gauge(
+                "aptmesh_index_connections_max",
+                "Connections to the index's server that there may be (index.pool).",
+            ),
             waiting: gauge(
                 "aptmesh_index_waiting",
                 "Calls that wait for a connection to the index's server.",
@@ -39,7 +44,7 @@ impl<U: Fn() -> bool + Send + Sync> Gauges<U> {
 
 impl<U: Fn() -> bool + Send + Sync> Collector for Gauges<U> {
     fn desc(&self) -> Vec<&Desc> {
-        [self.up.desc(), self.connections.desc(), self.waiting.desc()].concat()
+        [self.up.desc(), self.connections.desc(), self.most.desc(), self.waiting.desc()].concat()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
@@ -49,7 +54,9 @@ impl<U: Fn() -> bool + Send + Sync> Collector for Gauges<U> {
         let in_use = number(status.size).saturating_sub(number(status.available));
         self.connections.with_label_values(&["in_use"]).set(in_use);
         self.connections.with_label_values(&["idle"]).set(number(status.available));
+        self.most.set(number(status.max_size));
         self.waiting.set(number(status.waiting));
-        [self.up.collect(), self.connections.collect(), self.waiting.collect()].concat()
+        let collected = [&self.up, &self.most, &self.waiting].map(Collector::collect).concat();
+        [collected, self.connections.collect()].concat()
     }
 }

@@ -318,7 +318,7 @@ fn swarm(report: &Report) -> Html {
                     ("Site", Html::of(if node.site.is_empty() { "no name" } else { &node.site })),
                     ("Nodes connected", number(node.connected)),
                     ("Nodes in the table", number(node.table)),
-                    ("Sites known", number(node.cards)),
+                    ("Nodes known", number(node.cards)),
                     ("Records kept for others", number(node.records)),
                     ("Announced", Html::of(Swarm::announced(node))),
                     ("Generation of its filter", Html::of(node.filter)),

@@ -51,7 +51,7 @@ pub(super) fn all(report: &Report, store: Option<String>, index: Option<&str>) -
         );
     }
     let status = report.swarm.as_ref().and_then(|swarm| swarm.status.as_ref());
-    if status.is_some_and(|status| !status.ready) {
+    if status.is_some_and(|status| status.alone) {
         tell(
             "The swarm: no other site is found yet".to_owned(),
             "apt does not notice: files come from the mirrors. See swarm.bootstrap and swarm.key.",

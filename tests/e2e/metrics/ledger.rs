@@ -68,8 +68,10 @@ fn read(text: &str) -> Vec<Sample> {
 struct Page {
     /// It counted something; or, a gauge, had two values.
     has_moved: bool,
-    /// Of a gauge, the first value of each series.
-    first: BTreeMap<String, f64>,
+    /// `counter`, `gauge` or `histogram`.
+    kind: String,
+    /// Of a gauge, the first value of each series at each process.
+    first: BTreeMap<(SocketAddr, String), f64>,
     /// The most series that one process told.
     series: usize,
     /// All of them, of whatever process.
@@ -77,7 +79,7 @@ struct Page {
 }
 
 /// All that was seen. Counters and histograms begin with nothing, so they moved when they count something; a
-/// gauge has moved when some series of it had two values, be it at one process or at two.
+/// gauge has moved when some series of it had two values at one process.
 #[derive(Default)]
 pub struct Ledger {
     pages: Mutex<BTreeMap<String, Page>>,
@@ -93,9 +95,11 @@ impl Ledger {
         let mut pages = self.pages.lock().unwrap();
         for sample in &samples {
             let page = pages.entry(sample.metric.clone()).or_default();
+            page.kind.clone_from(&sample.kind);
             page.has_moved |= match sample.kind.as_str() {
                 "gauge" => {
-                    let first = page.first.entry(sample.series.clone()).or_insert(sample.value);
+                    let series = (admin, sample.series.clone());
+                    let first = page.first.entry(series).or_insert(sample.value);
                     *first != sample.value
                 }
                 _ => sample.value > 0.0,
@@ -130,9 +134,11 @@ impl Ledger {
         self.pages.lock().unwrap().keys().cloned().collect()
     }
 
-    /// All series of a metric.
-    pub fn all(&self, metric: &str) -> BTreeSet<String> {
-        self.pages.lock().unwrap().get(metric).map(|page| page.all.clone()).unwrap_or_default()
+    /// All series of all counters.
+    pub fn counters(&self) -> BTreeSet<String> {
+        let pages = self.pages.lock().unwrap();
+        let counters = pages.values().filter(|page| page.kind == "counter");
+        counters.flat_map(|page| page.all.iter().cloned()).collect()
     }
 
     /// The most series that one process told of each, and in all.

@@ -1,7 +1,7 @@
 //! One process on a machine, and what can happen to it.
 
 use super::ledger::Ledger;
-use super::wait_at_rest;
+use super::{assert_well_formed, wait_at_rest};
 use crate::groups::{build, fetch, pair, pool, publish, teach};
 use crate::kit::*;
 use std::fs;
@@ -38,8 +38,6 @@ pub fn run(ledger: &Ledger) {
         .env("APTMESH_MIRROR_CONNECT_PORTS", mirrors[1].addr().port().to_string())
         .env("APTMESH_PREFETCH_BUDGET", "10MiB")
         .env("APTMESH_LISTEN_BALANCERS", "127.0.0.1/32")
-        // As nobody else has it.
-        .env("APTMESH_LISTEN_CONNECTIONS", "500")
         .start();
     let sees = |metric: &str| ledger.sees(proxy.admin(), metric);
     for metric in ["aptmesh_store_unadopted_bytes", "aptmesh_store_shared_files"] {
@@ -68,6 +66,7 @@ pub fn run(ledger: &Ledger) {
     fs::rename(data.path().join("blobs"), data.path().join("aside")).unwrap();
     fs::create_dir(data.path().join("blobs")).unwrap();
     sees("aptmesh_store_up");
+    assert_well_formed(proxy.admin());
 }
 
 /// The archive moves on, and what was used is fetched before anybody asks.

@@ -1,7 +1,7 @@
 //! Sites of a swarm: those that give and take, and those that lie.
 
 use super::ledger::Ledger;
-use super::wait_at_rest;
+use super::{assert_well_formed, wait_at_rest};
 use crate::find::{Fake, entry, filter, proxy_of, wait_fetches};
 use crate::give::Giver;
 use crate::hostile::{Liar, wrong};
@@ -13,8 +13,6 @@ use aptmesh::content::swarm_key::DhtKey;
 use std::io::Write as _;
 
 const MB: usize = 1024 * 1024;
-/// Nobody listens there.
-const NOBODY: &str = "127.0.0.1:9";
 /// What a node keeps for the swarm, and for one other node.
 const RECORDS: u32 = 500_000;
 const OF_A_NODE: u32 = 131_072;
@@ -41,14 +39,22 @@ pub fn run(ledger: &Ledger) {
     for metric in ["aptmesh_swarm_received_bytes_total", "aptmesh_swarm_filters"] {
         ledger.sees(two.admin(), metric);
     }
-    ledger.look(one.admin());
+    for metric in
+        ["aptmesh_dht_connected_nodes", "aptmesh_dht_connected_others", "aptmesh_dht_cards"]
+    {
+        ledger.sees(one.admin(), metric);
+    }
     drop(std::net::TcpStream::connect(two.dht()).map(|mut socket| socket.write_all(b"hello?\n")));
     ledger.sees(two.admin(), "aptmesh_dht_strangers_total");
     let liar = Liar::of(&swarm, &two, &["larger"], wrong);
     liar.wait_found(&swarm, &two, "larger");
     swarm.fetch(&two, "larger");
     ledger.sees(two.admin(), "aptmesh_swarm_benched_peers");
-    let orphan = Site::build(&swarm.key).env("PROXY_SIDECAR", format!("http://{NOBODY}")).start();
+    let mut node = Node::start(&swarm.key, &[]);
+    let orphan =
+        Site::build(&swarm.key).env("PROXY_SIDECAR", format!("http://{}", node.api())).start();
+    ledger.look(orphan.admin());
+    node.kill9();
     swarm.learn(&orphan);
     swarm.fetch(&orphan, "tool");
     ledger.sees(orphan.admin(), "aptmesh_swarm_sidecar_away");
@@ -56,6 +62,7 @@ pub fn run(ledger: &Ledger) {
         wait_at_rest(site);
     }
     ledger.sees(alone.admin(), "aptmesh_dht_announcements_late");
+    assert_well_formed(alone.admin());
     // That there is nobody is no news.
     assert!(!alone.log().contains("WARN"), "{}", alone.log());
 }
@@ -71,6 +78,7 @@ fn crowd(ledger: &Ledger) {
     let limit = [("SWARM_UPLOAD_LIMIT", "100kB/s")];
     let (site, bytes) = Giver::with(&limit).with_package(5_000_000);
     let blob = sha256_hex(&bytes);
+    ledger.look(site.admin());
     let crowd: Vec<Connection> = (0..17)
         .map(|_| {
             let mut connection = Connection::open(site.peer());
@@ -118,6 +126,7 @@ fn false_filter(ledger: &Ledger) {
     liar.put(2, noise(1, 1_000));
     liar.tell(2);
     ledger.sees(proxy.admin(), "aptmesh_swarm_filter_oldest_seconds");
+    wait_at_rest(&proxy);
 }
 
 /// Four nodes announce as much as there is room for, and a fifth wants some, too; one comes with an old card.
@@ -151,4 +160,5 @@ fn flood(ledger: &Ledger) {
     assert!(modest.show_card(0).is_some());
     assert_eq!(modest.announce(keys(100)), 100);
     ledger.sees(node.admin(), "aptmesh_dht_records_evicted_total");
+    assert_well_formed(node.admin());
 }

@@ -42,7 +42,7 @@ fn a_node_beside_the_proxy_is_shown_and_missed() {
     let shown = page(&proxy);
     assert!(shown.contains("Nodes in the table") && shown.contains("berlin"), "{shown}");
     let printed = terminal(&proxy);
-    for part in ["1 sites known, 1 nodes connected", "announced:", "none late", "berlin: in use"] {
+    for part in ["1 nodes known, 1 connected", "announced:", "none late", "berlin: in use"] {
         assert!(printed.contains(part), "{part:?} is not in:\n{printed}");
     }
 
