@@ -9,6 +9,7 @@ use crate::groups;
 use crate::kit::otlp::{Otlp, Span, Way};
 use crate::kit::*;
 use crate::swarm::Swarm;
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
@@ -147,17 +148,26 @@ fn who_joins_a_flight_points_at_it() {
 }
 
 #[test]
-fn one_trace_shows_a_download_across_two_sites() {
-    let swarm = Swarm::of(&[("tool", 5 * MB)]);
+fn one_trace_shows_a_download_across_sites() {
+    let swarm = Swarm::of(&[("tool", 12 * MB)]);
     let receiver = Otlp::start(Way::Grpc);
-    let one = Site::build(&swarm.key).variables(receiver.variables()).start();
-    swarm.learn(&one);
+    let site = |seeds: &[&Site]| {
+        let build = Site::build(&swarm.key).seeds(seeds).variables(receiver.variables());
+        // None is so fast that it brings all before another one is asked.
+        let site = build.env("SWARM_UPLOAD_LIMIT", "4MB/s").start();
+        swarm.learn(&site);
+        site
+    };
+    let one = site(&[]);
     swarm.fetch(&one, "tool");
-    let two = Site::build(&swarm.key).seeds(&[&one]).variables(receiver.variables()).start();
-    swarm.learn(&two);
-    swarm.wait_found(&two, "tool", &[&one]);
+    let two = site(&[&one]);
+    swarm.fetch(&two, "tool");
+    let last = site(&[&one, &two]);
+    swarm.wait_found(&last, "tool", &[&one, &two]);
+    // A mirror that is not slow may be the sooner one.
+    swarm.publish(|file| file.rate(MB as u64));
 
-    fetch_traced(&two, &swarm.mirror, &swarm.path("tool"), "01");
+    fetch_traced(&last, &swarm.mirror, &swarm.path("tool"), "01");
     let root = receiver.wait_for("the client's request", |span| span.parent == PARENT);
     assert_eq!((root.trace.as_str(), root.get("aptmesh.surface")), (TRACE, "proxy"));
     let path = receiver.wait_path(&root, "swarm.fetch");
@@ -165,16 +175,34 @@ fn one_trace_shows_a_download_across_two_sites() {
     assert!(
         receiver.wait_path(&root, "swarm.look_up").starts_with("swarm.look_up < engine.flight")
     );
-
-    let at_peer = |span: &&Span| span.trace == TRACE && span.get("aptmesh.surface") == "peer";
-    wait_until(PATIENCE, "the other site", || receiver.spans().iter().any(|span| at_peer(&span)));
-    let spans = receiver.trace(&root);
-    let given = spans.iter().find(at_peer).unwrap();
-    assert_ne!(given.process(), root.process());
-    assert_eq!(given.state, "", "what a client adds is not for other sites");
-    let fetch = spans.iter().find(|span| span.id == given.parent).expect("its question");
-    assert_eq!((fetch.name.as_str(), fetch.get("aptmesh.outcome")), ("swarm.fetch", "given"));
+    assert_both_are_seen(&receiver, &root);
     assert_untraced(&swarm.mirror);
+}
+
+/// Two other sites gave something of it, each of which says so, and is named by who asked.
+fn assert_both_are_seen(receiver: &Otlp, root: &Span) {
+    let given = || {
+        let mut given = receiver.trace(root);
+        given.retain(|span| span.get("aptmesh.surface") == "peer");
+        given
+    };
+    let distinct = |names: Vec<String>| names.into_iter().collect::<BTreeSet<_>>().len();
+    wait_until(PATIENCE, "the other sites", || {
+        distinct(given().iter().map(|span| span.process().to_owned()).collect()) == 2
+    });
+    let mut peers = Vec::new();
+    for given in given() {
+        assert_ne!(given.process(), root.process());
+        assert_eq!(given.state, "", "what a client adds is not for other sites");
+        let spans = receiver.trace(root);
+        let asked = spans.iter().find(|span| span.id == given.parent).expect("its question");
+        assert_eq!(asked.name, "swarm.fetch");
+        if asked.get("aptmesh.outcome") == "given" {
+            peers.push(asked.get("aptmesh.peer").to_owned());
+        }
+    }
+    assert!(!peers.contains(&String::new()), "{peers:?}");
+    assert_eq!(distinct(peers), 2, "each is named");
 }
 
 #[test]
