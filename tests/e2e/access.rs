@@ -201,7 +201,7 @@ fn what_one_client_gets_while_the_mirror_is_away_is_told() {
 #[test]
 fn who_joins_and_who_leaves_is_told() {
     let mirror = Mirror::start();
-    mirror.put(TOOL, File::new(noise(3, 2 * MB)).rate(MB as u64));
+    mirror.put(TOOL, File::new(noise(3, 2 * MB)).rate(MB as u64 / 3));
     let proxy = proxy().start();
     let target = proxy.url_for(&mirror, TOOL);
     let mut leaver = Connection::open(proxy.addr());
@@ -228,7 +228,8 @@ fn who_joins_and_who_leaves_is_told() {
 
     // One that does not even wait for a head.
     mirror.put("/debian/pool/s/slow_1_all.deb", File::new(noise(5, 10)));
-    mirror.script("/debian/pool/s/slow_1_all.deb", vec![Fault::StallHead(Duration::from_secs(5))]);
+    let silence = Fault::StallHead(Duration::from_secs(20));
+    mirror.script("/debian/pool/s/slow_1_all.deb", vec![silence]);
     let mut hasty = Connection::open(proxy.addr());
     hasty.send("GET", &proxy.url_for(&mirror, "/debian/pool/s/slow_1_all.deb"), &[]);
     wait_until(PATIENCE, "it is under way", || {

@@ -90,7 +90,8 @@ fn a_miss_and_a_hit_are_a_trace_each() {
         assert_eq!((cold.get("aptmesh.source"), cold.get("aptmesh.outcome")), ("mirror", "miss"));
         assert_eq!(cold.get("aptmesh.bytes"), MB.to_string());
         assert!(cold.end - cold.start > 500_000_000, "it lasts until the last byte");
-        assert!(proxy.log().contains(&format!("trace_id={}", cold.trace)), "{}", proxy.log());
+        let line = format!("trace_id={}", cold.trace);
+        wait_until(PATIENCE, "its line", || proxy.log().contains(&line));
         for (name, path) in [
             ("index.call", "index.call < engine.plan < web.request"),
             ("mirror.request", "mirror.request < mirror.ask < engine.flight < web.request"),
