@@ -9,6 +9,7 @@ use crate::groups;
 use crate::kit::otlp::{Otlp, Span, Way};
 use crate::kit::*;
 use crate::swarm::Swarm;
+use crate::volumes;
 use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -227,37 +228,30 @@ fn a_node_in_a_process_of_its_own_is_part_of_the_trace() {
 
 #[test]
 fn a_replica_that_lends_is_part_of_the_trace() {
-    let (server, receiver, mirror) = (Postgres::start(), Otlp::start(Way::Http), mirror());
-    let url = fleet::migrated(&server);
-    let replica = || {
-        let peer = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        Proxy::build()
-            .env("APTMESH_INDEX_URL", &url)
-            .env("APTMESH_INDEX_PATIENCE", "20s")
-            .env("APTMESH_LISTEN_PEER", peer.to_string())
-            .env("APTMESH_PROXY_ADVERTISE", format!("http://{peer}"))
-            .variables(receiver.variables())
-            .start()
-    };
-    let path = "/debian/pool/tool_1_all.deb";
-    mirror.put(path, File::new([b"!<arch>\n".as_slice(), &noise(2, 2 * MB)].concat()));
-    let first = replica();
-    fetch(&first, &mirror, path);
-    let second = replica();
-    fetch_traced(&second, &mirror, path, "01");
-    let root = receiver.wait_for("the client's request", |span| span.parent == PARENT);
-    receiver.wait_path(&root, "index.call");
-    let calls = receiver.trace(&root);
-    let mut calls = calls.iter().filter(|span| span.name == "index.call");
-    assert!(calls.all(|call| call.get("db.system.name") == "postgresql"));
-    let path = receiver.wait_path(&root, "swarm.borrow");
-    assert_eq!(path, "swarm.borrow < engine.flight < web.request");
-    let lent = receiver.wait_for("the lender", |span| {
-        span.trace == TRACE && span.get("aptmesh.surface") == "peer"
+    volumes::on_time(|| {
+        let (site, receiver) = (volumes::Site::new(), Otlp::start(Way::Http));
+        let variables = receiver.variables();
+        let variables: Vec<(&str, &str)> =
+            variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let (path, bytes) = site.package(1, 2 * MB);
+        let first = site.replica_with(&variables);
+        site.fetch(&first, &path, &bytes);
+        let second = site.replica_with(&variables);
+        fetch_traced(&second, site.mirror(), &path, "01");
+        let root = receiver.wait_for("the client's request", |span| span.parent == PARENT);
+        receiver.wait_path(&root, "index.call");
+        let calls = receiver.trace(&root);
+        let mut calls = calls.iter().filter(|span| span.name == "index.call");
+        assert!(calls.all(|call| call.get("db.system.name") == "postgresql"));
+        let path = receiver.wait_path(&root, "swarm.borrow");
+        assert_eq!(path, "swarm.borrow < engine.flight < web.request");
+        let lent = receiver.wait_for("the lender", |span| {
+            span.trace == TRACE && span.get("aptmesh.surface") == "peer"
+        });
+        assert_ne!(lent.process(), root.process());
+        assert_eq!(lent.state, "vendor=mark");
+        assert_untraced(site.mirror());
     });
-    assert_ne!(lent.process(), root.process());
-    assert_eq!(lent.state, "vendor=mark");
-    assert_untraced(&mirror);
 }
 
 #[test]
