@@ -70,23 +70,50 @@ fn assert_line(line: &Value, status: u16, outcome: &str, source: &str, bytes: us
     );
 }
 
-#[test]
-fn what_one_client_does_is_told_line_by_line() {
-    let mirror = Mirror::start();
-    let (small, large) = (noise(1, 5_000), noise(2, MB));
-    mirror.put(TOOL, File::new(large.clone()));
-    mirror.put(INDEX, File::new(small.clone()));
-    let proxy = proxy().env("APTMESH_MIRROR_RECHECK_AFTER", "0s").start();
-    let (tool, index) = (proxy.url_for(&mirror, TOOL), proxy.url_for(&mirror, INDEX));
-    let mut count = 0;
-    let mut next = |method: &str, target: &str, fields: &[(&str, &str)]| {
-        request(proxy.addr(), method, target, fields);
-        proxy.wait_landed();
-        count += 1;
-        nth(&proxy, count)
-    };
+/// A mirror with a large package and a small index, and a proxy whose client is told of line by line.
+struct Told {
+    mirror: Mirror,
+    proxy: Proxy,
+    /// Lines so far.
+    count: usize,
+}
 
-    let miss = next("GET", &tool, &[]);
+impl Told {
+    fn new() -> Self {
+        let mirror = Mirror::start();
+        mirror.put(TOOL, File::new(noise(2, MB)));
+        mirror.put(INDEX, File::new(noise(1, 5_000)));
+        let proxy = proxy().env("APTMESH_MIRROR_RECHECK_AFTER", "0s").start();
+        Self { mirror, proxy, count: 0 }
+    }
+
+    /// The line of a request for that.
+    fn line(&mut self, method: &str, target: &str, fields: &[(&str, &str)]) -> Value {
+        request(self.proxy.addr(), method, target, fields);
+        self.proxy.wait_landed();
+        self.count += 1;
+        nth(&self.proxy, self.count)
+    }
+
+    fn get(&mut self, target: &str) -> Value {
+        self.line("GET", target, &[])
+    }
+
+    fn get_at(&mut self, path: &str) -> Value {
+        let url = self.url(path);
+        self.get(&url)
+    }
+
+    fn url(&self, path: &str) -> String {
+        self.proxy.url_for(&self.mirror, path)
+    }
+}
+
+#[test]
+fn what_one_client_gets_is_told_line_by_line() {
+    let mut told = Told::new();
+    let (tool, index) = (told.url(TOOL), told.url(INDEX));
+    let miss = told.get(&tool);
     assert_line(&miss, 200, "miss", "mirror", MB, "whole");
     assert_fields(
         &miss,
@@ -106,55 +133,66 @@ fn what_one_client_does_is_told_line_by_line() {
     let written = miss["timestamp"].as_str().unwrap();
     assert!(written.ends_with('Z') && written.contains('T'), "{written} is no time of RFC 3339");
 
-    assert_line(&next("GET", &tool, &[]), 200, "hit", "store", MB, "whole");
-    assert_line(&next("HEAD", &tool, &[]), 200, "hit", "store", 0, "whole");
-    let part = next("GET", &tool, &[("Range", "bytes=10-109")]);
+    assert_line(&told.get(&tool), 200, "hit", "store", MB, "whole");
+    assert_line(&told.line("HEAD", &tool, &[]), 200, "hit", "store", 0, "whole");
+    let part = told.line("GET", &tool, &[("Range", "bytes=10-109")]);
     assert_line(&part, 206, "hit", "store", 100, "whole");
-    let beyond = next("GET", &tool, &[("Range", "bytes=2000000-")]);
+    let beyond = told.line("GET", &tool, &[("Range", "bytes=2000000-")]);
     assert_line(&beyond, 416, "hit", "store", 0, "whole");
     let date = "Tue, 02 Jan 2024 00:00:00 GMT";
-    let held = next("GET", &tool, &[("If-Modified-Since", date)]);
+    let held = told.line("GET", &tool, &[("If-Modified-Since", date)]);
     assert_line(&held, 304, "hit", "store", 0, "whole");
 
-    assert_line(&next("GET", &index, &[]), 200, "miss", "mirror", 5_000, "whole");
-    let confirmed = next("GET", &index, &[]);
+    assert_line(&told.get(&index), 200, "miss", "mirror", 5_000, "whole");
+    let confirmed = told.get(&index);
     assert_line(&confirmed, 200, "revalidated", "memory", 5_000, "whole");
     assert_eq!(confirmed["kind"], "index");
+}
 
-    let absent = next("GET", &proxy.url_for(&mirror, "/debian/pool/n/no_1_all.deb"), &[]);
+#[test]
+fn what_one_client_does_not_get_from_here_is_told() {
+    let mut told = Told::new();
+    let absent = told.get_at("/debian/pool/n/no_1_all.deb");
     assert_line(&absent, 404, "refused", "mirror", "Not Found\n".len(), "whole");
     assert_eq!(absent["reason"], "Not Found");
     // A mirror in trouble is no mirror that said no, whether its answer is to be stored or not.
     for path in ["/debian/pool/t/trouble_1_all.deb", "/debian/trouble?v=1"] {
-        mirror.put(path, File::new(b"!<arch>\n".as_slice()));
-        mirror.script(path, vec![Fault::Status(500); 9]);
-        let trouble = next("GET", &proxy.url_for(&mirror, path), &[]);
+        told.mirror.put(path, File::new(b"!<arch>\n".as_slice()));
+        told.mirror.script(path, vec![Fault::Status(500); 9]);
+        let trouble = told.get_at(path);
         let expected =
             [("status", 500.into()), ("outcome", "error".into()), ("source", "mirror".into())];
         assert_fields(&trouble, &expected);
     }
-    let forbidden = next("GET", "/169.254.1.1/debian/pool/t/tool_1_all.deb", &[]);
+    let forbidden = told.get("/169.254.1.1/debian/pool/t/tool_1_all.deb");
     let expected =
         [("status", 403.into()), ("outcome", "refused".into()), ("source", "none".into())];
     assert_fields(&forbidden, &expected);
-    let relayed = next("GET", &proxy.url_for(&mirror, "/debian/README?v=1"), &[]);
+    let relayed = told.get_at("/debian/README?v=1");
     assert_fields(&relayed, &[("outcome", "relayed".into()), ("source", "mirror".into())]);
-    let nonsense = next("GET", "/no%host/x", &[]);
+    let nonsense = told.get("/no%host/x");
     assert_fields(&nonsense, &[("status", 404.into()), ("source", "none".into())]);
-    let posted = next("POST", &tool, &[]);
+    let tool = told.url(TOOL);
+    let posted = told.line("POST", &tool, &[]);
     assert_fields(&posted, &[("status", 405.into()), ("outcome", "refused".into())]);
-    let front = next("GET", "/", &[("User-Agent", "Mozilla/5.0"), ("Accept", "text/html")]);
+    let front = told.line("GET", "/", &[("User-Agent", "Mozilla/5.0"), ("Accept", "text/html")]);
     assert_fields(&front, &[("status", 200.into()), ("outcome", "answered".into())]);
+}
 
-    mirror.stop();
-    let stale = next("GET", &index, &[]);
+#[test]
+fn what_one_client_gets_while_the_mirror_is_away_is_told() {
+    let mut told = Told::new();
+    let index = told.url(INDEX);
+    told.get(&index);
+    told.mirror.stop();
+    let stale = told.get(&index);
     assert_line(&stale, 200, "stale", "stale", 5_000, "whole");
     assert!(stale["reason"].as_str().unwrap().contains("unreachable"), "{stale}");
-    let failed = next("GET", &proxy.url_for(&mirror, "/debian/pool/n/new_1_all.deb"), &[]);
+    let failed = told.get_at("/debian/pool/n/new_1_all.deb");
     assert_fields(&failed, &[("outcome", "error".into()), ("source", "none".into())]);
     assert!(failed["status"].as_u64() >= Some(500), "{failed}");
     assert!(failed["reason"].as_str().unwrap().contains("127.0.0.1"), "{failed}");
-    let text = proxy.log();
+    let text = told.proxy.log();
     for line in text.lines().filter(|line| line.contains("new_1_all.deb")) {
         assert!(line.contains("\"access\""), "a failure is told twice: {line}");
     }
@@ -163,7 +201,7 @@ fn what_one_client_does_is_told_line_by_line() {
 #[test]
 fn who_joins_and_who_leaves_is_told() {
     let mirror = Mirror::start();
-    mirror.put(TOOL, File::new(noise(3, 2 * MB)).rate(MB as u64));
+    mirror.put(TOOL, File::new(noise(3, 2 * MB)).rate(MB as u64 / 3));
     let proxy = proxy().start();
     let target = proxy.url_for(&mirror, TOOL);
     let mut leaver = Connection::open(proxy.addr());
@@ -190,7 +228,8 @@ fn who_joins_and_who_leaves_is_told() {
 
     // One that does not even wait for a head.
     mirror.put("/debian/pool/s/slow_1_all.deb", File::new(noise(5, 10)));
-    mirror.script("/debian/pool/s/slow_1_all.deb", vec![Fault::StallHead(Duration::from_secs(5))]);
+    let silence = Fault::StallHead(Duration::from_secs(20));
+    mirror.script("/debian/pool/s/slow_1_all.deb", vec![silence]);
     let mut hasty = Connection::open(proxy.addr());
     hasty.send("GET", &proxy.url_for(&mirror, "/debian/pool/s/slow_1_all.deb"), &[]);
     wait_until(PATIENCE, "it is under way", || {
@@ -365,6 +404,8 @@ fn what_other_sites_give_and_get_is_told() {
     swarm.fetch(&one, "tool");
     let two = swarm.site_with(&[&one], &json);
     swarm.wait_found(&two, "tool", &[&one]);
+    // A mirror that is not slow may be the sooner one.
+    swarm.publish(|file| file.rate(MB as u64));
     swarm.fetch(&two, "tool");
     let tool = |line: &Value| line["uri"].as_str().unwrap().contains("tool_1.0");
     let told = line(&two, tool);
@@ -386,9 +427,10 @@ fn what_other_sites_give_and_get_is_told() {
     wait_until(PATIENCE, "it looks for news", || filters("DEBUG") > 0);
     let ended = || one.count("aptmesh_web_requests{surface=\"peer\"}") == 0;
     wait_until(PATIENCE, "all was given", ended);
-    let given: u64 = given().map(|line| line["bytes"].as_u64().unwrap()).sum();
+    // The line is written last.
+    let given = || given().map(|line| line["bytes"].as_u64().unwrap()).sum::<u64>();
     let counted = format!("{}{{to=\"peer\"}}", crate::swarm::TO_PEERS);
-    wait_until(PATIENCE, "a count", || one.count(&counted) == given);
+    wait_until(PATIENCE, "what was counted is told", || one.count(&counted) == given());
     // Who looks for news is no news; who may not is.
     assert_eq!(filters("INFO"), 0);
     assert_eq!(request(one.peer(), "GET", "/filter", &[]).status, 403);
@@ -397,16 +439,18 @@ fn what_other_sites_give_and_get_is_told() {
 
 #[test]
 fn what_a_replica_gives_is_told() {
-    let site = volumes::Site::new();
-    let (path, bytes) = site.package(1, 3 * MB);
-    let first = site.replica_with(&[("APTMESH_LOG_FORMAT", "json")]);
-    site.fetch(&first, &path, &bytes);
-    let second = site.replica_with(&[("APTMESH_LOG_FORMAT", "json")]);
-    site.fetch(&second, &path, &bytes);
-    let told = line(&second, |line| line["surface"] == "proxy");
-    assert_fields(&told, &[("source", "replica".into()), ("bytes", bytes.len().into())]);
-    let lent = line(&first, |line| line["surface"] == "peer");
-    assert_line(&lent, 200, "hit", "store", bytes.len(), "whole");
+    volumes::on_time(|| {
+        let site = volumes::Site::new();
+        let (path, bytes) = site.package(1, 3 * MB);
+        let first = site.replica_with(&[("APTMESH_LOG_FORMAT", "json")]);
+        site.fetch(&first, &path, &bytes);
+        let second = site.replica_with(&[("APTMESH_LOG_FORMAT", "json")]);
+        site.fetch(&second, &path, &bytes);
+        let told = line(&second, |line| line["surface"] == "proxy");
+        assert_fields(&told, &[("source", "replica".into()), ("bytes", bytes.len().into())]);
+        let lent = line(&first, |line| line["surface"] == "peer");
+        assert_line(&lent, 200, "hit", "store", bytes.len(), "whole");
+    });
 }
 
 #[test]
@@ -441,7 +485,8 @@ fn durations_classes_and_what_is_open_are_measured() {
         proxy.wait_landed();
     }
     get(proxy.addr(), &proxy.url_for(&mirror, "/debian/pool/n/no_1_all.deb"));
-    let ended = || count("aptmesh_web_request_seconds_count{surface=\"proxy\"}");
+    // They are counted last.
+    let ended = || count("aptmesh_web_answers_total{surface=\"proxy\"}");
     wait_until(PATIENCE, "all have ended", || ended() == 4);
     for histogram in ["aptmesh_web_request_seconds", "aptmesh_web_first_byte_seconds"] {
         for (source, times) in [("store", 2), ("mirror", 2), ("memory", 0)] {

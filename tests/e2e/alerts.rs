@@ -267,8 +267,8 @@ impl Scene {
                 ask(&self.cache, &self.mirror, &format!("/debian/pool/x_{number}.dsc"));
             }
         });
-        self.server.stop();
         watch.sees("AptmeshIndexAway", || {
+            self.server.stop();
             ask(&self.replica, &self.mirror, "/debian/pool/s/small_1.orig.tar.xz");
         });
     }

@@ -342,12 +342,14 @@ fn a_site_whose_filter_lies_is_not_believed_any_more() {
     wait_fetches(&proxy, "whole", 1);
     let asked_for_blobs = || liar.port.log().len() - liar.asked();
 
-    // Up to eight may be bad luck.
-    for _ in 0..9 {
-        clients.try_apt();
-    }
+    // Up to eight may be bad luck. On a busy machine the mirror may be so soon that the liar is not asked.
     let told = || proxy.count("aptmesh_swarm_false_claims_total");
-    wait_until(PATIENCE, "nine lies", || told() == 9);
+    wait_until(PATIENCE, "nine lies", || {
+        if told() < 9 {
+            clients.try_apt();
+        }
+        told() == 9
+    });
     assert_eq!(proxy.count("aptmesh_swarm_doubted_sites"), 1);
     let before = asked_for_blobs();
     assert!(before >= 9, "asked {before} times");

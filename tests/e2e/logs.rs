@@ -5,7 +5,7 @@ use crate::access::{line, lines, proxy};
 use crate::kit::node::swarm_key;
 use crate::kit::otlp::{Otlp, Way};
 use crate::kit::*;
-use crate::swarm::Swarm;
+use crate::swarm::{FROM_PEERS, Swarm};
 use crate::volumes;
 use serde_json::Value;
 use std::fs::{File as Pipe, OpenOptions};
@@ -195,13 +195,17 @@ fn no_log_has_what_sites_and_replicas_know_each_other_by() {
     swarm.fetch(&one, "tool");
     let two = swarm.site_with(&[&one], &trace);
     swarm.wait_found(&two, "tool", &[&one]);
+    // So it must come from the other site, which asks for a token.
+    swarm.mirror.remove(&swarm.path("tool"));
     swarm.fetch(&two, "tool");
+    assert!(two.count(FROM_PEERS) >= swarm.size("tool"));
     let site = volumes::Site::new();
-    let (path, bytes) = site.package(1, 1 << 20);
-    let replicas = [(); 2].map(|()| {
-        let replica = site.replica_with(&[("APTMESH_LOG_LEVEL", "trace")]);
-        site.fetch(&replica, &path, &bytes);
-        replica
+    let replicas = [(); 2].map(|()| site.replica_with(&[("APTMESH_LOG_LEVEL", "trace")]));
+    let mut numbers = 1..;
+    wait_until(PATIENCE, "one is given a file by the other", || {
+        let (path, bytes) = site.package(numbers.next().unwrap(), 1 << 20);
+        replicas.iter().for_each(|replica| drop(site.fetch(replica, &path, &bytes)));
+        replicas[1].count("aptmesh_swarm_replica_requests_total{answer=\"given\"}") > 0
     });
     for log in [one.log(), two.log(), replicas[0].log(), replicas[1].log()] {
         assert!(log.contains(" TRACE "), "it tells more than enough");
@@ -354,18 +358,14 @@ fn who_does_not_read_the_log_keeps_nobody_waiting() {
     wait_until(PATIENCE, "lines are lost, and counted", || proxy.count(LOST) > 100);
     // What is read from now on goes on.
     let lost = proxy.count(LOST);
-    let (stop, read) = (
-        pipe.clone(),
-        thread::spawn(move || {
-            let (mut read, mut buffer) = (Vec::new(), vec![0; 65536]);
-            while !String::from_utf8_lossy(&read).contains("/livez-of-the-end") {
-                let count = reader.read(&mut buffer).unwrap();
-                read.extend_from_slice(&buffer[..count]);
-            }
-            (read, reader)
-        }),
-    );
-    drop(stop);
+    let read = thread::spawn(move || {
+        let (mut read, mut buffer) = (Vec::new(), vec![0; 65536]);
+        while !String::from_utf8_lossy(&read).contains("/livez-of-the-end") {
+            let count = reader.read(&mut buffer).unwrap();
+            read.extend_from_slice(&buffer[..count]);
+        }
+        (read, reader)
+    });
     wait_until(PATIENCE, "the queue is written", || {
         let before = proxy.count(LOST);
         ask(&proxy, &target, 10);

@@ -17,10 +17,13 @@ use std::time::{Duration, SystemTime};
 const PATIENCE: Duration = Duration::from_secs(60);
 const MB: usize = 1_000_000;
 const LEARNT: &str = "aptmesh_engine_learnt_lists_total{outcome=\"learnt\"}";
+/// Small enough to be read over a telephone's line.
+const PICTURE_MAX: u64 = 300_000;
 /// Such as browsers send.
 const BROWSER: (&str, &str) = ("Accept", "text/html,application/xhtml+xml");
 /// What the DOM has of the page, by the browser's side of the protocol.
-const WIDTH: &str = "document.documentElement.scrollWidth";
+pub const WIDTH: &str = "document.documentElement.scrollWidth";
+pub const GROUND: &str = "getComputedStyle(document.body).backgroundColor";
 
 fn status(admin: SocketAddr) -> Value {
     serde_json::from_slice(&get(admin, "/status.json").body).expect("JSON")
@@ -49,14 +52,14 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let (parent, signer) = (Mirror::start(), Signer::new("ed25519"));
-        // Made a few hours ago.
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-        let minutes = (now - FIRST_DATE) / 60 - 200;
         let sizes = [("curl", MB), ("linux-image", 30 * MB), ("vim", 3 * MB), ("zsh", 2 * MB)];
         let archive =
             sizes.into_iter().fold(LocalArchive::new("stable"), |archive, (name, size)| {
                 archive.package(name, "1.0", size)
             });
+        // Made a few hours ago; each package makes it a minute later.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let minutes = (now - FIRST_DATE) / 60 - 200 - sizes.len() as u64;
         let archive = archive.later(minutes).signed_inline(&signer);
         archive.publish(&parent, "/debian");
         let text = format!("Suite: edge\nCodename: edge\nDate: {}\nSHA256:\n", date(3));
@@ -85,6 +88,10 @@ impl Scene {
         let two = site("hamburg", &[&one]);
         let found = sha256_hex(archive.deb("vim"));
         wait_until(PATIENCE, "the other is found", || !two.node().look_up(&found).is_empty());
+        // A mirror that is not slow may be the sooner one.
+        archive.publish_with(&parent, "/debian", |path, file| {
+            if path.ends_with(".deb") { file.rate(MB as u64) } else { file }
+        });
         for name in ["vim", "curl", "zsh", "curl", "vim", "zsh", "vim"] {
             fetch(&two, &archive, name);
         }
@@ -96,10 +103,10 @@ impl Scene {
         Self { parent, archive, one, two }
     }
 
-    /// A client that takes its time.
+    /// A client that takes its time: two minutes and a half.
     fn begin(&self) -> Connection {
         let path = format!("/debian/{}", self.archive.deb_path("linux-image"));
-        self.parent.put(&path, File::new(self.archive.deb("linux-image")).rate(900_000));
+        self.parent.put(&path, File::new(self.archive.deb("linux-image")).rate(200_000));
         let mut client = Connection::open(self.two.addr());
         client.send("GET", &format!("/mirror.example.org{path}"), &[]);
         client
@@ -129,18 +136,15 @@ fn pictures(own: &Path) -> PathBuf {
     }
 }
 
-#[test]
-fn the_pictures_of_a_busy_site_are_what_a_browser_shows() {
-    let scene = Scene::new();
-    let client = scene.begin();
-    wait_until(PATIENCE, "a flight with bytes", || {
-        status(scene.two.admin())["running"][0]["bytes"].as_u64() > Some(4 * MB as u64)
-    });
-    let own = tempfile::tempdir().unwrap();
-    let folder = pictures(own.path());
-    fs::create_dir_all(&folder).unwrap();
-    let mut chromium = Chromium::start();
-    let page = url(scene.two.admin());
+/// These words are in it.
+fn assert_tells(told: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(told.contains(part), "{part:?} is not in:\n{told}");
+    }
+}
+
+/// In light and dark, and on a phone, where nothing is cut off.
+fn shoot(chromium: &mut Chromium, page: &str, folder: &Path) {
     let shots = [
         ("status-light.png", 1000, 1650, false),
         ("status-dark.png", 1000, 1650, true),
@@ -148,14 +152,60 @@ fn the_pictures_of_a_busy_site_are_what_a_browser_shows() {
     ];
     let mut grounds = Vec::new();
     for (name, width, height, dark) in shots {
-        chromium.open(&page, width, height, dark);
+        chromium.open(page, width, height, dark);
         assert_eq!(chromium.evaluate(WIDTH), width, "{name}");
         chromium.screenshot(&folder.join(name));
-        grounds.push(chromium.evaluate("getComputedStyle(document.body).backgroundColor"));
-        assert!(fs::metadata(folder.join(name)).unwrap().len() < 200_000, "{name}");
+        grounds.push(chromium.evaluate(GROUND));
+        assert!(fs::metadata(folder.join(name)).unwrap().len() < PICTURE_MAX, "{name}");
     }
     assert_ne!(grounds[0], grounds[1]);
-    let text = chromium.text();
+}
+
+/// While a mirror gives something, after other sites and the store did.
+fn assert_amounts(chromium: &mut Chromium, told: &Value) {
+    for time in ["now", "minute"] {
+        let rate = told["traffic"][time]["from_mirrors"].as_u64();
+        assert!(rate > Some(0), "{time}: {}", told["traffic"]);
+    }
+    for class in ["store", "peer", "mirror"] {
+        let bars = format!("document.querySelectorAll('#history rect.{class}').length");
+        assert!(chromium.evaluate(&bars).as_u64() > Some(0), "no bar of class {class}");
+    }
+    let tiles = chromium
+        .evaluate("[...document.querySelectorAll('.tiles b')].map(number => number.textContent)");
+    let tiles: Vec<&str> = tiles.as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let [spared, hits, peers, now, stored] = tiles[..] else { panic!("{tiles:?}") };
+    assert!(spared.ends_with(" MB") && stored.ends_with(" MB"), "{tiles:?}");
+    assert!([hits, peers].iter().all(|share| share.ends_with(" %") && *share != "0 %"));
+    assert!(now.ends_with("B/s") && now != "0 B/s", "{now}");
+}
+
+/// As long ago as [`Scene::new`] says, and as the test takes.
+fn assert_age(told: &Value, page: &str, printed: &str) {
+    let archives = told["archives"].as_array().unwrap();
+    let archive = archives.iter().find(|archive| archive["suite"] == "stable").expect("it");
+    let age = archive["age"].as_u64().unwrap();
+    assert!((200 * 60..215 * 60).contains(&age), "{age} s");
+    for told in [page, printed] {
+        let is_told = (20..35).any(|minutes| told.contains(&format!("3 h {minutes} min ago")));
+        assert!(is_told, "{told}");
+    }
+}
+
+#[test]
+fn the_pictures_of_a_busy_site_are_what_a_browser_shows() {
+    let scene = Scene::new();
+    let client = scene.begin();
+    wait_until(PATIENCE, "a flight with bytes", || {
+        status(scene.two.admin())["running"][0]["bytes"].as_u64() > Some(MB as u64)
+    });
+    let own = tempfile::tempdir().unwrap();
+    let folder = pictures(own.path());
+    fs::create_dir_all(&folder).unwrap();
+    let mut chromium = Chromium::start();
+    shoot(&mut chromium, &url(scene.two.admin()), &folder);
+    let (told, text) = (status(scene.two.admin()), chromium.text());
+    let process = told["process"].as_str().unwrap();
     let parts = [
         "linux-image_1.0_all.deb",
         "http://mirror.example.org",
@@ -165,17 +215,12 @@ fn the_pictures_of_a_busy_site_are_what_a_browser_shows() {
         "berlin",
         "good",
         "Not all is well",
+        process,
+        "All else is of this process alone",
+        "Nodes in the table",
     ];
-    for part in parts {
-        assert!(text.contains(part), "{part:?} is not in:\n{text}");
-    }
-
-    let bars = chromium.evaluate("document.querySelectorAll('#history svg rect').length");
-    assert!(bars.as_u64() > Some(0), "no picture");
-    let process = status(scene.two.admin())["process"].as_str().unwrap().to_owned();
-    for part in [&*process, "All else is of this process alone", "Nodes in the table"] {
-        assert!(text.contains(part), "{part:?} is not in:\n{text}");
-    }
+    assert_tells(&text, &parts);
+    assert_amounts(&mut chromium, &told);
     let printed = terminal(&scene.two);
     let parts = [
         "whole site, ever",
@@ -193,31 +238,33 @@ fn the_pictures_of_a_busy_site_are_what_a_browser_shows() {
         "duties:",
         "other replicas:",
         "this process:",
-        &process,
+        process,
         "state:                   A release file of tools.example.org/tools edge is not admitted",
     ];
-    for part in parts {
-        assert!(printed.contains(part), "{part:?} is not in:\n{printed}");
-    }
+    assert_tells(&printed, &parts);
+    drop(client);
+    assert_age(&told, &text, &printed);
+    assert_front_page(&scene, &mut chromium, &folder.join("front.png"));
+}
 
-    let front = format!("http://{}/", scene.two.addr());
-    chromium.open(&front, 900, 700, false);
-    chromium.screenshot(&folder.join("front.png"));
+/// Clients see it.
+fn assert_front_page(scene: &Scene, chromium: &mut Chromium, picture: &Path) {
+    chromium.open(&format!("http://{}/", scene.two.addr()), 900, 700, false);
+    chromium.screenshot(picture);
     let text = chromium.text();
-    // Clients see it.
     for part in ["mirror.example.org", "berlin", "linux-image", &scene.one.ip] {
         assert!(!text.contains(part), "{part}");
     }
-    assert!(text.contains("Spared the mirrors") && text.contains("listen.admin"), "{text}");
+    assert_tells(&text, &["Spared the mirrors", "listen.admin"]);
     assert!(chromium.complaints().is_empty(), "{:?}", chromium.complaints());
-    drop(client);
 }
 
 #[test]
 fn numbers_move_without_a_reload() {
     let (mirror, proxy) = (Mirror::start(), Proxy::start());
     let path = "/debian/pool/main/s/slow/slow_1.0.orig.tar.xz";
-    mirror.put(path, File::new(noise(1, 20 * MB)).rate(500_000));
+    // For minutes: as long as it may take a browser to start.
+    mirror.put(path, File::new(noise(1, 20 * MB)).rate(100_000));
     let mut client = Connection::open(proxy.addr());
     client.send("GET", &proxy.url_for(&mirror, path), &[]);
     wait_until(PATIENCE, "a flight", || status(proxy.admin())["flights"] == 1);

@@ -9,6 +9,8 @@ use crate::groups;
 use crate::kit::otlp::{Otlp, Span, Way};
 use crate::kit::*;
 use crate::swarm::Swarm;
+use crate::volumes;
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
@@ -89,7 +91,8 @@ fn a_miss_and_a_hit_are_a_trace_each() {
         assert_eq!((cold.get("aptmesh.source"), cold.get("aptmesh.outcome")), ("mirror", "miss"));
         assert_eq!(cold.get("aptmesh.bytes"), MB.to_string());
         assert!(cold.end - cold.start > 500_000_000, "it lasts until the last byte");
-        assert!(proxy.log().contains(&format!("trace_id={}", cold.trace)), "{}", proxy.log());
+        let line = format!("trace_id={}", cold.trace);
+        wait_until(PATIENCE, "its line", || proxy.log().contains(&line));
         for (name, path) in [
             ("index.call", "index.call < engine.plan < web.request"),
             ("mirror.request", "mirror.request < mirror.ask < engine.flight < web.request"),
@@ -147,17 +150,26 @@ fn who_joins_a_flight_points_at_it() {
 }
 
 #[test]
-fn one_trace_shows_a_download_across_two_sites() {
-    let swarm = Swarm::of(&[("tool", 5 * MB)]);
+fn one_trace_shows_a_download_across_sites() {
+    let swarm = Swarm::of(&[("tool", 12 * MB)]);
     let receiver = Otlp::start(Way::Grpc);
-    let one = Site::build(&swarm.key).variables(receiver.variables()).start();
-    swarm.learn(&one);
+    let site = |seeds: &[&Site]| {
+        let build = Site::build(&swarm.key).seeds(seeds).variables(receiver.variables());
+        // None is so fast that it brings all before another one is asked.
+        let site = build.env("SWARM_UPLOAD_LIMIT", "4MB/s").start();
+        swarm.learn(&site);
+        site
+    };
+    let one = site(&[]);
     swarm.fetch(&one, "tool");
-    let two = Site::build(&swarm.key).seeds(&[&one]).variables(receiver.variables()).start();
-    swarm.learn(&two);
-    swarm.wait_found(&two, "tool", &[&one]);
+    let two = site(&[&one]);
+    swarm.fetch(&two, "tool");
+    let last = site(&[&one, &two]);
+    swarm.wait_found(&last, "tool", &[&one, &two]);
+    // A mirror that is not slow may be the sooner one.
+    swarm.publish(|file| file.rate(MB as u64));
 
-    fetch_traced(&two, &swarm.mirror, &swarm.path("tool"), "01");
+    fetch_traced(&last, &swarm.mirror, &swarm.path("tool"), "01");
     let root = receiver.wait_for("the client's request", |span| span.parent == PARENT);
     assert_eq!((root.trace.as_str(), root.get("aptmesh.surface")), (TRACE, "proxy"));
     let path = receiver.wait_path(&root, "swarm.fetch");
@@ -165,16 +177,34 @@ fn one_trace_shows_a_download_across_two_sites() {
     assert!(
         receiver.wait_path(&root, "swarm.look_up").starts_with("swarm.look_up < engine.flight")
     );
-
-    let at_peer = |span: &&Span| span.trace == TRACE && span.get("aptmesh.surface") == "peer";
-    wait_until(PATIENCE, "the other site", || receiver.spans().iter().any(|span| at_peer(&span)));
-    let spans = receiver.trace(&root);
-    let given = spans.iter().find(at_peer).unwrap();
-    assert_ne!(given.process(), root.process());
-    assert_eq!(given.state, "", "what a client adds is not for other sites");
-    let fetch = spans.iter().find(|span| span.id == given.parent).expect("its question");
-    assert_eq!((fetch.name.as_str(), fetch.get("aptmesh.outcome")), ("swarm.fetch", "given"));
+    assert_both_are_seen(&receiver, &root);
     assert_untraced(&swarm.mirror);
+}
+
+/// Two other sites gave something of it, each of which says so, and is named by who asked.
+fn assert_both_are_seen(receiver: &Otlp, root: &Span) {
+    let given = || {
+        let mut given = receiver.trace(root);
+        given.retain(|span| span.get("aptmesh.surface") == "peer");
+        given
+    };
+    let distinct = |names: Vec<String>| names.into_iter().collect::<BTreeSet<_>>().len();
+    wait_until(PATIENCE, "the other sites", || {
+        distinct(given().iter().map(|span| span.process().to_owned()).collect()) == 2
+    });
+    let mut peers = Vec::new();
+    for given in given() {
+        assert_ne!(given.process(), root.process());
+        assert_eq!(given.state, "", "what a client adds is not for other sites");
+        let spans = receiver.trace(root);
+        let asked = spans.iter().find(|span| span.id == given.parent).expect("its question");
+        assert_eq!(asked.name, "swarm.fetch");
+        if asked.get("aptmesh.outcome") == "given" {
+            peers.push(asked.get("aptmesh.peer").to_owned());
+        }
+    }
+    assert!(!peers.contains(&String::new()), "{peers:?}");
+    assert_eq!(distinct(peers), 2, "each is named");
 }
 
 #[test]
@@ -198,37 +228,30 @@ fn a_node_in_a_process_of_its_own_is_part_of_the_trace() {
 
 #[test]
 fn a_replica_that_lends_is_part_of_the_trace() {
-    let (server, receiver, mirror) = (Postgres::start(), Otlp::start(Way::Http), mirror());
-    let url = fleet::migrated(&server);
-    let replica = || {
-        let peer = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        Proxy::build()
-            .env("APTMESH_INDEX_URL", &url)
-            .env("APTMESH_INDEX_PATIENCE", "20s")
-            .env("APTMESH_LISTEN_PEER", peer.to_string())
-            .env("APTMESH_PROXY_ADVERTISE", format!("http://{peer}"))
-            .variables(receiver.variables())
-            .start()
-    };
-    let path = "/debian/pool/tool_1_all.deb";
-    mirror.put(path, File::new([b"!<arch>\n".as_slice(), &noise(2, 2 * MB)].concat()));
-    let first = replica();
-    fetch(&first, &mirror, path);
-    let second = replica();
-    fetch_traced(&second, &mirror, path, "01");
-    let root = receiver.wait_for("the client's request", |span| span.parent == PARENT);
-    receiver.wait_path(&root, "index.call");
-    let calls = receiver.trace(&root);
-    let mut calls = calls.iter().filter(|span| span.name == "index.call");
-    assert!(calls.all(|call| call.get("db.system.name") == "postgresql"));
-    let path = receiver.wait_path(&root, "swarm.borrow");
-    assert_eq!(path, "swarm.borrow < engine.flight < web.request");
-    let lent = receiver.wait_for("the lender", |span| {
-        span.trace == TRACE && span.get("aptmesh.surface") == "peer"
+    volumes::on_time(|| {
+        let (site, receiver) = (volumes::Site::new(), Otlp::start(Way::Http));
+        let variables = receiver.variables();
+        let variables: Vec<(&str, &str)> =
+            variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let (path, bytes) = site.package(1, 2 * MB);
+        let first = site.replica_with(&variables);
+        site.fetch(&first, &path, &bytes);
+        let second = site.replica_with(&variables);
+        fetch_traced(&second, site.mirror(), &path, "01");
+        let root = receiver.wait_for("the client's request", |span| span.parent == PARENT);
+        receiver.wait_path(&root, "index.call");
+        let calls = receiver.trace(&root);
+        let mut calls = calls.iter().filter(|span| span.name == "index.call");
+        assert!(calls.all(|call| call.get("db.system.name") == "postgresql"));
+        let path = receiver.wait_path(&root, "swarm.borrow");
+        assert_eq!(path, "swarm.borrow < engine.flight < web.request");
+        let lent = receiver.wait_for("the lender", |span| {
+            span.trace == TRACE && span.get("aptmesh.surface") == "peer"
+        });
+        assert_ne!(lent.process(), root.process());
+        assert_eq!(lent.state, "vendor=mark");
+        assert_untraced(site.mirror());
     });
-    assert_ne!(lent.process(), root.process());
-    assert_eq!(lent.state, "vendor=mark");
-    assert_untraced(&mirror);
 }
 
 #[test]

@@ -51,7 +51,7 @@ impl Drop for Replica {
 
 /// On a busy machine a fellow is late at times; that the mirror is asked then is right, and
 /// not what a test is about, which is begun anew.
-fn on_time(test: impl Fn()) {
+pub fn on_time(test: impl Fn()) {
     for _ in 1..ATTEMPTS {
         WAS_LATE.set(false);
         match catch_unwind(AssertUnwindSafe(&test)) {

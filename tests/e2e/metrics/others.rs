@@ -102,7 +102,7 @@ fn crowd(ledger: &Ledger) {
 
 /// A site says that it has all packages, and has none.
 fn false_filter(ledger: &Ledger) {
-    let names: Vec<String> = (0..12).map(|number| format!("tool{number}")).collect();
+    let names: Vec<String> = (0..24).map(|number| format!("tool{number}")).collect();
     let packages: Vec<(&str, usize)> = names.iter().map(|name| (name.as_str(), 50_000)).collect();
     let swarm = Swarm::of(&packages);
     let node = Node::start(&swarm.key, &[]);

@@ -21,7 +21,7 @@ fn share_a_volume(ledger: &Ledger) {
     let fleet = Fleet::build().env("APTMESH_STORE_QUOTA", "100MB").start(2);
     let (mirror, [first, second]) = (Mirror::start(), [&fleet[0], &fleet[1]]);
     ledger.look(second.admin());
-    mirror.put(SLOW, File::new(noise(1, 12 * MB)).rate(2 * MB as u64));
+    mirror.put(SLOW, File::new(noise(1, 12 * MB)).rate(MB as u64 / 2));
     let begin = |replica: &Proxy| {
         let mut client = Connection::open(replica.addr());
         client.send("GET", &replica.url_for(&mirror, SLOW), &[]);
@@ -34,6 +34,8 @@ fn share_a_volume(ledger: &Ledger) {
     let mut follower = begin(second);
     ledger.sees(second.admin(), "aptmesh_engine_followed_total");
     ledger.look(first.admin());
+    // What is missing may come at once.
+    mirror.put(SLOW, File::new(noise(1, 12 * MB)));
     first.kill9();
     assert_eq!(follower.read_body_some(11 * MB).len(), 11 * MB);
     for metric in

@@ -22,7 +22,7 @@ fn only_what_is_sampled_is_sent() {
     // Who sampled it himself has it traced.
     fetch_traced(&proxy, &mirror, TOOL, "01");
     receiver.wait_for("the client's request", |span| span.parent == PARENT);
-    assert!(proxy.log().contains(&format!("trace_id={TRACE}")), "{}", proxy.log());
+    wait_until(PATIENCE, "its line", || proxy.log().contains(&format!("trace_id={TRACE}")));
     assert!(receiver.spans().iter().all(|span| span.trace == TRACE), "{:#?}", receiver.spans());
 
     let (mirror, receiver, proxy) = scene(Way::Http, &ratio("1"));
@@ -36,7 +36,7 @@ fn only_what_is_sampled_is_sent() {
 fn a_request_that_waits_for_its_turn_is_one_trace() {
     let (mirror, receiver, proxy) = scene(Way::Http, &ratio("0"));
     // Slower than what comes behind it.
-    mirror.put(TOOL, File::new(noise(1, 1000)).head_delay(Duration::from_secs(1)));
+    mirror.put(TOOL, File::new(noise(1, 1000)).head_delay(Duration::from_secs(5)));
     mirror.put(NEXT, File::new(noise(2, 1000)));
     let mut client = Connection::open(proxy.addr());
     client.send("GET", &proxy.url_for(&mirror, TOOL), &[]);

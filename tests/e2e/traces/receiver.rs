@@ -73,14 +73,19 @@ fn a_receiver_may_come_later() {
 #[test]
 fn while_a_receiver_is_slow_clients_get_what_they_ask_for() {
     for way in [Way::Http, Way::Grpc] {
-        let few = [("OTEL_BSP_MAX_QUEUE_SIZE", "20"), ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "5")];
-        let (mirror, receiver, proxy) = scene(way, &few);
+        let settings = [
+            ("OTEL_BSP_MAX_QUEUE_SIZE", "20"),
+            ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "5"),
+            // It is slow, not lost.
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "60000"),
+        ];
+        let (mirror, receiver, proxy) = scene(way, &settings);
         receiver.be_slow(true);
         for _ in 0..50 {
             fetch(&proxy, &mirror, TOOL);
         }
         let count = |outcome| proxy.count(&format!("{SPANS}{{outcome=\"{outcome}\"}}"));
-        assert!(count("dropped") > 0);
+        wait_until(PATIENCE, "too many wait", || count("dropped") > 0);
         assert_eq!((count("exported"), receiver.spans().len()), (0, 0));
         receiver.be_slow(false);
         wait_until(PATIENCE, "what waited is taken", || count("exported") >= 20);
