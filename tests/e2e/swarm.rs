@@ -211,8 +211,8 @@ fn several_sites_bring_one_file() {
 
 #[test]
 fn what_another_site_is_fetching_is_taken_from_there() {
-    let swarm = Swarm::of(&[("large", 8 * MB), ("first", 2 * MB)]);
-    swarm.publish(|file| file.rate(1_000_000));
+    let swarm = Swarm::of(&[("large", 12 * MB), ("first", 2 * MB)]);
+    swarm.publish(|file| file.rate(2_000_000));
     let one = swarm.stocked(&[], &["first"]);
     let two = swarm.site(&[&one]);
     // By this they know each other.
