@@ -23,6 +23,8 @@ pub fn run() {
     };
     let mut proxies = vec![
         ("off", without_access_log(Proxy::build()).start()),
+        // How much two processes of one kind differ.
+        ("off, once more", without_access_log(Proxy::build()).start()),
         ("off, access log", Proxy::start()),
         ("on, none sampled", sampled("0").start()),
         ("on, 1 % sampled", sampled("0.01").start()),
