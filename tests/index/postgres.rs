@@ -451,35 +451,36 @@ fn a_server_without_room_for_more_connections_keeps_those_there_are() {
 
 #[test]
 fn background_work_leaves_connections_to_clients() {
-    let (server, template) = migrated();
-    let url = server.copy_of(&template);
-    let index = open(&url);
-    wait(async {
-        index.add_blob(&Sha256::of(b"a"), 1, 1).await.unwrap();
-        let lock = server.session(database_of(&url), "SELECT FROM blobs FOR UPDATE");
-        let used = [Use { digest: Sha256::of(b"a"), uses: 1, used_at: 2 }];
-        let touching = futures_util::future::join_all((0..20).map(|_| index.touch(&used)));
-        let looking = async {
-            for _ in 0..20 {
-                until("clients are answered", async || {
-                    budget::waited_for(index.look_up("m/a")).await.is_ok()
-                })
-                .await;
-            }
-            drop(lock);
-        };
-        let (touched, ()) = futures_util::future::join(touching, looking).await;
-        for touched in touched {
-            touched.unwrap();
+    while_background_work_waits(async |index, _, _| {
+        for _ in 0..20 {
+            until("clients are answered", async || {
+                budget::waited_for(index.look_up("m/a")).await.is_ok()
+            })
+            .await;
         }
-        assert_eq!(index.blob(&Sha256::of(b"a")).await.unwrap().unwrap().uses, 21);
     });
 }
 
-/// Background work holds connections while it waits for a lock, and the server was slow meanwhile: who looks after it
-/// does not wait for those.
+/// The server was slow meanwhile: who looks after it does not wait for the connections of background work.
 #[test]
 fn a_server_that_was_slow_is_used_again_while_background_work_waits() {
+    while_background_work_waits(async |index, server, database| {
+        let look = || budget::waited_for(index.look_up("m/a"));
+        let slow = server.slow(database, "LOCK TABLE resources", 5);
+        until("it is too slow", async || {
+            drop(look().await);
+            index.trouble().is_some()
+        })
+        .await;
+        // That ends by itself; the end of a session would be that of all.
+        until("clients are answered", async || look().await.is_ok()).await;
+        drop(slow);
+    });
+}
+
+/// What is done while as much background work as there may be holds connections and waits for a lock; all of it succeeds
+/// in the end.
+fn while_background_work_waits(work: impl AsyncFnOnce(&PostgresIndex, &Postgres, &str)) {
     let (server, template) = migrated();
     let url = server.copy_of(&template);
     let index = open(&url);
@@ -488,20 +489,13 @@ fn a_server_that_was_slow_is_used_again_while_background_work_waits() {
         let lock = server.session(database_of(&url), "SELECT FROM blobs FOR UPDATE");
         let used = [Use { digest: Sha256::of(b"a"), uses: 1, used_at: 2 }];
         let touching = futures_util::future::join_all((0..20).map(|_| index.touch(&used)));
-        let looking = async {
-            let look = || budget::waited_for(index.look_up("m/a"));
-            let slow = server.slow(database_of(&url), "LOCK TABLE resources", 5);
-            until("it is too slow", async || {
-                drop(look().await);
-                index.trouble().is_some()
-            })
-            .await;
-            // That ends by itself; the end of a session would be that of all.
-            until("clients are answered", async || look().await.is_ok()).await;
-            drop((slow, lock));
+        let working = async {
+            work(&index, &server, database_of(&url)).await;
+            drop(lock);
         };
-        let (touched, ()) = futures_util::future::join(touching, looking).await;
+        let (touched, ()) = futures_util::future::join(touching, working).await;
         touched.into_iter().for_each(Result::unwrap);
+        assert_eq!(index.blob(&Sha256::of(b"a")).await.unwrap().unwrap().uses, 21);
     });
 }
 
